@@ -1,0 +1,59 @@
+# Every target makes .venv if it is missing. PYTHON chooses the interpreter it is made from (3.11 or newer).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Two processes: most of the time of a test is compilation, which uses one core.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help quickstart test test-slow lint format docs docs-serve bench clean
+
+help:
+	@echo "make quickstart   train a small model on MNIST digits and leave pictures in outputs/"
+	@echo "make test         run the tests (about the slow ones: make test-slow)"
+	@echo "make lint         ruff check and ruff format --check   (make format repairs)"
+	@echo "make docs         run every example and build the documentation into site/"
+	@echo "make bench        print the benchmarks"
+	@echo "make clean        remove the environments, caches and outputs"
+
+# A stamp per set of extras, so that the quickstart does not wait for what only the documentation needs.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "numpyro_kaem needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-%: pyproject.toml | $(BIN)/python
+	@echo "==> installing numpyro_kaem[$*] into $(VENV) (a minute or two the first time)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+quickstart: $(VENV)/installed-examples
+	@$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/installed-examples,test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/installed-examples,test
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-examples,test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-examples,test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(VENV)/installed-examples,docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/installed-examples,docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+bench: $(VENV)/installed-examples
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .venv-newest .cache .hypothesis .pytest_cache .ruff_cache build dist site outputs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

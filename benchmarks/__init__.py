@@ -1,0 +1,1 @@
+"""Speed and accuracy figures that the documentation quotes; `python -m benchmarks` prints them all."""

@@ -1,0 +1,194 @@
+"""Tables of one-dimensional cumulative distribution functions.
+
+The body [a, b] of a density is cut into panels. On each, the density is a polynomial through its quadrature nodes, so
+the CDF is the integral of that polynomial: panel j holds the mass m_j and the increasing polynomial Q_j with
+F(e_j + h_j t) = F_j + m_j Q_j(t), 0 <= t <= 1. F_j and S_j = 1 - F_j are summed up separately, each from its own end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Num
+
+from numpyro_kaem.grids import array_module
+from numpyro_kaem.quadrature import QuadratureRule, integrated_legendre
+
+
+class CDFTable(NamedTuple):
+    """The body of a batch of normalised distributions, panel by panel.
+
+    Attributes:
+        edges: panel edges e_0 = a ... e_M = b, with or without the batch shape.
+        lower: F at the left end of each panel.
+        upper: S = 1 - F at the right end of each panel, summed up from the right.
+        mass: probability of each panel.
+        polynomials: coefficients of t, t^2, ... of Q_j, first axis the power.
+        lower_tail: probability below a.
+        upper_tail: probability above b.
+    """
+
+    edges: Float[Array, "*batch_or_none num_edges"]
+    lower: Float[Array, "*batch num_panels"]
+    upper: Float[Array, "*batch num_panels"]
+    mass: Float[Array, "*batch num_panels"]
+    polynomials: Float[Array, "num_powers *batch num_panels"]
+    lower_tail: Float[Array, "*batch"]
+    upper_tail: Float[Array, "*batch"]
+
+
+def log_integral(
+    log_density: Float[Array, "*batch num_panels num_nodes"],
+    sizes: np.ndarray | Array,
+    rule: QuadratureRule,
+    log_lower_tail: Float[Array, "*batch"],
+    log_upper_tail: Float[Array, "*batch"],
+) -> Float[Array, "*batch"]:
+    """Log of the integral of an unnormalised density: its body by quadrature plus its two tails.
+
+    Args:
+        log_density: its logarithm at the rule's nodes in every panel.
+        sizes: widths of the panels, with or without the batch shape.
+        rule: the quadrature rule.
+        log_lower_tail: logarithm of the unnormalised mass below the first panel.
+        log_upper_tail: logarithm of the unnormalised mass above the last panel.
+    """
+    log_weights = array_module(sizes).log(sizes[..., None] * rule.weights).astype(log_density.dtype)
+    body = jax.nn.logsumexp(log_density + log_weights, axis=(-2, -1))
+    # Of all three at once: two empty tails alone would have the gradient of log 0.
+    return jax.nn.logsumexp(jnp.stack(jnp.broadcast_arrays(body, log_lower_tail, log_upper_tail)), axis=0)
+
+
+def build_table(
+    log_density: Float[Array, "*batch num_panels num_nodes"],
+    edges: np.ndarray | Array,
+    sizes: np.ndarray | Array,
+    rule: QuadratureRule,
+    log_lower_tail: Float[Array, "*batch"],
+    log_upper_tail: Float[Array, "*batch"],
+) -> CDFTable:
+    """Tabulate the CDF of an unnormalised density.
+
+    Args:
+        log_density: its logarithm at the rule's nodes in every panel.
+        edges: panel edges, shape (num_panels + 1,) with or without the batch shape before it.
+        sizes: widths of the panels, which have digits that the differences of rounded edges have lost.
+        rule: the quadrature rule.
+        log_lower_tail: logarithm of the unnormalised mass below the first edge.
+        log_upper_tail: logarithm of the unnormalised mass above the last edge.
+    """
+    dtype = log_density.dtype
+    # Normalised by division: the rounding of log Z alone would scale every probability by up to 5e-7 in float32.
+    largest = jnp.maximum(jnp.max(log_density, axis=(-2, -1)), jnp.maximum(log_lower_tail, log_upper_tail))
+    largest = lax.stop_gradient(largest)
+    density = jnp.exp(log_density - largest[..., None, None])
+    mass = sizes.astype(dtype) * jnp.sum(density * rule.weights.astype(dtype), axis=-1)
+    lower_tail, upper_tail = jnp.exp(log_lower_tail - largest), jnp.exp(log_upper_tail - largest)
+    total = lower_tail + jnp.sum(mass, axis=-1) + upper_tail
+    lower_tail, upper_tail = lower_tail / total, upper_tail / total
+    mass = mass / total[..., None]
+    left = lower_tail[..., None] + jnp.cumsum(mass, axis=-1)
+    right = upper_tail[..., None] + jnp.cumsum(mass[..., ::-1], axis=-1)[..., ::-1]
+    lower = jnp.concatenate([lower_tail[..., None], left[..., :-1]], axis=-1)
+    upper = jnp.concatenate([right[..., 1:], upper_tail[..., None]], axis=-1)
+
+    # Without the barrier XLA would recompute the table inside every look-up.
+    return lax.optimization_barrier(
+        CDFTable(
+            edges=jnp.asarray(edges, dtype),
+            lower=lower,
+            upper=upper,
+            mass=mass,
+            polynomials=panel_polynomials(log_density, rule),
+            lower_tail=lower_tail,
+            upper_tail=upper_tail,
+        )
+    )
+
+
+def panel_polynomials(
+    log_density: Float[Array, "... num_nodes"], rule: QuadratureRule
+) -> Float[Array, "num_powers ..."]:
+    """Coefficients of t, t^2, ... of the increasing polynomial Q of each panel, which leads from 0 to 1."""
+    dtype = log_density.dtype
+    # Single precision is exhausted by fewer powers, and every power costs each draw a look-up.
+    degree = min(5 if dtype == jnp.float32 else 9, rule.nodes_per_panel - 1)
+    # Relative to the panel's own largest value: a panel of hardly any mass still has a shape, and finite gradients.
+    local = lax.stop_gradient(jnp.max(log_density, axis=-1, keepdims=True))
+    density = jnp.exp(log_density - jnp.where(jnp.isfinite(local), local, 0.0))
+    average = jnp.sum(density * rule.weights.astype(dtype), axis=-1, keepdims=True)
+    density = density / jnp.where(average > 0, average, 1.0)
+    # In two steps: Legendre coefficients fall off fast, so the large numbers of the second one do no harm.
+    exactly = lax.Precision.HIGHEST
+    legendre = jnp.matmul(density, rule.legendre_projection(degree).astype(dtype), precision=exactly)
+    polynomials = jnp.matmul(legendre, integrated_legendre(degree).astype(dtype), precision=exactly)
+    return jnp.moveaxis(polynomials, -1, 0)
+
+
+def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "num_rows n"]:
+    """F(z) of every distribution for z inside its body, a row for each; differentiable in the table and z.
+
+    The batch dimensions of the distributions are counted as one.
+    """
+    shape, starts = z.shape, table.edges[..., :-1]
+    row, z = jnp.arange(z.size, dtype=jnp.int32) // max(shape[1], 1), z.ravel()
+    panel = search_panels(
+        padded(starts), row if starts.ndim > 1 else jnp.zeros_like(row), z, panel_depth(starts.shape[-1])
+    )
+    left, right = take_edge(table.edges, row, panel), take_edge(table.edges, row, panel + 1)
+    # Not clipped by jnp.clip, which halves derivatives at its limits, and panel edges are numbers that people use.
+    share = polynomial([take(power, row, panel) for power in table.polynomials], (z - left) / (right - left))
+    probability = take(table.lower, row, panel) + take(table.mass, row, panel) * share
+    return (probability - lax.stop_gradient(probability - jnp.clip(probability, 0.0, 1.0))).reshape(shape)
+
+
+def take(values: Num[Array, "*batch columns"], row: Int[Array, " n"], column: Int[Array, " n"]) -> Array:
+    """values[row, column], the batch dimensions of `values` counted as one."""
+    return values.reshape(-1).at[row * values.shape[-1] + column].get(mode="promise_in_bounds")
+
+
+def take_edge(edges: Float[Array, "..."], row: Int[Array, " n"], index: Int[Array, " n"]) -> Array:
+    """edges[row, index], or edges[index] where all rows have the same."""
+    return edges[index] if edges.ndim == 1 else take(edges, row, index)
+
+
+def panel_depth(num_panels: int) -> int:
+    """How often that many panels must be halved."""
+    return max(num_panels - 1, 1).bit_length()
+
+
+def padded(starts: Num[Array, "... num_panels"]) -> Array:
+    """Starts of panels, with more that are never reached: a search takes steps of powers of two."""
+    largest = jnp.inf if jnp.issubdtype(starts.dtype, jnp.inexact) else jnp.iinfo(starts.dtype).max
+    padding = 2 ** panel_depth(starts.shape[-1])
+    return jnp.pad(starts, [(0, 0)] * (starts.ndim - 1) + [(0, padding)], constant_values=largest)
+
+
+def search_panels(
+    starts: Num[Array, "*batch num_starts"],
+    row: Int[Array, " n"],
+    target: Num[Array, " n"],
+    depth: int | Int[Array, ""],
+    first: Int[Array, " n"] | int = 0,
+) -> Int[Array, " n"]:
+    """Index of the last panel that starts at or before the target, of the 2^depth panels from `first` on."""
+
+    # This loop is written as such because XLA fuses unrolled ones with all that follows, and then repeats them for
+    # every look-up.
+    def halve(level, panel):
+        candidate = panel + (1 << (depth - 1 - level))
+        return jnp.where(take(starts, row, candidate) <= target, candidate, panel)
+
+    return lax.fori_loop(0, depth, halve, jnp.broadcast_to(jnp.asarray(first, jnp.int32), target.shape))
+
+
+def polynomial(coefficients: list[Array], t: Array) -> Array:
+    """c_1 t + c_2 t^2 + ... ."""
+    value = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * t + coefficient
+    return value * t

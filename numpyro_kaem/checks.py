@@ -1,0 +1,20 @@
+"""Checks of arguments, with errors that name the argument and its value."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+
+def check_count(name: str, value: int, minimum: int) -> int:
+    """Return `value` as an int of at least `minimum`, or raise an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return `value` as a finite float above zero, or raise an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return float(value)

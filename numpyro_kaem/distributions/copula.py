@@ -1,0 +1,75 @@
+"""Gaussian copulas over learned marginals."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from numpyro_kaem.distributions.exponential_family import in_float64
+from numpyro_kaem.distributions.ka_prior import KAPrior
+
+
+class OpenGaussianCopula(dist.GaussianCopula):
+    """NumPyro's `GaussianCopula`, whose draws are finite.
+
+    Beyond 5.4 standard deviations the normal CDF rounds to one in float32, and the quantile at one is the end of the
+    support. That happens once in 30 million draws; here probabilities are kept half a step away from zero and one.
+    """
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Draw from the Gaussian, and put its coordinates through the marginals' quantiles."""
+        shape = sample_shape + self.batch_shape
+        probability = jax.scipy.stats.norm.cdf(self.base_dist.expand(shape).sample(key))
+        info = jnp.finfo(probability.dtype)
+        return self.marginal_dist.icdf(jnp.clip(probability, info.tiny, 1.0 - info.epsneg))
+
+
+def normal_score_copula(
+    marginals: KAPrior, samples: np.ndarray, weights: np.ndarray, event_shape: tuple[int, ...]
+) -> dist.Distribution:
+    """Couple marginals with the correlation of the samples' normal scores.
+
+    The normal score of a sample is Phi^-1 of its rank, so that the estimate depends on the marginals in no way, and
+    neither outliers nor their shape disturb it.
+
+    Args:
+        marginals: of batch shape (num_coordinates,).
+        samples: shape (num_samples, num_coordinates).
+        weights: of the samples, summing to one.
+        event_shape: of the result; its size is the number of coordinates.
+
+    Raises:
+        ValueError: if the correlation matrix is singular.
+    """
+    ranks = np.empty_like(samples)
+    for coordinate, column in enumerate(samples.T):
+        _, group = np.unique(column, return_inverse=True)  # equal samples share a rank
+        mass = np.bincount(group, weights)
+        ranks[:, coordinate] = (np.cumsum(mass) - 0.5 * mass)[group]
+    with in_float64():
+        scores = np.asarray(jax.scipy.special.ndtri(np.clip(ranks, 1e-12, 1.0 - 1e-12)))
+    cholesky = np.linalg.cholesky(check_correlation(scores, weights))
+    copula = OpenGaussianCopula(marginals, correlation_cholesky=jnp.asarray(cholesky, float))
+    if len(event_shape) == 1:
+        return copula
+    return dist.TransformedDistribution(copula, dist.transforms.ReshapeTransform(event_shape, (samples.shape[1],)))
+
+
+def check_correlation(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted correlation matrix of samples (num_samples, num_coordinates), or an error where it is singular."""
+    deviation = samples - weights @ samples
+    covariance = (weights[:, None] * deviation).T @ deviation
+    scale = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(scale, scale)
+    smallest, vectors = np.linalg.eigh(correlation)
+    if smallest[0] < 1e-6:
+        involved = [int(index) for index in np.flatnonzero(np.abs(vectors[:, 0]) > 0.1)]
+        raise ValueError(
+            f"the draws' correlation matrix is singular: coordinates {involved} (counted from 0, flattened) are "
+            f"linearly dependent, or {len(samples)} draws are too few for {samples.shape[1]} coordinates; leave one of "
+            "them out, or give more draws"
+        )
+    return correlation

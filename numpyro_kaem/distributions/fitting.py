@@ -1,0 +1,322 @@
+"""Priors from data: a tilted reference fitted to samples, to a log-density, or to a posterior."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases import Basis, BSpline
+from numpyro_kaem.distributions.copula import normal_score_copula
+from numpyro_kaem.distributions.exponential_family import (
+    RIDGE,
+    compress,
+    cross_validate,
+    family_of,
+    maximise,
+    panel_nodes,
+    roughness,
+)
+from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.reference import check_reference, support_ends
+from numpyro_kaem.distributions.rotation import Rotation, estimate_rotation
+from numpyro_kaem.distributions.sample_checks import (
+    check_inside_support,
+    check_samples,
+    check_smoothness,
+    check_spread,
+    check_weights,
+    of_coordinate,
+    sample_range,
+    warn_of_heavy_tails,
+)
+from numpyro_kaem.energies import UnivariateEnergy
+
+NUM_INTERVALS = 40  # of the default spline; its smoothness is the penalty's affair
+MARGIN = 0.05  # of the samples' range, by which the default domain exceeds it on either side
+TOTAL_VARIATION_BOUND = 0.01  # beyond which a log-density counts as not represented by the basis
+_FLOOR = 30.0  # nats below the largest log-density, at which points of no density are held
+_BLOCK = 64  # coordinates that are fitted at a time, to bound the memory
+
+
+class SampleFit(NamedTuple):
+    """A prior fitted to samples.
+
+    Attributes:
+        prior: the fitted density.
+        smoothness: the weight of the roughness penalty, of the batch shape; given or chosen.
+        held_out_gain: mean held-out log-likelihood per sample minus the reference's, of the batch shape, from
+            cross-validation; NaN where the smoothness was given.
+    """
+
+    prior: KAPrior
+    smoothness: np.ndarray
+    held_out_gain: np.ndarray
+
+
+class LogDensityFit(NamedTuple):
+    """A prior fitted to a log-density.
+
+    Attributes:
+        prior: the fitted density.
+        total_variation: between it and the given density, both normalised on the domain; of the batch shape.
+    """
+
+    prior: KAPrior
+    total_variation: np.ndarray
+
+
+def fit_samples(
+    z: ArrayLike | Sequence,
+    *,
+    weights: ArrayLike | Sequence | None = None,
+    basis: Basis | None = None,
+    reference: dist.Distribution | None = None,
+    smoothness: ArrayLike | Sequence | None = None,
+    num_folds: int = 10,
+    shuffle: bool = True,
+) -> SampleFit:
+    """Fit a prior to samples by penalised maximum likelihood: `KAPrior.from_samples` with what it found on the way.
+
+    Args, Raises: see `KAPrior.from_samples`.
+
+    Returns:
+        The prior, the smoothness, and the gain in held-out log-likelihood over the reference.
+    """
+    z = check_samples(z)
+    num_samples, batch_shape = len(z), z.shape[1:]
+    flat = z.reshape(num_samples, -1)
+    weights = check_weights(weights, z.shape)
+    effective = 1.0 / np.sum(weights**2, axis=0)
+    mean = weights @ flat if weights.ndim == 1 else np.sum(weights * flat, axis=0)
+    deviation = flat - mean
+    scale = np.sqrt(weights @ deviation**2 if weights.ndim == 1 else np.sum(weights * deviation**2, axis=0))
+    low, high = sample_range(flat, weights)
+    check_spread(low, high, batch_shape, NUM_INTERVALS)
+
+    if reference is None:
+        loc, sd = (jnp.asarray(value.reshape(batch_shape), float) for value in (mean, scale))
+        reference = dist.Normal(loc, sd)
+    else:
+        reference = _unexpanded(reference)
+        check_inside_support(z, weights, reference)
+    if basis is None:
+        basis = _default_basis(low, high, reference, batch_shape)
+        warn_of_heavy_tails(flat, basis, batch_shape)
+    prior = _untilted(basis, reference, batch_shape)
+    smoothness, chosen = check_smoothness(smoothness, num_folds, effective, basis.num_basis, batch_shape)
+
+    index = np.arange(num_samples)
+    folds = np.random.default_rng(0).permutation(index) % num_folds if shuffle else index * num_folds // num_samples
+    folds = folds if chosen else np.zeros(num_samples, int)
+    family, breakpoints, edges = family_of(prior)
+    coefficients, gain = np.empty((len(edges), basis.num_basis)), np.full(len(edges), np.nan)
+    penalty = roughness(basis, breakpoints, scale, batch_shape)
+    for start in range(0, len(edges), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        # In the eigenvectors of the roughness the penalty is diagonal: equations stay well conditioned however large.
+        eigenvalues, rotation = np.linalg.eigh(penalty[block])
+        eigenvalues = np.where(eigenvalues > 1e-12 * eigenvalues[:, -1:], eigenvalues, 0.0)
+        rotated = family.block(block).rotated(rotation)
+        of_block = weights if weights.ndim == 1 else weights[:, block]
+        masses = compress(flat[:, block], of_block, folds, num_folds if chosen else 1, edges[block])
+        sums = masses @ rotated.design[:, :-2]
+        if chosen:
+            smoothness[block], gain[block] = cross_validate(rotated, sums, masses.sum(axis=-1), eigenvalues)
+        precision = smoothness[block, None] * eigenvalues + RIDGE
+        statistics = sums.sum(axis=1, keepdims=True)
+        fitted, _ = maximise(rotated, statistics, precision, np.zeros_like(statistics))
+        coefficients[block] = (rotation @ fitted[:, 0, :, None])[..., 0]
+    return SampleFit(_tilted(prior, coefficients), smoothness.reshape(batch_shape), gain.reshape(batch_shape))
+
+
+def fit_log_density(
+    fn: Callable[[np.ndarray], ArrayLike],
+    domain: tuple[ArrayLike | Sequence, ArrayLike | Sequence],
+    *,
+    reference: dist.Distribution | None = None,
+    basis: Basis | None = None,
+    batch_shape: tuple[int, ...] = (),
+) -> LogDensityFit:
+    """Fit a prior to a log-density: `KAPrior.from_log_density` with the error of the fit.
+
+    Args, Raises: see `KAPrior.from_log_density`.
+
+    Returns:
+        The prior, and the total-variation distance from the given density on the domain.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function from points to log-densities, got {fn!r}")
+    default = BSpline(NUM_INTERVALS, 3, domain)  # which also checks the domain
+    low, high = (np.asarray(end, np.float64) for end in default.domain)
+    if reference is not None:
+        reference = _unexpanded(reference)
+    batch_shape = np.broadcast_shapes(low.shape, batch_shape, () if reference is None else reference.batch_shape)
+    if basis is None:
+        basis = default
+    elif isinstance(basis, Basis) and not all(
+        np.allclose(np.asarray(ours), end) for ours, end in zip(basis.domain, (low, high), strict=True)
+    ):
+        raise ValueError(f"basis must have the domain {domain}, got a basis on {basis.domain}")
+    if reference is None:
+        reference = dist.Uniform(*(jnp.asarray(end, float) for end in default.domain))
+    prior = _untilted(basis, reference, batch_shape)
+    family, _, edges = family_of(prior, tails=False)
+    nodes, widths = panel_nodes(edges)
+    log_density = _log_density(fn, nodes, batch_shape)
+    target = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
+    target /= target.sum(axis=-1, keepdims=True)
+
+    # Least squares, which also settles f where there is next to no density; then the member of the family that is
+    # nearest in Kullback-Leibler divergence: the one with the density's own mean of the basis functions.
+    design = family.design[:, :-2]
+    share = target + 1e-6 * widths / widths.sum(axis=-1, keepdims=True)
+    share = share / share.sum(axis=-1, keepdims=True)
+    energy = log_density + np.log(widths) - family.log_measure[:, :-2]
+    energy = (energy - np.sum(share * energy, axis=-1, keepdims=True))[..., None]
+    centered = design - share[:, None] @ design
+    weighted = np.swapaxes(centered, 1, 2) * share[:, None]
+    normal = weighted @ centered + 1e-12 * np.eye(basis.num_basis)
+    start = np.swapaxes(np.linalg.solve(normal, weighted @ energy), 1, 2)
+    statistics = target[:, None] @ design
+    fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, center=start)
+
+    exponent = (fitted @ np.swapaxes(family.design, 1, 2))[:, 0] + family.log_measure
+    density = np.exp(exponent - exponent.max(axis=-1, keepdims=True))[:, :-2]
+    density /= density.sum(axis=-1, keepdims=True)
+    total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(batch_shape)
+    if np.max(total_variation) > TOTAL_VARIATION_BOUND:
+        worst = np.unravel_index(np.argmax(total_variation), batch_shape)
+        warnings.warn(
+            f"the fitted density differs from fn by {np.max(total_variation):.3g} in total variation"
+            f"{of_coordinate(worst)}; a basis with more functions follows it more closely, such as "
+            f"BSpline({2 * basis.num_basis}, 3, domain)",
+            stacklevel=3,
+        )
+    return LogDensityFit(_tilted(prior, fitted[:, 0]), total_variation)
+
+
+def fit_posterior(
+    idata: Any,
+    var_name: str | Sequence[str],
+    *,
+    correlated: bool = False,
+    rotation: str | None = None,
+    weights: ArrayLike | Sequence | None = None,
+    **options: Any,
+) -> dist.Distribution:
+    """Fit a prior to posterior draws: `KAPrior.from_posterior`.
+
+    Args, Returns, Raises: see there.
+    """
+    from numpyro_kaem.arviz import posterior_samples
+
+    if correlated and rotation is not None:
+        raise ValueError(f"give correlated=True or rotation={rotation!r}, not both: each of them keeps correlations")
+    samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
+    num_samples = len(next(iter(samples.values())))
+    if weights is not None and np.size(weights) == num_samples:
+        weights = np.reshape(weights, num_samples)  # (chain, draw) as well
+    options = {"shuffle": False, "weights": weights, **options}
+    flat = np.concatenate([values.reshape(num_samples, -1) for values in samples.values()], axis=1)
+    event_shape = next(iter(samples.values())).shape[1:] if isinstance(var_name, str) else flat.shape[1:]
+    if not correlated and rotation is None:
+        return fit_samples(flat.reshape(num_samples, *event_shape), **options).prior
+
+    if flat.shape[1] < 2:
+        cause = "correlated=True" if correlated else f"rotation={rotation!r}"
+        raise ValueError(f"{cause} needs at least two coordinates, but {var_name!r} is a scalar; leave it out")
+    check_samples(flat)
+    shared = check_weights(weights, flat.shape)
+    if shared.ndim != 1:
+        raise ValueError(f"weights must have shape ({num_samples},), one a draw, got {np.shape(weights)}")
+    if correlated:
+        marginals = fit_samples(flat, **options).prior.tabulate()
+        return normal_score_copula(marginals, flat, shared, event_shape)
+    loc, matrix = estimate_rotation(flat, shared, rotation)
+    sources = fit_samples(np.linalg.solve(matrix, (flat - loc).T).T, **options).prior.tabulate()
+    transforms = [Rotation(jnp.asarray(loc, float), jnp.asarray(matrix, float))]
+    if len(event_shape) > 1:
+        transforms.append(dist.transforms.ReshapeTransform(event_shape, (flat.shape[1],)))
+    return dist.TransformedDistribution(sources.to_event(1), transforms)
+
+
+# The numbers behind a prior ------------------------------------------------------------------------------------------
+
+
+def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
+    """The reference without an ExpandedDistribution, which hides cdf and icdf, and checked."""
+    reference = reference.base_dist if isinstance(reference, dist.ExpandedDistribution) else reference
+    check_reference(reference)
+    return reference
+
+
+def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> KAPrior:
+    """The reference as a KAPrior with a zero energy, all arguments checked."""
+    if not isinstance(basis, Basis):
+        raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
+    energy = UnivariateEnergy(
+        base_weight=jnp.zeros(batch_shape),
+        spline_weight=jnp.ones(batch_shape),
+        coefficients=jnp.zeros((*batch_shape, basis.num_basis)),
+        basis=basis,
+    )
+    prior = KAPrior(energy, reference)
+    if prior.batch_shape != batch_shape:
+        raise ValueError(
+            f"reference must have a batch shape that broadcasts to that of the data, {batch_shape}, "
+            f"got {reference.batch_shape}"
+        )
+    return prior
+
+
+def _tilted(prior: KAPrior, coefficients: np.ndarray) -> KAPrior:
+    """The prior with the given coefficients, in the dtype that it has."""
+    old = prior.energy.coefficients
+    new = jnp.asarray(coefficients.reshape(old.shape), old.dtype)
+    energy = eqx.tree_at(lambda energy: energy.coefficients, prior.energy, new)
+    return KAPrior(energy, prior.reference, quadrature=prior.quadrature)
+
+
+def _default_basis(low, high, reference, batch_shape) -> BSpline:
+    """Cubic splines over the samples' range and a margin, inside of the reference's support."""
+    margin = MARGIN * (high - low)
+    bounds = [np.broadcast_to(end, batch_shape).ravel() for end in support_ends(reference)]
+    low, high = np.maximum(low - margin, bounds[0]), np.minimum(high + margin, bounds[1])
+    return BSpline(NUM_INTERVALS, 3, (low.reshape(batch_shape), high.reshape(batch_shape)))
+
+
+def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
+    """The log-density at the nodes, checked, with points of no density raised to a floor."""
+    points = nodes.T.reshape(-1, *batch_shape)
+    values = np.asarray(fn(points), np.float64)
+    try:
+        values = np.broadcast_to(values, points.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"fn must return an array of the shape of its argument, {points.shape}, got {values.shape}; for a batch "
+            "of densities give batch_shape, or a domain of arrays of the batch shape"
+        ) from error
+    for wrong, name in ((np.isnan(values), "NaN"), (np.isposinf(values), "infinite")):
+        if wrong.any():
+            first = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"fn must be a log-density on the domain, but is {name} at {int(wrong.sum())} of {values.size} points, "
+                f"the first z = {points[tuple(first)]:.6g}{of_coordinate(first[1:])}; choose a domain inside which it "
+                "is finite or -inf"
+            )
+    largest = values.max(axis=0)
+    if np.any(np.isneginf(largest)):
+        first = np.argwhere(np.isneginf(largest))[0]
+        raise ValueError(
+            f"fn must have some density on the domain, but is -inf at all of {len(points)} points"
+            f"{of_coordinate(first)}; choose a domain that holds the density"
+        )
+    values = np.where(np.isneginf(values), largest - _FLOOR, values)
+    return values.reshape(len(points), -1).T

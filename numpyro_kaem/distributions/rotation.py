@@ -1,0 +1,133 @@
+"""Rotated coordinates in which samples are uncorrelated, or as independent as a linear map makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import Transform
+
+from numpyro_kaem.distributions.copula import check_correlation
+
+_ICA_SAMPLES = 20_000
+
+
+class Rotation(Transform):
+    """The invertible affine map z = loc + A s of vectors, with any invertible matrix A.
+
+    Args:
+        loc: shape (num_coordinates,).
+        matrix: A, shape (num_coordinates, num_coordinates).
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        from numpyro_kaem.distributions.rotation import Rotation
+
+        rotation = Rotation(jnp.array([1.0, 2.0]), jnp.array([[1.0, -1.0], [1.0, 1.0]]))
+        z = rotation(jnp.array([[0.5, 0.5]]))
+        assert jnp.allclose(z, jnp.array([[1.0, 3.0]]))
+        assert jnp.allclose(rotation.inv(z), 0.5)
+        assert jnp.allclose(rotation.log_abs_det_jacobian(rotation.inv(z), z), jnp.log(2.0))
+        ```
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, loc: Float[ArrayLike, " num_coordinates"], matrix: Float[ArrayLike, "rows columns"]):
+        if jnp.ndim(matrix) != 2 or jnp.shape(matrix) != jnp.shape(loc) * 2:
+            raise ValueError(
+                "loc and matrix must have shapes (num_coordinates,) and (num_coordinates, num_coordinates), got "
+                f"{jnp.shape(loc)} and {jnp.shape(matrix)}"
+            )
+        self.loc, self.matrix = loc, matrix
+
+    def __call__(self, x: Float[Array, "*batch num_coordinates"]) -> Float[Array, "*batch num_coordinates"]:
+        """Loc + A x."""
+        return self.loc + jnp.einsum("ij,...j->...i", self.matrix, x, precision="highest")
+
+    def _inverse(self, y):
+        return jnp.linalg.solve(self.matrix, (y - self.loc)[..., None])[..., 0]
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        """Log |det A|, of the batch shape of x."""
+        return jnp.broadcast_to(jnp.linalg.slogdet(self.matrix)[1], jnp.shape(x)[:-1])
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same shape."""
+        return self._check(shape)
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same shape."""
+        return self._check(shape)
+
+    def _check(self, shape):
+        size = jnp.shape(self.loc)[0]
+        if len(shape) < 1 or shape[-1] != size:
+            raise ValueError(f"a rotation of {size} coordinates needs an array with a last axis of {size}, got {shape}")
+        return shape
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Loc and matrix are leaves."""
+        return (self.loc, self.matrix), (("loc", "matrix"), {})
+
+    def __eq__(self, other: Any) -> ArrayLike:
+        if not isinstance(other, Rotation):
+            return False
+        return jnp.array_equal(self.loc, other.loc) & jnp.array_equal(self.matrix, other.matrix)
+
+
+def estimate_rotation(samples: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of samples and a matrix A such that s in z = mean + A s have unit variance and no correlation.
+
+    "pca": the principal axes of the correlation matrix. "ica": these, rotated so that the coordinates of s are as
+    independent as FastICA makes them, which matters where they are not normal. Each column of A is signed so that its
+    largest entry is positive.
+
+    Args:
+        samples: shape (num_samples, num_coordinates).
+        weights: of the samples, summing to one.
+        method: "pca" or "ica".
+
+    Raises:
+        ValueError: for another method, or a singular correlation matrix.
+        ImportError: for "ica" without scikit-learn.
+    """
+    if method not in {"pca", "ica"}:
+        raise ValueError(f"rotation must be 'pca', 'ica' or None, got {method!r}")
+    correlation = check_correlation(samples, weights)
+    mean = weights @ samples
+    scale = np.sqrt(weights @ (samples - mean) ** 2)
+    variances, axes = np.linalg.eigh(correlation)
+    order = np.argsort(variances)[::-1]
+    variances, axes = variances[order], axes[:, order]
+    matrix = scale[:, None] * axes * np.sqrt(variances)
+    if method == "ica":
+        white = (samples - mean) / scale @ axes / np.sqrt(variances)
+        # Equally weighted: evenly spaced in the cumulative weights, at most as many as an estimate of a rotation needs.
+        size = min(len(white), _ICA_SAMPLES)
+        places = np.searchsorted(np.cumsum(weights), (np.arange(size) + 0.5) / size)
+        matrix = matrix @ _independent_axes(white[np.minimum(places, len(white) - 1)])
+    largest = np.argmax(np.abs(matrix / scale[:, None]), axis=0)
+    return mean, matrix * np.sign(matrix[largest, np.arange(matrix.shape[1])])
+
+
+def _independent_axes(white: np.ndarray) -> np.ndarray:
+    """The orthogonal matrix R for which R' w are as independent as FastICA makes them."""
+    try:
+        from sklearn.decomposition import FastICA
+    except ImportError as error:
+        raise ImportError(
+            "rotation='ica' needs scikit-learn (pip install scikit-learn); rotation='pca' does without"
+        ) from error
+    ica = FastICA(whiten=False, fun="logcosh", max_iter=1000, random_state=0).fit(white)
+    left, _, right = np.linalg.svd(ica.components_)  # the nearest orthogonal matrix: whitening stays exact
+    return (left @ right).T

@@ -1,0 +1,157 @@
+"""What can be wrong with samples, their weights, and what is asked of a fit to them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import core
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases import BSpline
+from numpyro_kaem.distributions.exponential_family import in_float64
+
+
+def of_coordinate(index: Any) -> str:
+    """Where it is, in words; nothing where there is but one coordinate."""
+    index = tuple(int(i) for i in index)
+    return f" of coordinate {index[0] if len(index) == 1 else index}" if index else ""
+
+
+def check_samples(z: ArrayLike | Sequence) -> np.ndarray:
+    """Samples as float64, or what is wrong with them."""
+    if isinstance(z, core.Tracer):
+        raise TypeError("z is traced, but the fit runs on the host; call it outside of jit, vmap and grad")
+    values = np.asarray(z)
+    if values.dtype.kind not in "iufb" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"z must be an array of real numbers, got dtype {values.dtype}")
+    values = values.astype(np.float64)
+    if values.ndim == 0 or len(values) < 2 or values.size == 0:
+        raise ValueError(f"z must have shape (num_samples, *batch) with at least 2 samples, got shape {values.shape}")
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        first, kind = np.argwhere(wrong)[0], "NaN" if np.isnan(values).any() else "infinite"
+        raise ValueError(
+            f"z must be finite, but {int(wrong.sum())} of {values.size} values are {kind}, the first in sample "
+            f"{first[0]}{of_coordinate(first[1:])}; remove these samples, or give finite values"
+        )
+    return values
+
+
+def check_weights(weights: ArrayLike | Sequence | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights that sum to one, of shape (num_samples,) or (num_samples, num_coordinates)."""
+    num_samples = shape[0]
+    if weights is None:
+        return np.full(num_samples, 1.0 / num_samples)
+    values = np.asarray(weights, np.float64)
+    if values.shape not in {(num_samples,), shape}:
+        raise ValueError(f"weights must have shape ({num_samples},) or that of z, {shape}, got {values.shape}")
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        first = np.argwhere(~(np.isfinite(values) & (values >= 0)))[0]
+        raise ValueError(
+            f"weights must be finite and not negative, got {values[tuple(first)]} for sample {first[0]}"
+            f"{of_coordinate(first[1:])}; exponentiate log-weights, after subtracting their maximum"
+        )
+    total = values.sum(axis=0)
+    if np.any(total == 0):
+        raise ValueError(f"weights must not sum to zero, but do{of_coordinate(np.argwhere(total == 0)[0])}")
+    values = values / values.max(axis=0)
+    return (values / values.sum(axis=0)).reshape(num_samples, *([-1] if values.ndim > 1 else []))
+
+
+def sample_range(flat: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest sample of positive weight, by coordinate."""
+    present = weights.reshape(len(flat), -1) > 0
+    return np.where(present, flat, np.inf).min(axis=0), np.where(present, flat, -np.inf).max(axis=0)
+
+
+def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...], num_intervals: int) -> None:
+    """Raise where samples do not vary, or not by more than rounding."""
+    if np.any(low == high):
+        at = np.argmax(low == high)
+        raise ValueError(
+            f"z must vary, but all samples{of_coordinate(np.unravel_index(at, batch_shape))} with positive weight "
+            f"are {low[at]:.6g}; leave that coordinate out, or give it a distribution of its own"
+        )
+    dtype = jnp.result_type(float)
+    resolution = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(low), np.abs(high))
+    narrow = (high - low) / num_intervals < 16 * resolution
+    if np.any(narrow):
+        at = np.argmax(narrow)
+        raise ValueError(
+            f"z must vary by more than {dtype} tells apart, but the samples"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.9g} and {high[at]:.9g}; "
+            "subtract their mean, or enable JAX's 64-bit mode"
+        )
+
+
+def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Distribution) -> None:
+    """Raise where the reference has no density at a sample."""
+    with in_float64():
+        outside = ~np.asarray(reference.support(jnp.asarray(z)))
+    present = (weights.reshape(len(z), *([1] * (z.ndim - 1))) if weights.ndim == 1 else weights.reshape(z.shape)) > 0
+    try:
+        outside = np.broadcast_to(outside, z.shape) & present
+    except ValueError as error:
+        raise ValueError(
+            f"reference must have a batch shape that broadcasts to that of z, {z.shape[1:]}, "
+            f"got {reference.batch_shape}"
+        ) from error
+    if outside.any():
+        first = np.argwhere(outside)[0]
+        raise ValueError(
+            f"z must lie in the support of the reference {type(reference).__name__}, but {int(outside.sum())} of "
+            f"{z.size} values do not, the first {z[tuple(first)]:.6g} in sample {first[0]}"
+            f"{of_coordinate(first[1:])}; choose a reference whose support holds the samples"
+        )
+
+
+def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -> tuple[np.ndarray, bool]:
+    """The smoothness of every coordinate, and whether it has yet to be chosen."""
+    if isinstance(num_folds, bool) or not isinstance(num_folds, int) or num_folds < 2:
+        raise ValueError(f"num_folds must be a whole number of at least 2, got {num_folds!r}")
+    size, fewest = math.prod(batch_shape), float(np.min(effective))
+    if smoothness is None:
+        if fewest < 2 * num_folds:
+            raise ValueError(
+                f"z must have at least {2 * num_folds} samples to choose the smoothness by {num_folds}-fold "
+                f"cross-validation, got {fewest:.3g} (effective number, with weights); give the smoothness, such as "
+                "smoothness=0.1, or fewer num_folds"
+            )
+        return np.empty(size), True
+    values = np.asarray(smoothness, np.float64)
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError(f"smoothness must be finite and at least 0, or None to choose it, got {smoothness!r}")
+    try:
+        values = np.broadcast_to(values, batch_shape).reshape(size).copy()
+    except ValueError as error:
+        raise ValueError(
+            f"smoothness must be a number or an array of the batch shape {batch_shape}, got shape {values.shape}"
+        ) from error
+    if np.any(values == 0) and fewest < num_basis:
+        raise ValueError(
+            f"z must have at least {num_basis} samples, one for each basis function, for a fit without smoothing, "
+            f"got {fewest:.3g} (effective number, with weights); give a positive smoothness, or a smaller basis"
+        )
+    return values, False
+
+
+def warn_of_heavy_tails(flat: np.ndarray, basis: BSpline, batch_shape: tuple[int, ...]) -> None:
+    """Warn where the samples' range is so wide that the knots miss the bulk of them."""
+    low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
+    num_intervals = basis.num_intervals
+    quartiles = np.quantile(flat, [0.25, 0.75], axis=0)
+    wide = (high - low) / num_intervals > quartiles[1] - quartiles[0]
+    if wide.any():
+        at = np.argmax(wide)
+        warnings.warn(
+            f"half of the samples{of_coordinate(np.unravel_index(at, batch_shape))} lie within one of {num_intervals} "
+            f"knot intervals, for their range is {low[at]:.3g} to {high[at]:.3g}; give a reference with heavy tails "
+            "and a basis on the bulk, such as reference=StudentT(2.0, 0.0, 1.0), basis=BSpline(40, 3, (-10.0, 10.0))",
+            stacklevel=4,
+        )

@@ -1,0 +1,451 @@
+"""Univariate distributions that are drawn by inverse transform from a table of their CDF."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+from numpyro.distributions.util import validate_sample
+from numpyro.util import is_prng_key
+
+from numpyro_kaem.bases import Basis
+from numpyro_kaem.cdf_table import CDFTable, table_cdf
+from numpyro_kaem.distributions.reference import mass_below, support_bounds, survival, tail_quantile
+from numpyro_kaem.grids import array_module
+from numpyro_kaem.inverse_transform import (
+    InverseTable,
+    TailPanels,
+    build_inverse,
+    invert_tail,
+    table_icdf,
+    tail_shares,
+    with_guide,
+)
+from numpyro_kaem.quadrature import Panels, QuadratureRule
+
+
+class TabulatedDistribution(dist.Distribution):
+    """Abstract univariate distribution with a tabulated body [a, b] and the tails of a reference beyond it.
+
+    Subclasses say what the density is; this class draws from it and computes its CDF, quantiles and moments. The
+    batch shape may be larger than the shape of the tables (after `expand`): tables are never built twice.
+    """
+
+    quadrature: QuadratureRule
+    # Set by `tabulate`: the tables, and what of the normalisation log_prob needs.
+    _kept_table: CDFTable | None = None
+    _kept_inverse: InverseTable | None = None
+    _kept_constants: Any = None
+    pytree_data_fields = ("_kept_table", "_kept_inverse", "_kept_constants")
+
+    # What subclasses provide ----------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def _table_shape(self) -> tuple[int, ...]:
+        """Batch shape before expansion."""
+
+    @property
+    @abc.abstractmethod
+    def _basis(self) -> Basis:
+        """The basis whose domain is the body, its grid of a batch shape that broadcasts to the table's."""
+
+    @property
+    @abc.abstractmethod
+    def _dtype(self):
+        """The dtype in which densities are computed."""
+
+    @property
+    @abc.abstractmethod
+    def _reference(self) -> dist.Distribution:
+        """The reference whose tails these are."""
+
+    @property
+    @abc.abstractmethod
+    def _tails_invert(self) -> bool:
+        """Whether the tails are multiples of one reference that has an icdf."""
+
+    @abc.abstractmethod
+    def _log_density(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Normalised log-density at z inside the support."""
+
+    @abc.abstractmethod
+    def _build_table(self) -> CDFTable:
+        """Tabulate the body."""
+
+    @abc.abstractmethod
+    def _constants(self):
+        """What a log-density needs besides the parameters; as `tabulate` kept it, if it did."""
+
+    @abc.abstractmethod
+    def _log_tail_weights(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Log of the density over the reference's, below and above the body."""
+
+    # The NumPyro contract -------------------------------------------------------------------------------------------
+
+    @property
+    def support(self):
+        """The reference's support."""
+        return self._reference.support
+
+    def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
+        """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
+        batch_shape = tuple(batch_shape)
+        try:
+            fits = jnp.broadcast_shapes(batch_shape, self.batch_shape) == batch_shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"batch_shape must be one to which {self.batch_shape} broadcasts, got {batch_shape}")
+        expanded = self._copy()
+        expanded._batch_shape = batch_shape
+        return expanded
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Draw by inverse transform: z = icdf(u), u uniform on the open interval (0, 1).
+
+        Draws are differentiable with respect to every parameter (see `icdf`).
+
+        Args:
+            key: JAX random key.
+            sample_shape: shape of the independent draws.
+
+        Returns:
+            Draws of shape sample_shape + batch_shape.
+        """
+        assert is_prng_key(key)
+        dtype, shape = self._dtype, self.shape(sample_shape)
+        # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
+        half = jnp.finfo(dtype).eps / 2
+        # Made coordinate by coordinate, as they are looked up.
+        rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
+        return self.icdf(self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape))
+
+    @validate_sample
+    def log_prob(self, value: Num[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
+        """Normalised log-density, -inf outside the support.
+
+        Args:
+            value: points of shape sample_shape + batch_shape, or broadcastable with it.
+            intermediates: not used; part of NumPyro's interface.
+        """
+        return self._log_prob(self._check_shape("value", value))
+
+    def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters."""
+        value = self._check_shape("value", value)
+        return self._cdf(jnp.broadcast_to(value, self._result_shape(value)))
+
+    def icdf(self, q: Num[ArrayLike, "..."], *, complement: Num[ArrayLike, "..."] | None = None) -> Float[Array, "..."]:
+        """The quantile z with cdf(z) = q.
+
+        Derivatives are implicit, dz = (dq - dF(z)) / p(z), for the parameters of the energy, the reference and the
+        mixture, and may be taken repeatedly.
+
+        Args:
+            q: probabilities in [0, 1], of shape sample_shape + batch_shape. Outside of [0, 1] the result is NaN;
+                at 0 and 1 it is the support's end.
+            complement: 1 - q, if it is known to more digits than q has left near one; not differentiated.
+        """
+        q = self._check_shape("q", q)
+        shape = self._result_shape(q)
+        if complement is not None:
+            complement = self._check_shape("complement", complement)
+            shape = jnp.broadcast_shapes(shape, complement.shape)
+            complement = jax.lax.stop_gradient(jnp.broadcast_to(complement, shape))
+        return _icdf(self, jnp.broadcast_to(q, shape), complement)
+
+    def tabulate(self) -> TabulatedDistribution:
+        """The same distribution with its tables kept, for many calls with unchanged parameters.
+
+        Without it every call builds the tables from the parameters; this one has them built already. Derivatives flow
+        to the parameters through the tables where both are made in the differentiated function, and nowhere else: with
+        respect to the parameters of a distribution that already has tables, these are constants.
+
+        Example:
+            ```python
+            import jax
+            import numpyro.distributions as dist
+            from numpyro_kaem import RBF, KAPrior, UnivariateEnergy
+
+            energy = UnivariateEnergy.init(jax.random.key(0), (81,), basis=RBF(20, (-3.0, 3.0)), scale=1.0)
+            served = KAPrior(energy, dist.Normal(0.0, 1.0)).tabulate()
+            draw = jax.jit(lambda prior, key: prior.sample(key, (1000,)))
+            assert draw(served, jax.random.key(1)).shape == (1000, 81)
+            ```
+        """
+        tabulated = self._copy()
+        tabulated._kept_table, tabulated._kept_inverse, tabulated._kept_constants = self._tabulate()
+        return tabulated
+
+    @eqx.filter_jit
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Differential entropy -E[log p(z)], by quadrature."""
+        return jnp.broadcast_to(self._expect(lambda z: -self._log_density(z)), self.batch_shape)
+
+    @property
+    def mean(self) -> Float[Array, "*batch"]:
+        """Mean, by quadrature."""
+        return jnp.broadcast_to(self._mean_and_variance()[0], self.batch_shape)
+
+    @property
+    def variance(self) -> Float[Array, "*batch"]:
+        """Variance, by quadrature."""
+        return jnp.broadcast_to(self._mean_and_variance()[1], self.batch_shape)
+
+    def _copy(self) -> TabulatedDistribution:
+        leaves, structure = self.tree_flatten()
+        return type(self).tree_unflatten(structure, leaves)
+
+    # How it is done -------------------------------------------------------------------------------------------------
+
+    @property
+    def _panels(self) -> Panels:
+        """The quadrature panels of the body."""
+        low, high = support_bounds(self._reference)
+        if isinstance(self._reference, dist.Uniform):  # flat up to its ends
+            low, high = -np.inf, np.inf
+        return Panels.lay_out(self.quadrature, self._basis, low, high, float(jnp.finfo(self._dtype).eps))
+
+    @property
+    def _body(self) -> tuple[float, float] | tuple[Array, Array]:
+        """Ends of the body, floats or arrays like those of the domain."""
+        edges = self._panels.edges(self._basis)
+        if isinstance(edges, np.ndarray):
+            return float(edges[0]), float(edges[-1])
+        edges = edges.astype(self._dtype)
+        return edges[..., 0], edges[..., -1]
+
+    @property
+    def _edges_and_sizes(self) -> tuple[np.ndarray | Array, np.ndarray | Array]:
+        """Edges and widths of the panels, with the shape of the tables unless all share them."""
+        panels, basis, shape = self._panels, self._basis, self._table_shape
+        both = panels.edges(basis), panels.sizes(basis)
+        if basis.grid.batch_shape == () and isinstance(both[0], np.ndarray):
+            return both
+        return tuple(jnp.broadcast_to(array, (*shape, array.shape[-1])) for array in both)
+
+    @property
+    def _has_tails(self) -> bool:
+        low, high = self._body
+        return isinstance(low, Array) or (low, high) != support_bounds(self._reference)
+
+    def _result_shape(self, value) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
+
+    def _check_shape(self, name: str, value) -> Array:
+        value = jnp.asarray(value)
+        try:
+            self._result_shape(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must have a shape that broadcasts with the batch shape {self.batch_shape} of this "
+                f"{type(self).__name__}, got {value.shape}"
+            ) from error
+        return value.astype(jnp.result_type(value, self._dtype))
+
+    def _row_order(self, shape: tuple[int, ...]) -> list[int]:
+        """The axes of an array of shape sample_shape + batch_shape with those of the tables first."""
+        first = len(shape) - len(self._table_shape)
+        own = [first + axis for axis, size in enumerate(self._table_shape) if size == shape[first + axis]]
+        return own + [axis for axis in range(len(shape)) if axis not in own]
+
+    def _in_rows(self, values: Array) -> Float[Array, "num_rows n"]:
+        """An array of shape sample_shape + batch_shape, a row for each distribution in the tables.
+
+        So the look-ups of one distribution stay within its own part of the tables.
+        """
+        num_rows = math.prod(self._table_shape)
+        return jnp.transpose(values, self._row_order(values.shape)).reshape(num_rows, values.size // max(num_rows, 1))
+
+    def _out_of_rows(self, rows: Float[Array, "num_rows n"], shape: tuple[int, ...]) -> Array:
+        """The inverse of `_in_rows`, for an array of the given shape."""
+        order = self._row_order(shape)
+        return jnp.transpose(rows.reshape([shape[axis] for axis in order]), np.argsort(order))
+
+    def _table(self) -> CDFTable:
+        return self._build_table() if self._kept_table is None else self._kept_table
+
+    def _inverse(self) -> InverseTable:
+        """The table of quantiles, extended into the tails as far as draws reach."""
+        if self._kept_inverse is not None:
+            return self._kept_inverse
+        table = self._table()
+        tails = (self._tail_panels(table, True), self._tail_panels(table, False)) if self._has_tails else None
+        return build_inverse(table, self.quadrature, tails)
+
+    def _tail_panels(self, table: CDFTable, below: bool) -> TailPanels:
+        """Panels of a tail, each a fixed share of it."""
+        dtype, rank = self._dtype, len(self._table_shape)
+        shares = tail_shares(dtype)
+        # Where all elements of the batch have the tail of one reference, so they have its panels.
+        common = self._tails_invert and self._reference.batch_shape == () and self._basis.grid.batch_shape == ()
+        if common:
+            of_reference = jnp.asarray(shares, dtype) * self._reference_tail(below)
+            edges = tail_quantile(self._reference, of_reference, jnp.asarray(below))
+        else:
+            tail = table.lower_tail if below else table.upper_tail
+            probabilities = tail * jnp.asarray(shares, dtype).reshape(-1, *[1] * rank)
+            edges = self._tail_quantile(table, probabilities, jnp.asarray(below))
+        end = self._body[0 if below else 1]
+        edges = edges.at[0].set(end)
+        # A tail without mass has no quantiles: its panels are empty.
+        edges = jax.lax.stop_gradient(jnp.where(jnp.isfinite(edges), edges, end))
+        edges = jnp.minimum(edges, end) if below else jnp.maximum(edges, end)
+        edges = jnp.moveaxis(edges, 0, -1)
+        if below:
+            edges, shares = edges[..., ::-1], shares[::-1]
+        nodes = edges[..., :-1, None] + jnp.diff(edges)[..., None] * self.quadrature.unit_nodes.astype(dtype)
+        if common:
+            log_density = self._reference.log_prob(nodes)
+        else:
+            leading = jnp.moveaxis(nodes, (-2, -1), (0, 1))
+            log_density = jnp.moveaxis(self._log_density(leading), (0, 1), (-2, -1))
+        # Rounded or empty panels may reach the end of the support, where a density need not be finite.
+        log_density = jnp.where(jnp.isfinite(log_density), log_density, jnp.finfo(dtype).min)
+        return TailPanels(shares, edges, log_density)
+
+    # Compiled, because called one by one the many small operations would each be compiled on first use.
+
+    @eqx.filter_jit
+    def _tabulate(self):
+        return self._table(), with_guide(self._inverse()), self._constants()
+
+    @eqx.filter_jit
+    def _log_prob(self, value):
+        inside = self.support(value)
+        safe = jnp.where(inside, value, jnp.clip(value, *self._body))
+        return jnp.broadcast_to(jnp.where(inside, self._log_density(safe), -jnp.inf), self._result_shape(value))
+
+    @eqx.filter_jit
+    def _cdf(self, value):
+        low, high = self._body
+        is_below, is_above, inside = value < low, value > high, self.support(value)
+        # No jnp.clip: it would halve derivatives at the body's ends.
+        in_body = jnp.where(is_below, low, jnp.where(is_above, high, value))
+        in_body = jnp.broadcast_to(in_body, self._result_shape(in_body))
+        body = self._out_of_rows(table_cdf(self._table(), self._in_rows(in_body)), in_body.shape)
+        # Outside of its support the reference's own cdf may be NaN.
+        in_support = jnp.where(inside, value, in_body)
+        below, above = self._tail_probabilities(jnp.minimum(in_support, low), jnp.maximum(in_support, high))
+        below, above = jnp.where(inside, below, 0.0), jnp.where(inside, above, 0.0)
+        return jnp.where(is_below, below, jnp.where(is_above, 1.0 - above, body))
+
+    @eqx.filter_jit
+    def _mean_and_variance(self):
+        mean = self._expect(lambda z: z)
+        return mean, self._expect(lambda z: (z - mean) ** 2)
+
+    @eqx.filter_jit
+    def _quantile(self, q, complement):
+        inverse = self._inverse()
+        rows = jax.tree.map(self._in_rows, (q, complement))
+        z = table_icdf(inverse, *rows)
+        lower, upper = (end.reshape(-1, 1) for end in (inverse.lower_end, inverse.upper_end))
+        in_table = (rows[0] > lower) & ((1.0 - rows[0] if complement is None else rows[1]) > upper)
+        z = jax.lax.cond(jnp.all(in_table), lambda z, *_: z, self._with_ends, z, inverse, q, complement)
+        return self._out_of_rows(z, q.shape)
+
+    def _with_ends(self, rows, inverse, q, complement):
+        """Quantiles with those that draws do not reach: beyond the tables, at 0 and 1, and outside of [0, 1]."""
+        z = self._out_of_rows(rows, q.shape)
+        complement = 1.0 - q if complement is None else complement
+        if self._has_tails:
+            below = q < inverse.lower_end
+            far = self._tail_quantile(self._table(), jnp.where(below, q, complement), below)
+            z = jnp.where(below | (complement < inverse.upper_end), far, z)
+        support = self.support
+        low, high = getattr(support, "lower_bound", -jnp.inf), getattr(support, "upper_bound", jnp.inf)
+        z = jnp.where(q == 0, jnp.asarray(low, z.dtype), jnp.where(complement == 0, jnp.asarray(high, z.dtype), z))
+        return self._in_rows(jnp.where((q >= 0) & (complement >= 0), z, jnp.nan))
+
+    def _tail_probabilities(self, below, above):
+        """F at points below the body and 1 - F at points above it."""
+        log_lower, log_upper = self._log_tail_weights()
+        reference = self._reference
+        return jnp.exp(log_lower) * mass_below(reference, below), jnp.exp(log_upper) * survival(reference, above)
+
+    def _reference_tail(self, below: bool):
+        """Probability of the reference below the body or above it."""
+        # As an array: Python numbers alone would be computed in the widest dtype that JAX is set to.
+        end = jnp.asarray(self._body[0 if below else 1], self._dtype)
+        return mass_below(self._reference, end) if below else survival(self._reference, end)
+
+    def _tail_quantile(self, table: CDFTable, probability, below):
+        """The point with the given probability below it (where `below`) or above it, in the tails."""
+        probability = jnp.minimum(probability, jnp.where(below, table.lower_tail, table.upper_tail))
+        (low, high), reference = self._body, self._reference
+        if self._tails_invert:
+            tail = jnp.where(below, table.lower_tail, table.upper_tail)
+            of_reference = jnp.where(below, self._reference_tail(True), self._reference_tail(False))
+            share = probability / jnp.where(tail > 0, tail, 1.0)
+            return tail_quantile(reference, share * of_reference, below)
+        bounds = support_bounds(reference)
+        return jnp.where(
+            below,
+            invert_tail(lambda z: self._tail_probabilities(z, high)[0], probability, low, bounds[0]),
+            invert_tail(lambda z: self._tail_probabilities(low, z)[1], probability, high, bounds[1]),
+        )
+
+    def _expect(self, function):
+        """E[function(z)]: quadrature in z on the body; in each tail, in u on the octaves of its probability."""
+        rule, panels, dtype, rank = self.quadrature, self._panels, self._dtype, len(self._table_shape)
+
+        def column(values):
+            return jnp.asarray(values, dtype).reshape(-1, *[1] * rank)
+
+        z = nodes_first(panels.nodes(self._basis, rule, dtype)[0], rank)
+        weights = nodes_first(panels.sizes(self._basis)[..., None] * rule.weights, rank).astype(dtype)
+        mass = jnp.exp(self._log_density(z)) * weights
+        total = jnp.sum(function(z) * mass, axis=0)
+        if self._has_tails:
+            table = self._table()
+            octaves = 0.5 ** np.arange(1, 41 if dtype == jnp.float32 else 101)[:, None]
+            shares, weights = column(octaves * (1.0 + rule.unit_nodes)), column(octaves * rule.weights)
+            tails = (table.lower_tail, self._body[0], True), (table.upper_tail, self._body[1], False)
+            for tail, end, below in tails:
+                z, mass = self._tail_quantile(table, tail * shares, jnp.asarray(below)), tail * weights
+                usable = (mass > 0) & jnp.isfinite(z)
+                if self._tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
+                    share = jnp.where(usable, shares * self._reference_tail(below), 0.5)
+                    z = tail_quantile(self._reference, share, jnp.asarray(below))
+                else:  # bisection has no derivatives: nodes stay in place, and the density at them changes
+                    z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
+                    log_density = self._log_density(z)
+                    mass = mass * jnp.exp(log_density - jax.lax.stop_gradient(log_density))
+                total += jnp.sum(jnp.where(usable, function(z) * mass, 0.0), axis=0)
+        return total
+
+
+def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:
+    """Values of shape (*batch, num_panels, num_nodes) as (num_panels num_nodes, *batch), the batch of a given rank."""
+    *batch, num_panels, num_nodes = values.shape
+    values = values.reshape(*[1] * (rank - len(batch)), *batch, num_panels * num_nodes)
+    return array_module(values).moveaxis(values, -1, 0)
+
+
+@eqx.filter_custom_jvp
+def _icdf(distribution: TabulatedDistribution, q: Array, complement: Array | None) -> Array:
+    return distribution._quantile(q, complement)
+
+
+@_icdf.def_jvp
+def _icdf_jvp(primals, tangents):
+    distribution, q, complement = primals
+    distribution_dot, q_dot, _ = tangents
+    z = _icdf(distribution, q, complement)
+    z_dot = jnp.zeros_like(z) if q_dot is None else q_dot
+    if jax.tree.leaves(distribution_dot):
+        _, cdf_dot = eqx.filter_jvp(lambda d: d.cdf(z), (distribution,), (distribution_dot,))
+        z_dot = z_dot - cdf_dot
+    # The inverse of a density that underflows stays finite, with room for what it is multiplied by: no infinite factor.
+    smallest = 0.75 * float(np.log(jnp.finfo(z.dtype).tiny))
+    return z, z_dot * jnp.exp(-jnp.maximum(distribution.log_prob(z), smallest))

@@ -1,0 +1,121 @@
+"""Grids that are not trained: domains and knots, fixed when a program is traced or carried through it.
+
+`eqx_module`, optimisers and `random_eqx_module` take every array of floating-point numbers for a parameter. So a grid
+is either a static tuple of Python floats, or, where it differs along a batch or changes in training, an array of the
+bits of its points, which are integers.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from types import ModuleType
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core, lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+
+
+class Grid(eqx.Module):
+    """Increasing points, shape (*batch, num_points).
+
+    Attributes:
+        shared: the points, if they are fixed and the same for the whole batch.
+        bits: otherwise the bits of the points, as integers.
+    """
+
+    shared: tuple[float, ...] | None = eqx.field(static=True)
+    bits: Int[Array, "*batch num_points"] | None
+
+    @classmethod
+    def of(cls, points: ArrayLike) -> Grid:
+        """Hold the given points; a one-dimensional grid that is known now is static."""
+        if not isinstance(points, core.Tracer) and np.ndim(points) == 1:
+            return cls(tuple(float(point) for point in np.asarray(points)), None)
+        points = jnp.asarray(points, jnp.result_type(float))
+        return cls(None, lax.bitcast_convert_type(points, jnp.int64 if points.dtype == jnp.float64 else jnp.int32))
+
+    @property
+    def points(self) -> np.ndarray | Array:
+        """The points: a float64 NumPy array if they are static, else a JAX array."""
+        if self.bits is None:
+            return np.array(self.shared)
+        return lax.bitcast_convert_type(self.bits, jnp.float64 if self.bits.dtype == jnp.int64 else jnp.float32)
+
+    @property
+    def ends(self) -> tuple[float, float] | tuple[Array, Array]:
+        """First and last point: floats if they are static, else arrays of shape (*batch,)."""
+        if self.bits is None:
+            return self.shared[0], self.shared[-1]
+        return self.points[..., 0], self.points[..., -1]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the batch of grids; () for a shared one."""
+        return () if self.bits is None else self.bits.shape[:-1]
+
+
+def array_module(*arrays) -> ModuleType:
+    """`jax.numpy` if one of the arguments is a JAX array, else `numpy`."""
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
+
+
+def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
+    """The grid (low, high) of a domain, or an error that says what is wrong with it."""
+    message = (
+        "domain must be (low, high), two finite numbers (or arrays of the energy's batch shape) with low < high, "
+        f"got {domain!r}"
+    )
+    try:
+        low, high = domain
+        if all(isinstance(end, numbers.Real) or np.ndim(end) == 0 for end in domain):
+            low, high = (end if isinstance(end, core.Tracer) else float(end) for end in domain)
+        ends = array_module(low, high).stack(array_module(low, high).broadcast_arrays(low, high), axis=-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(message) from error
+    return check_increasing(ends, message)
+
+
+def check_increasing(points: ArrayLike, message: str) -> Grid:
+    """The grid of points that are finite and increase along the last axis; others raise an error with the message."""
+    if not isinstance(points, core.Tracer):
+        values = np.asarray(points)
+        if values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)) or not np.all(np.diff(values) > 0):
+            raise ValueError(message)
+    return Grid.of(points)
+
+
+def look_up(values: Array, index: Array, batch_shape: tuple[int, ...]) -> Array:
+    """values[row, index] row by row: values of shape (*batch, n), index of shape sample_shape + batch_shape.
+
+    The batch of `values` broadcasts against `batch_shape`; nothing larger than `index` is made.
+    """
+    own = values.shape[:-1]
+    rows = np.arange(math.prod(own)).reshape(own) * values.shape[-1]
+    rows = np.broadcast_to(rows, batch_shape).astype(np.int32)
+    return values.reshape(-1).at[rows + index].get(mode="promise_in_bounds")
+
+
+def search(points: Array, z: Array, batch_shape: tuple[int, ...]) -> Array:
+    """Index i of the cell [p_i, p_{i+1}) that holds z, row by row; the outer cells reach to infinity.
+
+    Args:
+        points: increasing along the last axis, shape (*batch, num_points).
+        z: shape sample_shape + batch_shape.
+        batch_shape: shape with which the batch of `points` broadcasts.
+    """
+    num_cells = points.shape[-1] - 1
+    depth = max(num_cells - 1, 0).bit_length()
+
+    def halve(level, index):
+        candidate = index + (2 ** (depth - 1) >> level if depth else 0)
+        inside = candidate < num_cells
+        candidate = jnp.minimum(candidate, num_cells - 1)
+        return jnp.where(inside & (look_up(points, candidate, batch_shape) <= z), candidate, index)
+
+    start = jnp.zeros(jnp.broadcast_shapes(z.shape, batch_shape), jnp.int32)
+    return lax.fori_loop(0, depth, halve, start)

@@ -1,0 +1,262 @@
+"""Quantiles of tabulated distributions.
+
+A table of a CDF, extended into the tails by panels that hold fixed shares of them, is inverted in three steps: a search
+for the panel, the inverse of a rational quadratic with the panel's end values as a first guess, and a step of Halley's
+method on the panel's polynomial.
+
+Probabilities above one half are handled as survival probabilities throughout, because 1 - u keeps its digits where u
+has lost them. Both halves share one search over integer keys: the bits of a positive float increase with it, so u is
+ordered by bits(u) below one half and by c - bits(1 - u) above. The leading bits of a key tell where to begin, if a
+table of that is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from numpyro_kaem.cdf_table import (
+    CDFTable,
+    padded,
+    panel_depth,
+    panel_polynomials,
+    search_panels,
+    take,
+    take_edge,
+)
+from numpyro_kaem.quadrature import QuadratureRule
+
+# Buckets of a guide table per octave of probability.
+_GUIDE_BITS = 5
+
+
+class TailPanels(NamedTuple):
+    """The panels of one tail, in increasing order.
+
+    Attributes:
+        shares: what part of the tail lies beyond each edge, seen from the body; shape (num_edges,), float64.
+        edges: the edges, with or without the batch shape before the last axis.
+        log_density: at the nodes of each panel, up to a constant.
+    """
+
+    shares: np.ndarray
+    edges: Float[Array, "*batch_or_none num_edges"]
+    log_density: Float[Array, "*batch_or_none num_panels num_nodes"]
+
+
+class InverseTable(NamedTuple):
+    """What quantiles are looked up in; constants to derivatives, which are implicit.
+
+    Attributes:
+        edges: panel edges, tails included, with or without the batch shape.
+        keys: ordering keys of the panels' left ends.
+        base: F at the left end of each panel, or where it is negative in `slope`, S at the right end.
+        slope: one over the mass of the panel, negative where its place is told from S.
+        polynomials: coefficients of t, t^2, ... of Q_j, first axis the power.
+        lower_end: probability below the first edge.
+        upper_end: probability above the last edge.
+        guide: for each leading part of a key, the last panel that begins before it.
+        guide_depth: how often the panels of one such part must be halved.
+    """
+
+    edges: Float[Array, "*batch_or_none num_edges"]
+    keys: Int[Array, "*batch num_panels"]
+    base: Float[Array, "*batch num_panels"]
+    slope: Float[Array, "*batch num_panels"]
+    polynomials: Float[Array, "num_powers *batch num_panels"]
+    lower_end: Float[Array, "*batch"]
+    upper_end: Float[Array, "*batch"]
+    guide: Int[Array, "*batch num_parts"] | None = None
+    guide_depth: Int[Array, ""] | None = None
+
+
+def tail_shares(dtype) -> np.ndarray:
+    """Shares of a tail beyond the edges of its panels: half octaves, then octaves, to below the resolution of draws."""
+    return 0.5 ** np.concatenate([np.arange(0.0, 8.0, 0.5), np.arange(8.0, jnp.finfo(dtype).nmant + 4.0)])
+
+
+def build_inverse(table: CDFTable, rule: QuadratureRule, tails: tuple[TailPanels, TailPanels] | None) -> InverseTable:
+    """Prepare a table for quantiles, and extend it into the tails."""
+    table = lax.stop_gradient(table)
+    dtype, batch_shape = table.mass.dtype, table.mass.shape[:-1]
+    # of each part: edges, F and S at the left ends, S at the right ends, masses, polynomials
+    parts = [(table.edges, table.lower, table.upper + table.mass, table.upper, table.mass, table.polynomials)]
+    lower_end, upper_end = table.lower_tail, table.upper_tail
+    if tails is not None:
+
+        def times(tail, shares):
+            return tail[..., None] * shares.astype(dtype)
+
+        def polynomials(tail):
+            powers = panel_polynomials(lax.stop_gradient(tail.log_density), rule)
+            missing = len(batch_shape) + 2 - powers.ndim
+            powers = powers.reshape(len(powers), *[1] * missing, *powers.shape[1:])
+            return jnp.broadcast_to(powers, (len(powers), *batch_shape, powers.shape[-1]))
+
+        lower, upper = tails
+        r = lower.shares
+        below, mass = times(lower_end, r[:-1]), times(lower_end, np.diff(r))
+        survival = (table.upper + table.mass)[..., :1] + times(lower_end, 1.0 - r)
+        parts.insert(0, (lower.edges, below, survival[..., :-1], survival[..., 1:], mass, polynomials(lower)))
+        r = upper.shares
+        above, mass = times(upper_end, r), times(upper_end, -np.diff(r))
+        below = (table.lower + table.mass)[..., -1:] + times(upper_end, 1.0 - r[:-1])
+        parts.append((upper.edges, below, above[..., :-1], above[..., 1:], mass, polynomials(upper)))
+        lower_end, upper_end = lower_end * float(lower.shares[0]), upper_end * float(upper.shares[-1])
+    edges, lower, left_survival, upper, mass, polynomials = zip(*parts, strict=True)
+    if any(part.ndim > 1 for part in edges):
+        edges = [jnp.broadcast_to(part, (*batch_shape, part.shape[-1])) for part in edges]
+    edges = [edges[0], *(part[..., 1:] for part in edges[1:])]  # neighbours share one
+    edges, lower, left_survival, upper, mass, polynomials = (
+        jnp.concatenate(part, axis=-1) for part in (edges, lower, left_survival, upper, mass, polynomials)
+    )
+    from_above = lower > 0.5
+    inverse_mass = 1.0 / jnp.maximum(mass, jnp.finfo(dtype).tiny)
+    return lax.optimization_barrier(
+        InverseTable(
+            edges=edges,
+            keys=_key(lower, left_survival),
+            base=jnp.where(from_above, upper, lower),
+            slope=jnp.where(from_above, -inverse_mass, inverse_mass),
+            polynomials=polynomials,
+            lower_end=lower_end,
+            upper_end=upper_end,
+        )
+    )
+
+
+def with_guide(table: InverseTable) -> InverseTable:
+    """Add a table of where to begin the search; worth its while for many look-ups."""
+    first, shift, num_parts = _parts_of_keys(table.keys.dtype)
+    starts = first + (jnp.arange(num_parts + 1, dtype=table.keys.dtype) << shift)
+    rows = table.keys.reshape(-1, table.keys.shape[-1])
+    guide = jax.vmap(lambda keys: jnp.searchsorted(keys, starts, side="right").astype(jnp.int32) - 1)(rows)
+    guide = jnp.maximum(guide, 0).at[..., 0].set(0)
+    most = jnp.max(jnp.diff(guide, axis=-1))
+    depth = jnp.ceil(jnp.log2(most + 1.0)).astype(jnp.int32)
+    return table._replace(guide=guide[:, :-1].reshape(*table.keys.shape[:-1], num_parts), guide_depth=depth)
+
+
+def _parts_of_keys(integer) -> tuple[int, int, int]:
+    """The smallest key that is told apart, the bits of a key below its leading part, and the number of these parts."""
+    dtype = np.dtype(np.float32 if integer == jnp.int32 else np.float64)
+    info = np.finfo(dtype)
+    first, half = (int(dtype.type(p).view(integer)) for p in (2.0 ** -(info.nmant + 20), 0.5))
+    shift = info.nmant - _GUIDE_BITS
+    return first, shift, ((2 * half - 2 * first) >> shift) + 1
+
+
+def _key(lower: Float[Array, "..."], upper: Float[Array, "..."]) -> Int[Array, "..."]:
+    """An integer that orders probabilities (lower, upper = 1 - lower) with full precision at both ends."""
+    integer = jnp.int32 if lower.dtype == jnp.float32 else jnp.int64
+
+    def bits(p):
+        return lax.bitcast_convert_type(jnp.maximum(p, 0.0), integer)
+
+    half = bits(jnp.asarray(0.5, lower.dtype))
+    key = jnp.where(lower <= upper, jnp.minimum(bits(lower), half), 2 * half - jnp.minimum(bits(upper), half))
+    return lax.stop_gradient(key)
+
+
+def table_icdf(
+    table: InverseTable, q: Float[Array, "num_rows n"], complement: Float[Array, "num_rows n"] | None = None
+) -> Float[Array, "num_rows n"]:
+    """Quantiles of every distribution, a row for each; their batch dimensions are counted as one.
+
+    Args:
+        table: the tabulated distributions.
+        q: probabilities in [0, 1]. Quantiles beyond the table are moved to its end.
+        complement: 1 - q, if it is known to more digits than q has.
+    """
+    shape, complement = q.shape, 1.0 - q if complement is None else complement
+    row = jnp.arange(q.size, dtype=jnp.int32) // max(shape[1], 1)
+    q, complement = q.ravel(), complement.ravel()
+    key = _key(q, complement)
+    if table.guide is None:
+        panel = search_panels(padded(table.keys), row, key, panel_depth(table.base.shape[-1]))
+    else:
+        smallest, shift, num_parts = _parts_of_keys(key.dtype)
+        first = take(table.guide, row, jnp.clip((key - smallest) >> shift, 0, num_parts - 1).astype(jnp.int32))
+        panel = search_panels(padded(table.keys), row, key, table.guide_depth, first)
+
+    slope = take(table.slope, row, panel)
+    from_above = slope < 0
+    share = (jnp.where(from_above, complement, q) - take(table.base, row, panel)) * slope
+    share = jnp.clip(share + jnp.where(from_above, 1.0, 0.0), 0.0, 1.0)
+    place = _invert([take(power, row, panel) for power in table.polynomials], share)
+    left, right = take_edge(table.edges, row, panel), take_edge(table.edges, row, panel + 1)
+    return jnp.clip(left + (right - left) * place, left, right).reshape(shape)
+
+
+def _invert(coefficients: list[Array], share: Array) -> Array:
+    """Solve Q(t) = share for t in [0, 1]: Halley's method from the inverse of a rational quadratic.
+
+    The rational quadratic has the values and slopes of Q at both ends (Gregory and Delbourgo 1982).
+    """
+    at_left, at_right = jnp.maximum(coefficients[0], 1e-6), jnp.maximum(_slope(coefficients, 1.0), 1e-6)
+    bend = at_left + at_right - 2.0
+    a, b = 1.0 - at_left + share * bend, at_left - share * bend
+    place = 2.0 * share / (b + jnp.sqrt(jnp.maximum(b**2 + 4.0 * a * share, 1e-30)))
+    place = jnp.clip(place, 0.0, 1.0)
+    for _ in range(1 if share.dtype == jnp.float32 else 2):
+        value, slope, half_bend = coefficients[-1], 0.0, 0.0
+        for coefficient in [*reversed(coefficients[:-1]), 0.0]:
+            half_bend = half_bend * place + slope
+            slope = slope * place + value
+            value = value * place + coefficient
+        slope, excess = jnp.maximum(slope, 1e-3), value - share
+        step = excess * slope / jnp.maximum(slope**2 - excess * half_bend, 0.5 * slope**2)
+        place = jnp.clip(place - step, 0.0, 1.0)
+    return place
+
+
+def _slope(coefficients: list[Array], t: Array | float) -> Array:
+    """c_1 + 2 c_2 t + ... ."""
+    value = len(coefficients) * coefficients[-1]
+    for power in reversed(range(1, len(coefficients))):
+        value = value * t + power * coefficients[power - 1]
+    return value
+
+
+def invert_tail(
+    tail_mass: Callable[[Array], Array], target: Array, start: ArrayLike, bound: float, num_steps: int = 80
+) -> Array:
+    """Solve tail_mass(z) = target by bisection between `start` and the support's end `bound` (maybe infinite).
+
+    The distance from `start` (or, for a finite bound, from the bound) is bisected on a logarithmic scale, so the
+    quantile keeps its relative precision however far out it lies.
+
+    Args:
+        tail_mass: probability beyond z, decreasing as z moves from start to bound; elementwise.
+        target: probabilities, between 0 and tail_mass(start).
+        start: the inner end of the tail, which may differ along the batch.
+        bound: the outer end of the tail, finite or infinite.
+        num_steps: bisection steps.
+    """
+    if isinstance(start, float) and start == bound:
+        return jnp.full_like(target, start)
+    info = jnp.finfo(target.dtype)
+    # log-distance: outwards from start to infinity, or inwards from start to a finite bound
+    low, high = (-40.0, float(np.log(info.max)) / 2) if np.isinf(bound) else (float(np.log(info.tiny)) / 2, 0.0)
+
+    def position(y):
+        if np.isinf(bound):
+            return start + math.copysign(1.0, bound) * jnp.exp(y)
+        return bound - (bound - start) * jnp.exp(low + high - y)
+
+    def step(_, bracket):
+        inner, outer = bracket
+        middle = 0.5 * (inner + outer)
+        beyond = tail_mass(position(middle)) > target
+        return jnp.where(beyond, middle, inner), jnp.where(beyond, outer, middle)
+
+    inner, outer = lax.fori_loop(0, num_steps, step, (jnp.full_like(target, low), jnp.full_like(target, high)))
+    return position(0.5 * (inner + outer))

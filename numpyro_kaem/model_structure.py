@@ -1,0 +1,203 @@
+"""The structure of a NumPyro model: its sites, plates and parameters, and which plate is the data's."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import constraints
+from numpyro.handlers import seed, substitute, trace
+from numpyro.primitives import Messenger
+from numpyro.util import is_prng_key
+
+from numpyro_kaem.staging import StagedFunction
+
+# Printed by every error about rows that do not stand alone: one of these sentences is the way out.
+CURES = (
+    "Inside the data plate each row must stand alone: put the data axis first, pass covariates and labels as "
+    "positional arguments next to the data (not as keywords or from the enclosing scope), give parameters no "
+    "plate dimension, switch BatchNorm to evaluation mode, and let no factor mix rows."
+)
+
+
+class SampleSite(NamedTuple):
+    """What is static about a sample site: plates maps plate names to batch dimensions."""
+
+    is_observed: bool
+    plates: dict[str, int]
+    shape: tuple[int, ...]
+    event_dim: int
+    dtype: Any
+
+
+class ParameterSite(NamedTuple):
+    """What is static about a parameter site: plates as in `SampleSite`, event_dim if it was declared."""
+
+    plates: dict[str, int]
+    shape: tuple[int, ...] | None
+    event_dim: int | None
+    constraint: Any
+
+
+class ModelStructure(NamedTuple):
+    """Everything that one abstract run of a model tells about it.
+
+    Attributes:
+        sites: the sample sites (factors are observed ones), in order.
+        plates: size and number of indices of each plate.
+        plate_indices: the indices of each plate, drawn once where they are random.
+        parameters: the parameter sites.
+        mutable: names of the mutable sites.
+        has_random_state: whether the model asks for random keys or holds them as mutable state.
+        has_subsample_statement: whether it calls `numpyro.subsample`.
+        initial_state: gives the values of parameter and mutable sites of this run.
+    """
+
+    sites: dict[str, SampleSite]
+    plates: dict[str, tuple[int, int]]
+    plate_indices: dict[str, Array]
+    parameters: dict[str, ParameterSite]
+    mutable: tuple[str, ...]
+    has_random_state: bool
+    has_subsample_statement: bool
+    initial_state: Callable[[], dict[str, Any]]
+
+    @property
+    def latent_sites(self) -> dict[str, SampleSite]:
+        """The unobserved sites."""
+        return {name: site for name, site in self.sites.items() if not site.is_observed}
+
+
+class _NamelessMessages(Messenger):
+    """Notes the types of messages that a trace does not record."""
+
+    def __init__(self, fn: Callable):
+        super().__init__(fn)
+        self.types: set[str] = set()
+
+    def process_message(self, msg: dict) -> None:
+        self.types.add(msg["type"])
+
+
+def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict, rng_key: Array) -> ModelStructure:
+    """Run a model abstractly and note its structure.
+
+    Args:
+        model: a NumPyro model.
+        params: values of parameter and mutable sites, constrained.
+        data: positional arguments.
+        model_kwargs: keyword arguments.
+        rng_key: draws the indices of sub-sampled plates.
+
+    Returns:
+        The model's structure.
+
+    Raises:
+        ValueError: where a latent site is discrete or there is none.
+    """
+    messages = _NamelessMessages(substitute(seed(model, rng_key), data=params))
+    facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
+
+    def run() -> dict[str, dict]:
+        by_type: dict[str, dict] = {kind: {} for kind in ("plate", "param", "mutable", "sample")}
+        for name, site in trace(messages).get_trace(*data, **model_kwargs).items():
+            by_type.setdefault(site["type"], {})[name] = site
+        facts["sites"] = {name: _sample_site(site) for name, site in by_type["sample"].items()}
+        facts["parameters"] = {name: _parameter_site(site) for name, site in by_type["param"].items()}
+        facts["mutable"] = tuple(by_type["mutable"])
+        values = {
+            kind: {name: site["value"] for name, site in by_type[kind].items()}
+            for kind in ("plate", "param", "mutable")
+        }
+        sizes = {name: site["args"][0] for name, site in by_type["plate"].items()}
+        facts["plates"] = {name: (size, values["plate"][name].shape[0]) for name, size in sizes.items()}
+        facts["has_random_state"] = any(map(is_prng_key, jax.tree.leaves(values["mutable"])))
+        return values
+
+    staged = StagedFunction(run)
+    facts["has_random_state"] |= "prng_key" in messages.types
+    structure = ModelStructure(
+        plate_indices=staged.evaluate(lambda state: state["plate"]),
+        has_subsample_statement="subsample" in messages.types,
+        initial_state=lambda: staged.evaluate(lambda state: {**state["param"], **state["mutable"]}),
+        **facts,
+    )
+    if not structure.latent_sites:
+        raise ValueError("the model has no latent site: each of its sample sites is observed")
+    return structure
+
+
+def _plates(site: dict) -> dict[str, int]:
+    return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+
+
+def _sample_site(site: dict) -> SampleSite:
+    fn, dtype = site["fn"], jnp.result_type(site["value"])
+    if not site["is_observed"] and fn.support is not None and fn.support.is_discrete:
+        raise ValueError(
+            f"latent site {site['name']!r} is discrete: only continuous latents are supported; sum it out of the "
+            "model, for example with numpyro.distributions.MixtureSameFamily"
+        )
+    return SampleSite(site["is_observed"], _plates(site), tuple(fn.shape()), fn.event_dim, dtype)
+
+
+def _parameter_site(site: dict) -> ParameterSite:
+    event_dim, constraint = site["kwargs"].get("event_dim"), site["kwargs"].get("constraint", constraints.real)
+    shape = None if event_dim is None else jnp.shape(site["value"])
+    return ParameterSite(_plates(site), shape, event_dim, constraint)
+
+
+def check_parameter_names(structure: ModelStructure, params: dict) -> None:
+    """Raise a ValueError that lists missing and unknown keys of `params`; mutable sites may be left out."""
+    expected = set(structure.parameters)
+    missing, unknown = sorted(expected - set(params)), sorted(set(params) - expected - set(structure.mutable))
+    if missing or unknown:
+        raise ValueError(
+            f"params must hold the values of the model's parameter sites {sorted(expected)}: "
+            f"missing {missing}, unknown {unknown}"
+        )
+
+
+def find_data_plate(
+    structure: ModelStructure, num_rows: set[int], plate: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """The plate that holds every latent site, and the latent sites outside it (then there is no data plate).
+
+    Args:
+        structure: the model's structure.
+        num_rows: leading axes of the positional data.
+        plate: the user's choice, if any.
+
+    Returns:
+        The name of the plate or None, and the names of the latent sites outside.
+
+    Raises:
+        ValueError: where the plate does not exist, or several would do and none fits the data alone.
+    """
+    latents = structure.latent_sites
+    if plate is not None and plate not in structure.plates:
+        raise ValueError(f"plate={plate!r} is no plate of the model; it has {sorted(structure.plates)}")
+    candidates = list(structure.plates) if plate is None else [plate]
+    holding = [name for name in candidates if all(name in site.plates for site in latents.values())]
+    if len(holding) > 1:
+        fitting = [name for name in holding if num_rows & set(structure.plates[name])]
+        if len(fitting) != 1:
+            raise ValueError(f"the plates {holding} hold every latent site: name the data plate with plate=")
+        holding = fitting
+    if holding:
+        return holding[0], ()
+    nearest = max(candidates, key=lambda name: sum(name in site.plates for site in latents.values()), default=None)
+    return None, tuple(name for name, site in latents.items() if nearest not in site.plates)
+
+
+def check_no_plate_dimension(structure: ModelStructure, plate: str) -> None:
+    """Raise a ValueError that names a parameter declared with one entry per row of the plate."""
+    for name, site in structure.parameters.items():
+        if plate in site.plates and site.event_dim is not None:
+            axis = site.plates[plate] - site.event_dim
+            if len(site.shape) >= -axis and site.shape[axis] != 1:
+                raise ValueError(
+                    f"parameter {name!r} of shape {site.shape} has a dimension of plate {plate!r}: a parameter "
+                    "per row is a latent variable; make it a sample site, or give it no plate dimension"
+                )

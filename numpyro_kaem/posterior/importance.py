@@ -1,0 +1,243 @@
+"""Importance sampling with the prior as proposal, and the weights that it shares with `ImportanceMLE`.
+
+The functions here take a `LatentModel` and are pure: they are jitted, differentiated and scanned by their
+callers. Draws have the draw axis S first; where the prior depends on the data a data axis B follows it,
+otherwise all data share the same draws.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.pairwise import pairwise_log_likelihood
+from numpyro_kaem.posterior.result import Posterior
+
+# Runs of the model that are held at once where it must run for every pair of a draw and a datum.
+_PAIRS_AT_ONCE = 2**12
+
+
+def draws_differ_by_datum(latent_model: LatentModel) -> bool:
+    """Whether every datum needs draws of its own, because the prior depends on it."""
+    return latent_model.plate is not None and latent_model.prior_depends_on_data
+
+
+def sample_prior(latent_model: LatentModel, key: PRNGKeyArray, num_samples: int) -> dict[str, Array]:
+    """Draw S latents, the same for all data where the prior does not depend on them.
+
+    Returns:
+        For each latent site `(num_samples, *shape)`, or `(num_samples, num_data, *shape)` where the prior
+        depends on the data.
+    """
+    if not draws_differ_by_datum(latent_model):
+        return latent_model.sample_prior(key, num_samples)
+    keys = jax.random.split(key, latent_model.num_data)
+    return jax.vmap(lambda k, *x: latent_model.sample_prior(k, num_samples, *x), out_axes=1)(keys, *latent_model.rows)
+
+
+def log_prior(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples _"]:
+    """Prior log p(z_s): `(num_samples, 1)`, or `(num_samples, num_data)` where it depends on the data."""
+    if not draws_differ_by_datum(latent_model):
+        return jax.vmap(latent_model.log_prior)(draws)[:, None]
+    return jax.vmap(lambda z: jax.vmap(latent_model.log_prior)(z, *latent_model.rows))(draws)
+
+
+def log_likelihood(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples num_data"]:
+    """Likelihood log p(x_b | z_s) of every datum at every draw (or at its own draws)."""
+    if latent_model.plate is None:
+        return jax.vmap(latent_model.log_likelihood)(draws)[:, None]
+    if not draws_differ_by_datum(latent_model):
+        return pairwise_log_likelihood(latent_model, draws)
+
+    @jax.checkpoint
+    def of_datum(pair):
+        z, row = pair
+        return jax.vmap(lambda z: latent_model.log_likelihood(z, *row))(z)
+
+    num_samples = len(jax.tree.leaves(draws)[0])
+    by_datum = jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), draws)
+    batch_size = min(latent_model.num_data, max(1, _PAIRS_AT_ONCE // num_samples))
+    return jax.lax.map(of_datum, (by_datum, latent_model.rows), batch_size=batch_size).T
+
+
+def map_chunks(function: Callable, draws: PyTree, chunk_size: int | None) -> Float[Array, "rows num_data"]:
+    """Apply a function of draws to `chunk_size` of them at a time and join the results along the first axis.
+
+    Nothing inside of a chunk is kept for the backward pass, so memory does not grow with the number of draws.
+    """
+    num_samples = len(jax.tree.leaves(draws)[0])
+    if chunk_size is None or chunk_size >= num_samples:
+        return function(draws)
+    function = jax.checkpoint(function)
+    whole = num_samples - num_samples % chunk_size
+    chunks = jax.tree.map(lambda z: z[:whole].reshape(-1, chunk_size, *z.shape[1:]), draws)
+    joined = jax.lax.map(function, chunks)
+    joined = joined.reshape(-1, joined.shape[-1])
+    if whole == num_samples:
+        return joined
+    return jnp.concatenate([joined, function(jax.tree.map(lambda z: z[whole:], draws))])
+
+
+def log_sum_exp(values: Float[Array, "rows num_data"]) -> Float[Array, " num_data"]:
+    """Reduce the first axis by log-sum-exp; columns that are -inf throughout have gradient zero, not NaN."""
+    empty = jnp.all(values == -jnp.inf, axis=0)
+    return jnp.where(empty, -jnp.inf, logsumexp(jnp.where(empty, 0.0, values), axis=0))
+
+
+def log_evidence(
+    latent_model: LatentModel,
+    key: PRNGKeyArray,
+    num_samples: int,
+    chunk_size: int | None = None,
+    proposal: LatentModel | None = None,
+) -> Float[Array, " num_data"]:
+    """Evidence log 1/S sum_s p(x_b | z_s) r(z_s) per datum, with r(z) = p(z) / stop_gradient(p(z)) = 1.
+
+    The draws carry no gradient; by r the parameters of the prior receive the score
+    sum_s w_bs grad log p(z_s). `proposal` is the same model at parameters without gradients: given one, JAX does
+    not trace the pathwise gradients of the draws only to drop them.
+    """
+    draws = jax.lax.stop_gradient(sample_prior(proposal or latent_model, key, num_samples))
+    log_density = log_prior(latent_model, draws)
+    log_ratio = log_density - jax.lax.stop_gradient(log_density)
+    log_sums = map_chunks(
+        lambda chunk: log_sum_exp(log_likelihood(latent_model, chunk[0]) + chunk[1])[None],
+        (draws, log_ratio),
+        chunk_size,
+    )
+    return log_sum_exp(log_sums) - jnp.log(num_samples)
+
+
+def observed_values(latent_model: LatentModel) -> dict[str, Array]:
+    """Values of the observed sites of every datum, `(num_data, ...)`; factors have none."""
+    program = latent_model.program
+    latents, _ = program.staged.args
+
+    def observed(_, row):
+        values = program.staged.evaluate(lambda outputs: outputs["observed"], latents, program.lead(row))
+        return {name: value for name, value in values.items() if value.size}
+
+    axis = None if latent_model.plate is None else 0
+    return jax.vmap(observed, in_axes=(0, axis))(jnp.arange(latent_model.num_data), latent_model.rows)
+
+
+class ImportanceSampling:
+    """Posterior by importance sampling with the prior as proposal.
+
+    S draws z_s from the prior are shared by all data (each datum has its own where the prior depends on the
+    data) and weighted by the likelihood, w_bs = p(x_b | z_s). Per datum, with ESS = (sum_s w_bs)^2 / sum_s
+    w_bs^2,
+
+        log p(x_b) ~ log mean_s w_bs,   standard error sqrt(1 / ESS - 1 / S)  (delta method).
+
+    Errors of different data are correlated, because their draws are the same. The estimate of p(x_b) is
+    unbiased; that of its logarithm is too low by about half its squared standard error.
+
+    Args:
+        num_samples: number of prior draws S, at least 1.
+        chunk_size: draws whose likelihoods are computed at once; None for all. It bounds the memory, apart
+            from the S x B matrix of weights that is returned, and does not change the result.
+        plate: name of the data plate, where the model has several.
+
+    Raises:
+        ValueError: for num_samples or chunk_size below 1.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import ImportanceSampling
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+        x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+        posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
+        assert posterior.latents["z"].shape == (3, 2000, 2)
+        exact = dist.Normal(0.0, jnp.sqrt(1.25)).log_prob(x).sum(-1)
+        assert jnp.allclose(posterior.log_evidence, exact, atol=0.2)
+        ```
+    """
+
+    def __init__(self, num_samples: int, chunk_size: int | None = None, plate: str | None = None):
+        self.num_samples = check_count("num_samples", num_samples, 1)
+        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
+        self.plate = plate
+
+    def run(
+        self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
+    ) -> Posterior:
+        """Sample the posterior of every datum.
+
+        Args:
+            key: JAX random key.
+            model: NumPyro model.
+            params: constrained values of its parameter sites, `{}` where it has none.
+            *data: positional arguments of the model.
+            **model_kwargs: keyword arguments of the model.
+
+        Returns:
+            Weighted draws, evidence and diagnostics of every datum.
+
+        Warns:
+            RuntimeWarning: if a datum has likelihood zero at every draw; its `log_evidence` is -inf.
+
+        Raises:
+            ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing.
+        """
+        latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
+
+        @eqx.filter_jit
+        def weigh(key, params, data, model_kwargs):
+            # The model is read again, so that parameters and data are arguments of the compiled function.
+            latent_model = LatentModel(model, params, *data, plate=self.plate, check=False, **model_kwargs)
+            draws = sample_prior(latent_model, key, self.num_samples)
+            log_weights = map_chunks(partial(log_likelihood, latent_model), draws, self.chunk_size)
+            weights = jnp.exp(log_weights - jnp.max(log_weights, axis=0))
+            ess = jnp.sum(weights, axis=0) ** 2 / jnp.sum(weights**2, axis=0)
+            evidence = log_sum_exp(log_weights) - jnp.log(self.num_samples)
+            ess = jnp.where(evidence == -jnp.inf, 0.0, ess)
+            return draws, log_weights.T, evidence, ess, observed_values(latent_model)
+
+        draws, log_weights, evidence, ess, observed = jax.device_get(weigh(key, params, data, model_kwargs))
+        if zero := np.flatnonzero(ess == 0).tolist():
+            warnings.warn(
+                f"{len(zero)} of {len(ess)} data have likelihood zero at each of {self.num_samples} prior "
+                f"draws, the first at index {zero[0]}: their log_evidence is -inf",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        by_datum = draws_differ_by_datum(latent_model)
+        with np.errstate(divide="ignore"):
+            std_error = np.sqrt(np.maximum(1.0 / ess - 1.0 / self.num_samples, 0.0))
+        return Posterior(
+            latents={
+                name: np.swapaxes(z, 0, 1) if by_datum else np.broadcast_to(z, (len(ess), *z.shape))
+                for name, z in draws.items()
+            },
+            log_weights=log_weights,
+            log_likelihood=log_weights,
+            log_evidence=evidence,
+            log_evidence_std_error=std_error,
+            ess=ess,
+            observed=observed,
+            plate=latent_model.plate,
+            proposal_log_weights=log_weights,
+        )

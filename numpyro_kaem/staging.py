@@ -1,0 +1,47 @@
+"""Functions traced once to a jaxpr, asked what each output depends on and evaluated in part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
+
+
+class StagedFunction:
+    """A function traced once, of which any part of the output can be analysed or evaluated alone.
+
+    Dead-code elimination keeps the equations that the selected outputs need. What is left tells which
+    arguments they depend on (exactly up to the primitives' own granularity, and never too few), and running
+    it costs nothing for the outputs that were left out.
+
+    Args:
+        fn: a pure function from pytrees to a pytree.
+        args: its arguments, arrays or `jax.ShapeDtypeStruct`.
+    """
+
+    def __init__(self, fn: Callable, *args: Any):
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+        self.args = args
+        self._jaxpr, self._consts = closed.jaxpr, closed.consts
+        structs, treedef = jax.tree.flatten(shapes)
+        self._output_indices = jax.tree.unflatten(treedef, range(len(structs)))
+
+    def depends(self, select: Callable[[Any], Any], argument: int) -> bool:
+        """Whether the outputs that `select` picks from the output tree use the given positional argument."""
+        _, used_inputs = self._eliminate(select)
+        first = len(jax.tree.leaves(self.args[:argument]))
+        return any(used_inputs[first : first + len(jax.tree.leaves(self.args[argument]))])
+
+    def evaluate(self, select: Callable[[Any], Any], *args: Any) -> Any:
+        """The outputs that `select` picks; arguments they do not depend on may be shapes only."""
+        jaxpr, used_inputs = self._eliminate(select)
+        inputs = [leaf for leaf, used in zip(jax.tree.leaves(args), used_inputs, strict=True) if used]
+        outputs = jaxpr_as_fun(ClosedJaxpr(jaxpr, self._consts))(*inputs)
+        indices, treedef = jax.tree.flatten(select(self._output_indices))
+        by_index = dict(zip(sorted(set(indices)), outputs, strict=True))
+        return jax.tree.unflatten(treedef, [by_index[index] for index in indices])
+
+    def _eliminate(self, select: Callable[[Any], Any]) -> tuple[Any, list[bool]]:
+        selected = set(jax.tree.leaves(select(self._output_indices)))
+        return dce_jaxpr(self._jaxpr, [index in selected for index in range(len(self._jaxpr.outvars))])

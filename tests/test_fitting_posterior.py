@@ -1,0 +1,334 @@
+"""Yesterday's posterior as today's prior: what is read, and what of its dependence is kept."""
+
+import sys
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+from numpyro.distributions.transforms import ComposeTransform
+from numpyro.infer import MCMC, NUTS
+
+from numpyro_kaem import BSpline, KAPrior
+from numpyro_kaem.arviz import posterior_samples
+from numpyro_kaem.distributions.copula import OpenGaussianCopula
+from numpyro_kaem.distributions.fitting import fit_posterior, fit_samples
+from numpyro_kaem.distributions.rotation import Rotation
+
+OPTIONS = {"smoothness": 1e-3}
+MIXING = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0], [3.0, 0.0, 1.0]])
+
+
+def inference_data(**posterior):
+    """The same draws as InferenceData (ArviZ 0.x) or DataTree (1.x)."""
+    return az.from_dict(posterior) if az.__version__.startswith("0.") else az.from_dict({"posterior": posterior})
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """Four chains of 1,000 draws: a scalar, a correlated vector of skewed sums, a matrix."""
+    rng = np.random.default_rng(0)
+    sources = np.stack(
+        [rng.gamma(1.5, size=(4, 1_000)), rng.normal(size=(4, 1_000)), rng.uniform(-2.0, 2.0, (4, 1_000))], axis=-1
+    )
+    beta = sources @ MIXING.T + np.array([5.0, -3.0, 100.0])
+    return {
+        "beta": beta,
+        "sigma": rng.gamma(4.0, size=(4, 1_000)),
+        "matrix": beta[..., :2, None] * np.array([1.0, 0.1]),
+    }
+
+
+def flat(values):
+    return values.reshape(4_000, *values.shape[2:])
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_from_arviz_are_the_draws_of_all_chains_in_order(draws):
+    for idata in (inference_data(**draws), inference_data(**draws)["posterior"], draws):
+        if hasattr(idata, "to_dataset"):
+            idata = idata.to_dataset()
+        samples = posterior_samples(idata, ["sigma", "beta"])
+        assert list(samples) == ["sigma", "beta"]
+        np.testing.assert_array_equal(samples["sigma"], draws["sigma"].ravel())
+        np.testing.assert_array_equal(samples["beta"], flat(draws["beta"]))
+
+
+def test_dimensions_may_come_in_another_order(draws):
+    dataset = inference_data(**draws)["posterior"]
+    dataset = (dataset.to_dataset() if hasattr(dataset, "to_dataset") else dataset).transpose()
+    np.testing.assert_array_equal(posterior_samples(dataset, ["beta"])["beta"], flat(draws["beta"]))
+
+
+def test_independent_marginals_are_those_of_the_samples(draws):
+    prior = fit_posterior(inference_data(**draws), "beta", **OPTIONS)
+    assert isinstance(prior, KAPrior) and prior.batch_shape == (3,)
+    expected = fit_samples(flat(draws["beta"]), **OPTIONS).prior
+    np.testing.assert_array_equal(prior.energy.coefficients, expected.energy.coefficients)
+    assert fit_posterior(draws, "sigma", **OPTIONS).batch_shape == ()
+    assert fit_posterior(draws, "matrix", **OPTIONS).batch_shape == (2, 2)
+    stacked = fit_posterior(draws, ["sigma", "beta"], **OPTIONS)
+    assert stacked.batch_shape == (4,)
+    np.testing.assert_allclose(stacked.mean[1:], prior.mean, rtol=1e-5)
+
+
+def test_cross_validation_takes_runs_of_the_chains():
+    rng, z = np.random.default_rng(0), np.zeros((4, 1_000))
+    for step in range(1, 1_000):
+        z[:, step] = 0.98 * z[:, step - 1] + 0.2 * rng.normal(size=4)
+    found = fit_posterior({"z": z}, "z").energy.coefficients
+    np.testing.assert_array_equal(found, fit_samples(z.ravel(), shuffle=False).prior.energy.coefficients)
+    assert not np.allclose(found, fit_samples(z.ravel()).prior.energy.coefficients, atol=0.01)
+
+
+@pytest.mark.slow
+def test_weights_may_have_the_chains_shape(draws):
+    weights = np.exp(-draws["beta"][..., 0] / 3.0)
+    for correlated in (False, True):
+        by_chain = fit_posterior(draws, "beta", correlated=correlated, weights=weights, **OPTIONS)
+        at_once = fit_posterior(draws, "beta", correlated=correlated, weights=weights.ravel(), **OPTIONS)
+        for ours, theirs in zip(jax.tree.leaves(by_chain), jax.tree.leaves(at_once), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    z, share = flat(draws["beta"]), weights.ravel() / weights.sum()
+    np.testing.assert_allclose(by_chain.marginal_dist.reference.loc, share @ z, rtol=1e-5)
+    scores = np.asarray(dist.Normal().icdf(by_chain.marginal_dist.cdf(z)))
+    expected = np.cov(scores.T, aweights=share)
+    expected /= np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    np.testing.assert_allclose(by_chain.correlation_matrix, expected, atol=0.01)
+
+
+@pytest.mark.slow
+def test_a_reference_bounds_the_support(draws):
+    prior = fit_posterior(draws, "sigma", reference=dist.Gamma(2.0, 0.5), **OPTIONS)
+    assert np.asarray(prior.sample(jax.random.key(0), (2_000,))).min() > 0.0
+    np.testing.assert_allclose(prior.mean, draws["sigma"].mean(), rtol=0.02)
+
+
+# Correlations ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_copula_keeps_marginals_and_the_correlation_of_normal_scores(draws):
+    z = flat(draws["beta"])
+    prior = KAPrior.from_posterior(inference_data(**draws), "beta", correlated=True, **OPTIONS)
+    assert isinstance(prior, dist.GaussianCopula)
+    assert prior.event_shape == (3,) and prior.batch_shape == ()
+    new = np.asarray(prior.sample(jax.random.key(0), (4_000,)))
+    for coordinate in range(3):
+        # Kolmogorov-Smirnov of two samples of 4,000: 0.06 is exceeded with a probability below 1e-6.
+        assert scipy.stats.ks_2samp(new[:, coordinate], z[:, coordinate]).statistic < 0.06
+    rank = scipy.stats.spearmanr(z).statistic
+    # Rank correlations have a standard error of about 1 / sqrt(4000) = 0.016 in either sample; 0.12 is five of both.
+    np.testing.assert_allclose(scipy.stats.spearmanr(new).statistic, rank, atol=0.12)
+    scores = scipy.stats.norm.ppf((scipy.stats.rankdata(z, axis=0) - 0.5) / 4_000)
+    np.testing.assert_allclose(prior.correlation_matrix, np.corrcoef(scores.T), atol=1e-5)
+
+
+def test_independent_coordinates_lose_the_correlation(draws):
+    new = np.asarray(fit_posterior(draws, "beta", **OPTIONS).sample(jax.random.key(0), (4_000,)))
+    assert np.corrcoef(flat(draws["beta"]).T)[0, 1] > 0.5
+    assert np.abs(np.corrcoef(new.T) - np.eye(3)).max() < 0.1  # six standard errors
+
+
+@pytest.mark.slow
+def test_the_density_of_a_copula_is_sklar_s(draws, x64):
+    prior = fit_posterior(draws, "beta", correlated=True, **OPTIONS)
+    z = flat(draws["beta"])[::400]
+    scores = scipy.stats.norm.ppf(np.asarray(prior.marginal_dist.cdf(z)))
+    joint = scipy.stats.multivariate_normal(cov=np.asarray(prior.correlation_matrix)).logpdf(scores)
+    expected = joint - scipy.stats.norm.logpdf(scores).sum(-1) + np.asarray(prior.marginal_dist.log_prob(z)).sum(-1)
+    np.testing.assert_allclose(prior.log_prob(z), expected, atol=1e-8)
+
+
+def test_draws_of_a_copula_are_finite_where_the_normal_cdf_rounds_to_one(draws):
+    marginal = fit_posterior(draws, "beta", **OPTIONS)
+    cholesky = jnp.eye(3)
+
+    class Extreme(dist.MultivariateNormal):
+        def sample(self, key, sample_shape=()):
+            return jnp.broadcast_to(jnp.array([-40.0, 0.0, 40.0]), self.shape(sample_shape))
+
+        def expand(self, batch_shape):
+            return Extreme(jnp.zeros((*batch_shape, 3)), jnp.eye(3))
+
+    copula = OpenGaussianCopula(marginal, correlation_cholesky=cholesky)
+    copula.base_dist = Extreme(jnp.zeros(3), jnp.eye(3))
+    assert np.isfinite(copula.sample(jax.random.key(0), (2,))).all()
+    plain = dist.GaussianCopula(marginal, correlation_cholesky=cholesky)
+    plain.base_dist = copula.base_dist
+    assert not np.isfinite(plain.sample(jax.random.key(0), (2,))).all()
+
+
+@pytest.mark.slow
+def test_gradients_of_a_copula_are_finite_far_out(draws):
+    prior = fit_posterior(draws, "beta", correlated=True, **OPTIONS)
+    far = prior.marginal_dist.mean + jnp.linspace(-30.0, 30.0, 41)[:, None] * jnp.sqrt(prior.marginal_dist.variance)
+    gradient = jax.vmap(jax.grad(prior.log_prob))(far)
+    assert np.isfinite(prior.log_prob(far)).all() and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("rotation", ["pca", "ica"])
+def test_a_rotation_keeps_mean_and_covariance(draws, rotation):
+    z = flat(draws["beta"])
+    prior = fit_posterior(inference_data(**draws), "beta", rotation=rotation, **OPTIONS)
+    assert prior.event_shape == (3,) and prior.batch_shape == ()
+    matrix, sources = np.asarray(prior.transforms[0].matrix), prior.base_dist.base_dist
+    np.testing.assert_allclose(sources.mean, 0.0, atol=0.02)
+    np.testing.assert_allclose(sources.variance, 1.0, atol=0.08)
+    np.testing.assert_allclose(matrix @ matrix.T, np.cov(z.T, bias=True), rtol=1e-3, atol=1e-3)
+    scale = z.std(axis=0)
+    new = np.asarray(prior.sample(jax.random.key(0), (100_000,)))
+    np.testing.assert_allclose((new.mean(0) - z.mean(0)) / scale, 0.0, atol=0.04)
+    np.testing.assert_allclose(np.corrcoef(new.T), np.corrcoef(z.T), atol=0.04)
+
+
+def test_independent_components_are_found(draws):
+    # Of the 3 x 3 correlations of true and found sources, one in each row and column is near one.
+    prior = fit_posterior(draws, "beta", rotation="ica", **OPTIONS)
+    z = flat(draws["beta"])
+    found = np.asarray(prior.transforms[0].inv(jnp.asarray(z)))
+    sources = np.linalg.solve(MIXING, (z - np.array([5.0, -3.0, 100.0])).T).T
+    cross = np.abs(np.corrcoef(sources.T, found.T)[:3, 3:])
+    assert sorted(cross.argmax(1)) == [0, 1, 2] and cross.max(1).min() > 0.98
+    # The better the coordinates, the likelier the draws: ICA over PCA over none.
+    pca, none = (fit_posterior(draws, "beta", rotation=rotation, **OPTIONS) for rotation in ("pca", None))
+    likelihoods = [float(jnp.mean(d.log_prob(z))) for d in (prior, pca, none.to_event(1))]
+    assert likelihoods[0] > likelihoods[1] + 0.05 > likelihoods[2] + 0.5
+
+
+def test_principal_axes_are_those_of_the_correlation_matrix_and_do_not_depend_on_units(draws):
+    z = flat(draws["beta"])
+    units = np.array([1.0, 1e-2, 1e3])
+    here = fit_posterior(draws, "beta", rotation="pca", **OPTIONS).transforms[0].matrix
+    there = fit_posterior({"beta": draws["beta"] * units}, "beta", rotation="pca", **OPTIONS).transforms[0].matrix
+    np.testing.assert_allclose(there, here * units[:, None], rtol=1e-3, atol=1e-5)
+    shares = (np.asarray(here) / z.std(0)[:, None]) ** 2
+    np.testing.assert_allclose(shares.sum(0), np.sort(np.linalg.eigvalsh(np.corrcoef(z.T)))[::-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"correlated": True}, {"rotation": "pca"}], ids=["copula", "pca"])
+def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
+    matrix = {"matrix": np.random.default_rng(0).normal(size=(4, 1_000, 2, 2)) + np.arange(4.0).reshape(2, 2)}
+    prior = fit_posterior(matrix, "matrix", **options, **OPTIONS)
+    assert prior.event_shape == (2, 2)
+    z = prior.sample(jax.random.key(0), (3, 2_000))
+    assert z.shape == (3, 2_000, 2, 2) and prior.log_prob(z).shape == (3, 2_000)
+    np.testing.assert_allclose(np.mean(z, axis=(0, 1)), np.arange(4.0).reshape(2, 2), atol=0.12)
+    both = fit_posterior(draws, ["sigma", "beta"], **options, **OPTIONS)
+    assert both.event_shape == (4,)
+    new = np.asarray(both.sample(jax.random.key(0), (20_000,)))
+    np.testing.assert_allclose(new.mean(0), np.append(draws["sigma"].mean(), flat(draws["beta"]).mean(0)), rtol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"correlated": True}, {"rotation": "ica"}], ids=["copula", "ica"])
+def test_nuts_draws_from_the_prior_as_it_samples_itself(draws, options):
+    prior = fit_posterior(draws, "beta", **options)
+    mcmc = MCMC(NUTS(lambda: numpyro.sample("z", prior)), num_warmup=500, num_samples=4_000, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    z, exact = np.asarray(mcmc.get_samples()["z"]), np.asarray(prior.sample(jax.random.key(1), (20_000,)))
+    # At least 500 effective draws: 0.25 standard deviations are more than five standard errors.
+    np.testing.assert_allclose((z.mean(0) - exact.mean(0)) / exact.std(0), 0.0, atol=0.25)
+    np.testing.assert_allclose(np.corrcoef(z.T), np.corrcoef(exact.T), atol=0.2)
+
+
+# The rotation as a transform ------------------------------------------------------------------------------------------
+
+
+def test_a_rotation_is_inverted_and_has_the_jacobian_of_automatic_differentiation(x64):
+    rotation = Rotation(jnp.array([1.0, 2.0, 3.0]), jnp.asarray(MIXING))
+    s = jax.random.normal(jax.random.key(0), (5, 4, 3))
+    z = rotation(s)
+    np.testing.assert_allclose(rotation.inv(z), s, atol=1e-12)
+    np.testing.assert_allclose(rotation._inverse(z), s, atol=1e-12)
+    expected = np.linalg.slogdet(jax.jacobian(rotation)(s[0, 0]))[1]
+    assert rotation.log_abs_det_jacobian(s, z).shape == (5, 4)
+    np.testing.assert_allclose(rotation.log_abs_det_jacobian(s, z), expected)
+    np.testing.assert_allclose(rotation.inv.log_abs_det_jacobian(z, s), -expected)
+    np.testing.assert_allclose(ComposeTransform([rotation, rotation.inv])(s), s, atol=1e-12)
+
+
+def test_a_rotation_is_a_pytree_and_is_equal_to_itself_only():
+    rotation = Rotation(jnp.zeros(2), jnp.array([[1.0, 1.0], [-1.0, 1.0]]))
+    leaves, structure = jax.tree.flatten(rotation)
+    assert len(leaves) == 2
+    assert rotation == jax.tree.unflatten(structure, leaves)
+    assert rotation != jax.tree.map(lambda leaf: leaf + 1.0, rotation)
+    assert rotation != Rotation(jnp.zeros(3), jnp.eye(3))
+    assert rotation != dist.transforms.IdentityTransform()
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 2.0 * leaf]), rotation)
+    np.testing.assert_allclose(jax.vmap(lambda r: r(jnp.ones(2)))(batch), [[2.0, 0.0], [4.0, 0.0]])
+    assert jax.jit(lambda r, s: r(s))(rotation, jnp.ones(2)).shape == (2,)
+
+
+def test_a_rotation_knows_its_shapes():
+    rotation = Rotation(jnp.zeros(2), jnp.eye(2))
+    assert rotation.forward_shape((7, 2)) == rotation.inverse_shape((7, 2)) == (7, 2)
+    with pytest.raises(
+        ValueError, match=r"a rotation of 2 coordinates needs an array with a last axis of 2, got \(3,\)"
+    ):
+        rotation.forward_shape((3,))
+    with pytest.raises(ValueError, match=r"loc and matrix must have shapes .* got \(2,\) and \(3, 3\)"):
+        Rotation(jnp.zeros(2), jnp.eye(3))
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("var_name", "options", "message"),
+    [
+        ("gamma", {}, r"var_name \['gamma'\] not in the posterior, which has \['beta', 'matrix', 'sigma'\]"),
+        (["beta", "gamma"], {}, r"var_name \['gamma'\] not in the posterior"),
+        ([], {}, r"var_name must name at least one variable, got none; the posterior has \['beta'"),
+        ("sigma", {"correlated": True}, r"correlated=True needs at least two coordinates, but 'sigma' is a scalar"),
+        ("sigma", {"rotation": "pca"}, r"rotation='pca' needs at least two coordinates"),
+        ("beta", {"rotation": "pca", "correlated": True}, r"give correlated=True or rotation='pca', not both"),
+        ("beta", {"rotation": "varimax"}, r"rotation must be 'pca', 'ica' or None, got 'varimax'"),
+        ("matrix", {"correlated": True}, r"singular: coordinates \[0, 1, 2, 3\].* linearly dependent"),
+        (["beta", "beta"], {}, r"var_name must name each variable once, got \['beta', 'beta'\]"),
+        ("beta", {"weights": np.ones((3, 1_000))}, r"weights must have shape \(4000,\)"),
+        (
+            "beta",
+            {"correlated": True, "weights": np.ones((4_000, 3))},
+            r"weights must have shape \(4000,\), one a draw",
+        ),
+        ("beta", {"reference": dist.Exponential(1.0)}, r"z must lie in the support"),
+    ],
+)
+def test_bad_requests_are_refused(draws, var_name, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_posterior(inference_data(**draws), var_name, **OPTIONS, **options)
+
+
+def test_what_is_no_posterior_is_refused():
+    with pytest.raises(
+        TypeError, match=r"idata must be an InferenceData or a DataTree .* got ndarray; arviz\.from_numpyro"
+    ):
+        fit_posterior(np.ones((4, 10)), "beta")
+    with pytest.raises(ValueError, match=r"variable 'beta' must have leading axes \(chain, draw\), got shape \(10,\)"):
+        fit_posterior({"beta": np.ones(10)}, "beta")
+    with pytest.raises(ValueError, match=r"same number of draws, got \{'a': 20, 'b': 30\}"):
+        fit_posterior({"a": np.ones((2, 10)), "b": np.ones((2, 15))}, ["a", "b"])
+    prior_only = {"prior": {"beta": np.ones((1, 10))}}
+    idata = az.from_dict(prior_only) if not az.__version__.startswith("0.") else az.from_dict(prior=prior_only["prior"])
+    with pytest.raises(ValueError, match=r"idata must have a group named posterior, but has only \['prior'\]"):
+        fit_posterior(idata, "beta")
+
+
+def test_independent_components_need_scikit_learn(draws, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with pytest.raises(
+        ImportError, match=r"rotation='ica' needs scikit-learn \(pip install scikit-learn\); rotation='pca'"
+    ):
+        fit_posterior(draws, "beta", rotation="ica", **OPTIONS)
+
+
+def test_the_basis_of_the_sources_can_be_given(draws):
+    prior = fit_posterior(draws, "beta", rotation="pca", basis=BSpline(8, 3, (-5.0, 5.0)), **OPTIONS)
+    assert prior.base_dist.base_dist.energy.coefficients.shape == (3, 11)

@@ -1,0 +1,285 @@
+"""Importance sampling: evidence and posteriors against closed forms, resampling, diagnostics."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_kaem.posterior import ImportanceSampling
+
+WEIGHT = np.array([[1.0, 0.5, -0.5], [0.3, -1.0, 0.8]])
+NOISE = 0.6
+DATA = np.array([[0.2, -0.4, 1.0], [1.5, 0.3, -0.6], [-0.8, 0.9, 0.1], [2.0, 0.4, -1.4]], np.float32)
+
+
+def linear_gaussian(x):
+    """x = z W + noise, z ~ Normal(0, 1)."""
+    noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(z @ WEIGHT, noise).to_event(1), obs=x)
+
+
+def exact_posterior(x):
+    """Mean and covariance of p(z | x), and log p(x)."""
+    covariance = np.linalg.inv(np.eye(2) + WEIGHT @ WEIGHT.T / NOISE**2)
+    marginal = WEIGHT.T @ WEIGHT + NOISE**2 * np.eye(3)
+    quadratic = np.einsum("bi,ij,bj->b", x, np.linalg.inv(marginal), x)
+    log_evidence = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * marginal)[1])
+    return x @ WEIGHT.T @ covariance / NOISE**2, covariance, log_evidence
+
+
+def sample(num_samples, x=DATA, seed=0, **options):
+    sampler = ImportanceSampling(num_samples, **options)
+    return sampler.run(jax.random.key(seed), linear_gaussian, {"noise": NOISE}, x)
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return sample(20_000)
+
+
+def test_log_evidence_is_within_three_standard_errors_of_the_closed_form(posterior):
+    _, _, exact = exact_posterior(DATA)
+    errors = (posterior.log_evidence - exact) / posterior.log_evidence_std_error
+    # A fixed seed; the four errors share their draws.
+    assert np.all(np.abs(errors) < 3.0), errors
+    assert np.all(posterior.log_evidence_std_error < 0.05)
+
+
+def test_weighted_moments_are_those_of_the_posterior(posterior):
+    mean, covariance, _ = exact_posterior(DATA)
+    weights = np.exp(posterior.log_weights - posterior.log_evidence[:, None]) / posterior.num_particles
+    z = posterior.latents["z"]
+    estimated_mean = np.einsum("bs,bsi->bi", weights, z)
+    centred = z - estimated_mean[:, None]
+    estimated_covariance = np.einsum("bs,bsi,bsj->bij", weights, centred, centred)
+    # Five standard errors, sqrt(variance / ESS); a false alarm in 8 numbers is less likely than 5e-6.
+    scale = np.sqrt(np.diag(covariance) / posterior.ess[:, None])
+    assert np.all(np.abs(estimated_mean - mean) < 5 * scale)
+    np.testing.assert_allclose(estimated_covariance, np.broadcast_to(covariance, (4, 2, 2)), atol=0.02)
+
+
+def test_standard_error_is_the_spread_between_runs():
+    def model(x, mean):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(mean, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    # The prior reads the data, so that every row has draws of its own: 400 independent runs on the same
+    # datum.
+    posterior = ImportanceSampling(1_000).run(jax.random.key(0), model, {}, jnp.full(400, 1.5), jnp.zeros(400))
+    spread, claimed = np.std(posterior.log_evidence), np.mean(posterior.log_evidence_std_error)
+    # The spread has a relative standard error of 1 / sqrt(800), 3.5 percent; 20 percent is beyond five of
+    # them.
+    assert abs(spread / claimed - 1.0) < 0.2
+
+
+def test_draws_are_shared_and_stored_once(posterior):
+    z = posterior.latents["z"]
+    assert z.shape == (4, 20_000, 2)
+    assert z.strides[0] == 0
+    assert not z.flags.writeable
+
+
+def test_permuted_data_give_permuted_results(posterior):
+    order = np.array([2, 0, 3, 1])
+    permuted = sample(20_000, x=DATA[order])
+    for name in ["log_weights", "log_evidence", "log_evidence_std_error", "ess", "pareto_k"]:
+        expected = getattr(posterior, name)[order]
+        np.testing.assert_allclose(getattr(permuted, name), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(permuted.observed["x"], DATA[order])
+
+
+@pytest.mark.parametrize("chunk_size", [1_000, 7_001])
+def test_chunks_do_not_change_the_result(posterior, chunk_size):
+    chunked = sample(20_000, chunk_size=chunk_size)
+    np.testing.assert_array_equal(chunked.latents["z"], posterior.latents["z"])
+    np.testing.assert_allclose(chunked.log_weights, posterior.log_weights, rtol=1e-4, atol=1e-3)
+
+
+def test_ess_is_the_number_of_draws_where_the_likelihood_is_flat():
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
+
+    posterior = ImportanceSampling(500).run(jax.random.key(0), model, {}, jnp.array([0.0, 3.0]))
+    np.testing.assert_allclose(posterior.ess, 500, rtol=1e-5)
+    np.testing.assert_allclose(posterior.log_evidence_std_error, 0.0, atol=1e-3)
+    np.testing.assert_allclose(posterior.log_evidence, dist.Normal().log_prob(jnp.array([0.0, 3.0])), rtol=1e-5)
+    assert np.all(posterior.pareto_k == -np.inf)
+
+
+def test_a_datum_without_any_likelihood_is_flagged_and_leaves_the_others_alone():
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.factor("near", jnp.where(jnp.abs(x - z) < 0.5, 0.0, -jnp.inf))
+
+    sampler = ImportanceSampling(1_000)
+    with pytest.warns(RuntimeWarning, match=r"1 of 3 data have likelihood zero .* the first at index 1"):
+        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([0.3, 50.0, -1.0]))
+    others = sampler.run(jax.random.key(0), model, {}, jnp.array([0.3, -1.0]))
+    assert posterior.log_evidence[1] == -np.inf
+    assert posterior.ess[1] == 0
+    assert posterior.log_evidence_std_error[1] == np.inf
+    assert posterior.pareto_k[1] == np.inf
+    for name in ["log_evidence", "ess", "log_evidence_std_error"]:
+        np.testing.assert_allclose(getattr(posterior, name)[[0, 2]], getattr(others, name), rtol=1e-5)
+    draws = posterior.resample(jax.random.key(1), 200)
+    assert np.all(np.abs(draws.latents["z"][0] - 0.3) < 0.5)
+    assert np.all(draws.log_weights[1] == -np.inf)
+    assert np.all(np.isfinite(draws.latents["z"]))
+
+
+def test_global_latents_make_one_datum_of_the_data_set():
+    def model(x):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    x = np.array([0.5, 1.5, 1.0], np.float32)
+    posterior = ImportanceSampling(20_000, chunk_size=6_000).run(jax.random.key(0), model, {}, x)
+    exact = dist.MultivariateNormal(jnp.zeros(3), 4.0 * jnp.ones((3, 3)) + jnp.eye(3)).log_prob(x)
+    assert posterior.latents["mean"].shape == (1, 20_000)
+    assert posterior.plate is None
+    assert posterior.observed["x"].shape == (1, 3)
+    assert abs(posterior.log_evidence[0] - exact) < 3 * posterior.log_evidence_std_error[0]
+
+
+def test_a_global_prior_may_depend_on_the_data():
+    def model(x):
+        mean = numpyro.sample("mean", dist.Normal(x.mean(), 2.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    x = np.array([10.5, 11.5, 11.0], np.float32)
+    posterior = ImportanceSampling(20_000).run(jax.random.key(0), model, {}, x)
+    assert posterior.latents["mean"].shape == (1, 20_000)
+    marginal = dist.MultivariateNormal(jnp.full(3, 11.0), 4.0 * jnp.ones((3, 3)) + jnp.eye(3))
+    assert abs(posterior.log_evidence[0] - marginal.log_prob(x)) < 3 * posterior.log_evidence_std_error[0]
+
+
+def test_a_prior_that_depends_on_the_data_gets_draws_per_datum():
+    def model(x, covariate):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(covariate, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x, covariate = np.array([0.5, -3.0], np.float32), np.array([0.1, -20.0], np.float32)
+    posterior = ImportanceSampling(20_000).run(jax.random.key(0), model, {}, x + covariate, covariate)
+    assert posterior.latents["z"].shape == (2, 20_000)
+    np.testing.assert_allclose(posterior.latents["z"].mean(1), covariate, atol=0.05)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert np.all(np.abs(posterior.log_evidence - exact) < 3 * posterior.log_evidence_std_error)
+
+
+def test_several_latent_and_observed_sites():
+    def model(x, y):
+        with numpyro.plate("rows", x.shape[0]):
+            a = numpyro.sample("a", dist.Gamma(2.0, 1.0))
+            b = numpyro.sample("b", dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(2))
+            numpyro.sample("x", dist.Normal(b.sum((-2, -1)), a), obs=x)
+            numpyro.sample("y", dist.Poisson(a), obs=y)
+
+    arguments = np.array([0.5, 2.0], np.float32), np.array([3, 1])
+    posterior = ImportanceSampling(300).run(jax.random.key(0), model, {}, *arguments)
+    assert {name: value.shape for name, value in posterior.latents.items()} == {
+        "a": (2, 300),
+        "b": (2, 300, 2, 3),
+    }
+    a, b = posterior.latents["a"], posterior.latents["b"].sum((-2, -1))
+    expected = dist.Normal(b, a).log_prob(arguments[0][:, None]) + dist.Poisson(a).log_prob(arguments[1][:, None])
+    np.testing.assert_allclose(posterior.log_weights, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(posterior.observed["y"], arguments[1])
+
+
+@pytest.mark.parametrize("method", ["systematic", "stratified", "multinomial", "residual"])
+def test_resampled_particles_have_the_weights_frequencies(method):
+    posterior = sample(50)
+    draws = posterior.resample(jax.random.key(5), 10_000, method)
+    assert draws.latents["z"].shape == (4, 10_000, 2)
+    weights = np.exp(posterior.log_weights - posterior.log_evidence[:, None]) / 50
+    counts = np.array(
+        [
+            [np.sum(np.all(drawn == particle, axis=-1)) for particle in particles]
+            for drawn, particles in zip(draws.latents["z"], posterior.latents["z"], strict=True)
+        ]
+    )
+    assert np.all(counts.sum(1) == 10_000)
+    if method == "systematic":
+        assert np.all(np.abs(counts - 10_000 * weights) < 1.01)
+    else:
+        # Six binomial standard deviations for 200 numbers (false alarms below 1e-6); the others vary less.
+        deviation = np.sqrt(10_000 * weights * (1 - weights))
+        assert np.all(np.abs(counts - 10_000 * weights) < 6 * deviation + 1)
+    assert len({tuple(row) for row in counts}) == 4
+
+
+def test_resampled_posterior_has_equal_weights_and_keeps_evidence_and_diagnostics(posterior):
+    draws = posterior.resample(jax.random.key(0), 7)
+    np.testing.assert_array_equal(draws.log_weights, np.repeat(posterior.log_evidence[:, None], 7, axis=1))
+    for name in ["log_evidence", "log_evidence_std_error", "ess", "pareto_k"]:
+        np.testing.assert_array_equal(getattr(draws, name), getattr(posterior, name))
+    z = jnp.asarray(draws.latents["z"])
+    log_likelihood = dist.Normal(z @ WEIGHT, NOISE).log_prob(DATA[:, None]).sum(-1)
+    np.testing.assert_allclose(draws.log_likelihood, log_likelihood, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["systematic", "stratified", "multinomial", "residual"])
+@pytest.mark.slow
+def test_no_particle_of_weight_zero_is_drawn(method):
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.factor("positive", jnp.where(z > 0, x * z, -jnp.inf))
+
+    # In float32, 80 such resamplings of 100,000 draws have hundreds of particles of weight zero.
+    posterior = ImportanceSampling(100_000).run(jax.random.key(0), model, {}, jnp.linspace(0.1, 3.0, 20))
+    for seed in range(4):
+        draws = posterior.resample(jax.random.key(seed), 100_000, method)
+        assert np.all(draws.latents["z"] > 0)
+        np.testing.assert_allclose(draws.latents["z"][0].mean(), posterior_mean(0.1), atol=0.05)
+
+
+def posterior_mean(tilt):
+    """Mean of the normal density times exp(tilt z) on z > 0."""
+    z = np.linspace(0, 10, 100_001)
+    density = np.exp(tilt * z - z**2 / 2)
+    return np.sum(z * density) / np.sum(density)
+
+
+def test_pareto_k_tells_a_narrow_posterior_from_a_broad_one():
+    def model(x, noise):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(6), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z, noise[..., None]).to_event(1), obs=x)
+
+    x, noise = jnp.full((2, 6), 0.8), jnp.array([3.0, 0.1])
+    posterior = ImportanceSampling(5_000).run(jax.random.key(0), model, {}, x, noise)
+    assert posterior.pareto_k[0] < 0.5
+    assert posterior.pareto_k[1] > 0.7
+
+
+def test_bad_arguments_are_named(posterior):
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+        ImportanceSampling(0)
+    with pytest.raises(ValueError, match="chunk_size must be a whole number of at least 1, got -1"):
+        ImportanceSampling(10, chunk_size=-1)
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+        posterior.resample(jax.random.key(0), 0)
+    with pytest.raises(ValueError, match=r"method must be one of .*systematic.*, got 'bootstrap'"):
+        posterior.resample(jax.random.key(0), 10, "bootstrap")
+    with pytest.raises(ValueError, match="noise"):
+        ImportanceSampling(10).run(jax.random.key(0), linear_gaussian, {}, DATA)
+
+
+def test_running_warns_of_nothing_where_all_is_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample(100).resample(jax.random.key(0), 10)

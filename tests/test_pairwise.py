@@ -1,0 +1,503 @@
+"""Pairwise log-likelihoods are those of the pairs, and the decoder runs on the draws alone."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.handlers import mask, scale
+
+from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.pairwise import pairwise_log_likelihood
+
+B, D = 6, 5
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(B, D)), jnp.float32)
+BINARY = (X > 0).astype(jnp.float32)
+WORDS = jnp.asarray(RNG.integers(0, 4, size=(B, D)))
+C = jnp.asarray(RNG.normal(size=(B, D)), jnp.float32)
+W = jnp.asarray(RNG.normal(size=(2, D)), jnp.float32)
+PROJECT = jnp.asarray(RNG.normal(size=(2, D, 4)), jnp.float32)
+KEEP = jnp.array([True, False, True, True, False])
+normal = dist.Normal
+
+
+def standard_latent():
+    return numpyro.sample("z", normal(0.0, 1.0).expand([2]).to_event(1))
+
+
+def model_of(likelihood):
+    """A model whose observed site is a function of the latents only."""
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = standard_latent()
+            numpyro.sample("x", likelihood(z), obs=x)
+
+    return model
+
+
+@pytest.fixture
+def products_taken(monkeypatch):
+    """Whether the matrix product was taken, call by call."""
+    taken, cond = [], jax.lax.cond
+
+    def recording(predicate, *branches):
+        taken.append(bool(predicate))
+        return cond(predicate, *branches)
+
+    monkeypatch.setattr(jax.lax, "cond", recording)
+    return taken
+
+
+def draws(latent_model, num_draws):
+    return latent_model.sample_prior(jax.random.key(1), num_draws, *latent_model.program.first_row)
+
+
+def by_pair(latent_model, z, *rows):
+    """The definition: one run of the model for each pair."""
+    rows = rows or latent_model.rows
+    return jax.vmap(lambda z: jax.vmap(lambda row: latent_model.log_likelihood(z, *row))(rows))(z)
+
+
+LIKELIHOODS = {
+    "Normal": (lambda z: normal(z @ W, 0.3).to_event(1), X),
+    "Normal, a scale for each pixel": (lambda z: normal(z @ W, jnp.arange(1.0, D + 1)).to_event(1), X),
+    "Normal, scale broadcast to the draws": (lambda z: normal(z @ W, jnp.full_like(z @ W, 0.3)).to_event(1), X),
+    "Normal, scale a function of z": (lambda z: normal(z @ W, jnp.exp(z[:, :1])).to_event(1), X),
+    "Normal, masked by a constant": (lambda z: normal(z @ W, 0.3).mask(KEEP).to_event(1), X),
+    "Normal, masked by z": (lambda z: normal(z @ W, 0.3).mask(z @ W > 0).to_event(1), X),
+    "Normal, masked whole": (lambda z: normal(z @ W, 0.3).to_event(1).mask(False), X),
+    "Normal, expanded": (lambda z: normal(z[:, :1], 0.3).expand([z.shape[0], D]).to_event(1), X),
+    "Bernoulli logits": (lambda z: dist.Bernoulli(logits=z @ W).to_event(1), BINARY),
+    "Bernoulli logits, integer data": (lambda z: dist.Bernoulli(logits=z @ W).to_event(1), BINARY.astype(int)),
+    "Bernoulli logits, masked": (lambda z: dist.Bernoulli(logits=z @ W).mask(KEEP).to_event(1), BINARY),
+    "Bernoulli probabilities": (lambda z: dist.Bernoulli(probs=jax.nn.sigmoid(z @ W)).to_event(1), BINARY),
+    "Categorical logits": (
+        lambda z: dist.Categorical(logits=jnp.einsum("ni,idk->ndk", z, PROJECT)).to_event(1),
+        WORDS,
+    ),
+    "Categorical logits, masked": (
+        lambda z: dist.Categorical(logits=jnp.einsum("ni,idk->ndk", z, PROJECT)).mask(KEEP).to_event(1),
+        WORDS,
+    ),
+    "Laplace": (lambda z: dist.Laplace(z @ W, 0.5).to_event(1), X),
+    "multivariate normal": (lambda z: dist.MultivariateNormal(z @ W, jnp.eye(D)), X),
+    "mixture": (
+        lambda z: dist.MixtureSameFamily(
+            dist.Categorical(jnp.ones(4) / 4), normal(jnp.einsum("ni,idk->ndk", z, PROJECT), 1.0)
+        ).to_event(1),
+        X,
+    ),
+}
+
+
+@pytest.mark.parametrize("num_draws", [B, 4])
+@pytest.mark.parametrize(("likelihood", "x"), LIKELIHOODS.values(), ids=LIKELIHOODS)
+def test_each_entry_is_the_log_likelihood_of_its_pair(caplog, likelihood, x, num_draws):
+    latent_model = LatentModel(model_of(likelihood), {}, x, check=False)
+    z = draws(latent_model, num_draws)
+    matrix = pairwise_log_likelihood(latent_model, z)
+    assert matrix.shape == (num_draws, B)
+    np.testing.assert_allclose(matrix, by_pair(latent_model, z), rtol=1e-5, atol=1e-4)
+    assert not caplog.records
+
+
+# Structures
+
+
+def two_observed_sites_and_a_factor(x, y):
+    with numpyro.plate("data", 50, subsample_size=x.shape[0]), scale(scale=0.5):
+        z = standard_latent()
+        numpyro.sample("x", normal(z @ W, 0.3).to_event(1), obs=x)
+        numpyro.sample("y", dist.Bernoulli(logits=z[:, 0]), obs=y[:, 0])
+        numpyro.factor("penalty", -jnp.sum(z**4, -1))
+    numpyro.factor("outside", 3.0)
+
+
+def inner_plates(x, y):
+    with numpyro.plate("data", x.shape[0], dim=-2):
+        z = numpyro.sample("z", normal(0.0, 1.0))
+        with numpyro.plate("pixel", D), scale(scale=jnp.arange(1.0, D + 1)):
+            w = numpyro.sample("w", normal(z, 1.0))
+            numpyro.sample("x", normal(w, 0.5), obs=x)
+            with numpyro.plate("repeat", 2, dim=-3):
+                numpyro.sample("y", dist.Bernoulli(logits=w), obs=y)
+
+
+def plate_not_in_front(x, y):
+    with numpyro.plate("data", x.shape[0], dim=-1):
+        z = numpyro.sample("z", normal(0.0, 1.0).expand([2]).to_event(1))
+        with numpyro.plate("pixel", D, dim=-2):
+            numpyro.sample("x", normal((z @ W).T, 0.5), obs=x.T)
+            numpyro.sample("y", dist.Bernoulli(logits=(z @ W).T), obs=jnp.swapaxes(y, 0, 1))
+
+
+def shape_by_the_data(x, y):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        logits = (z @ W).reshape(x.shape[0], D)
+        numpyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+
+def indexed(x, y):
+    with numpyro.plate("data", B, subsample_size=4) as index:
+        z = standard_latent()
+        numpyro.sample("x", normal(z @ W, 0.5).to_event(1), obs=x[index])
+
+
+def subsampled(x, y):
+    with numpyro.plate("data", B, subsample_size=4):
+        z = standard_latent()
+        numpyro.sample("x", normal(z @ W, 0.5).to_event(1), obs=numpyro.subsample(x, event_dim=1))
+
+
+def transformed_observation(x, y):
+    shift = numpyro.param("shift", 0.3)
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        numpyro.sample("x", normal(z @ W, 0.5).to_event(1), obs=jnp.tanh(x - shift))
+
+
+STRUCTURES = [
+    two_observed_sites_and_a_factor,
+    inner_plates,
+    plate_not_in_front,
+    shape_by_the_data,
+    indexed,
+    subsampled,
+    transformed_observation,
+]
+
+
+@pytest.mark.parametrize("num_draws", [B, 4])
+@pytest.mark.parametrize("model", STRUCTURES)
+def test_every_structure_takes_the_shared_path_to_the_same_numbers(caplog, model, num_draws):
+    params = {"shift": jnp.array(0.7)} if model is transformed_observation else {}
+    latent_model = LatentModel(model, params, X, BINARY, check=False)
+    z = draws(latent_model, num_draws)
+    matrix = pairwise_log_likelihood(latent_model, z)
+    np.testing.assert_allclose(matrix, by_pair(latent_model, z), rtol=1e-5, atol=1e-4)
+    assert not caplog.records
+
+
+def test_rows_other_than_those_of_construction():
+    latent_model = LatentModel(model_of(LIKELIHOODS["Normal"][0]), {}, X, check=False)
+    z, rows = draws(latent_model, 4), 2.0 * C[:3]
+    matrix = pairwise_log_likelihood(latent_model, z, rows)
+    assert matrix.shape == (4, 3)
+    np.testing.assert_allclose(matrix, by_pair(latent_model, z, rows), rtol=1e-5, atol=1e-4)
+
+
+def test_rows_are_cast_to_the_dtypes_of_construction():
+    latent_model = LatentModel(transformed_observation, {"shift": 0.5}, X, BINARY, check=False)
+    z, words = draws(latent_model, 4), WORDS[:3]
+    expected = pairwise_log_likelihood(latent_model, z, words.astype(jnp.float32), BINARY[:3])
+    assert jnp.array_equal(pairwise_log_likelihood(latent_model, z, words, BINARY[:3]), expected)
+
+
+def test_without_observations_every_log_likelihood_is_zero():
+    def model(x):
+        with numpyro.plate("data", B):
+            standard_latent()
+
+    latent_model = LatentModel(model, {}, None)
+    assert jnp.array_equal(pairwise_log_likelihood(latent_model, {"z": jnp.ones((3, 2))}), jnp.zeros((3, B)))
+
+
+# Models that cannot share the decoder
+
+
+def covariate(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        numpyro.sample("x", normal(z @ W + c, 0.3).to_event(1), obs=x)
+
+
+def teacher_forcing(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        before = jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
+        numpyro.sample("x", normal(z @ W + before, 0.3).to_event(1), obs=x)
+
+
+def concatenated(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        features = jnp.concatenate([z, c], -1)
+        numpyro.sample("x", normal(features @ jnp.ones((2 + D, D)), 0.3).to_event(1), obs=x)
+
+
+def mask_from_the_data(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        numpyro.sample("x", normal(z @ W, 0.3).mask(~jnp.isnan(x)).to_event(1), obs=x)
+
+
+def handler_mask_from_the_data(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        with mask(mask=c[:, 0] > 0):
+            numpyro.sample("x", normal(z @ W, 0.3).to_event(1), obs=x)
+
+
+def scale_from_the_data(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        with scale(scale=jnp.exp(c[:, 0])):
+            numpyro.sample("x", normal(z @ W, 0.3).to_event(1), obs=x)
+
+
+def conditional_prior(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", normal(c[:, :2], 1.0).to_event(1))
+        numpyro.sample("x", normal(z @ W, 0.3).to_event(1), obs=x)
+
+
+def residual(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        numpyro.sample("x", normal(0.0, 0.3).expand([D]).to_event(1), obs=x - z @ W)
+
+
+def factor_of_the_data(x, c):
+    with numpyro.plate("data", x.shape[0]):
+        z = standard_latent()
+        numpyro.factor("x", -jnp.sum((x - z @ W) ** 2, -1))
+
+
+GENERIC = {
+    covariate: "distribution of 'x'",
+    teacher_forcing: "distribution of 'x'",
+    concatenated: "distribution of 'x'",
+    mask_from_the_data: "distribution of 'x'",
+    handler_mask_from_the_data: "distribution of 'x'",
+    scale_from_the_data: "distribution of 'x'",
+    conditional_prior: "prior of 'z'",
+    residual: "observed value of 'x'",
+    factor_of_the_data: "distribution of 'x'",
+}
+
+
+@pytest.mark.parametrize("num_draws", [B, 4])
+@pytest.mark.parametrize(("model", "reason"), GENERIC.items())
+def test_what_depends_on_the_data_takes_the_generic_path_and_says_so(caplog, model, reason, num_draws):
+    x = X.at[2, 1].set(jnp.nan) if model is mask_from_the_data else X
+    latent_model = LatentModel(model, {}, x, C, check=False)
+    z = draws(latent_model, num_draws)
+    with caplog.at_level(logging.WARNING, logger="numpyro_kaem"):
+        matrix = pairwise_log_likelihood(latent_model, z)
+    assert len(caplog.records) == 1 and reason in caplog.text
+    expected = [[latent_model.log_likelihood({"z": z["z"][s]}, x[b], C[b]) for b in (0, 2)] for s in (0, 3)]
+    np.testing.assert_allclose(matrix[jnp.array([[0], [3]]), jnp.array([0, 2])], expected, rtol=1e-5)
+    assert jnp.all(jnp.isfinite(matrix))
+
+
+# Cost
+
+
+def shapes_of(jaxpr, primitive):
+    """Output shapes of a primitive anywhere in a program."""
+    shapes = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == primitive:
+            shapes.append(equation.outvars[0].aval.shape)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                shapes += shapes_of(inner, primitive)
+    return shapes
+
+
+@pytest.mark.parametrize("kind", ["Normal", "Bernoulli logits", "Laplace"])
+def test_the_decoder_runs_on_the_draws_alone(kind):
+    likelihood, x = LIKELIHOODS[kind]
+    latent_model = LatentModel(model_of(lambda z: likelihood(jnp.sinh(z))), {}, x, check=False)
+
+    def program(z):
+        return pairwise_log_likelihood(latent_model, z)
+
+    z = draws(latent_model, 17)
+    compiled = jax.jit(program).trace(z).jaxpr
+    assert shapes_of(compiled.jaxpr, "sinh") == [(17, 2)]
+    if kind != "Laplace":
+        assert (17, B) in shapes_of(compiled.jaxpr, "dot_general")
+
+
+def test_the_generic_path_is_the_same_in_chunks_of_any_size(caplog):
+    latent_model = LatentModel(covariate, {}, X, C, check=False)
+    z = draws(latent_model, 4)
+    whole = pairwise_log_likelihood(latent_model, z)
+    for chunk_size in (1, 4, 100):
+        np.testing.assert_allclose(pairwise_log_likelihood(latent_model, z, chunk_size=chunk_size), whole, rtol=1e-6)
+
+
+def test_element_wise_forms_are_the_same_in_chunks_of_any_size():
+    latent_model = LatentModel(model_of(LIKELIHOODS["Laplace"][0]), {}, X, check=False)
+    z = draws(latent_model, 4)
+    whole = pairwise_log_likelihood(latent_model, z)
+    for chunk_size in (1, 4, 100):
+        np.testing.assert_allclose(pairwise_log_likelihood(latent_model, z, chunk_size=chunk_size), whole, rtol=1e-6)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("kind", ["Normal", "Bernoulli logits", "Categorical logits", "Laplace"])
+def test_gradients_are_those_of_the_pairs(x64, kind):
+    likelihood, x = LIKELIHOODS[kind]
+
+    def model(x):
+        gain = numpyro.param("gain", 1.0)
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("x", likelihood(gain * standard_latent()), obs=x)
+
+    def score(method, gain, z):
+        latent_model = LatentModel(model, {"gain": gain}, x, check=False)
+        return jnp.sum(jax.nn.logsumexp(method(latent_model, {"z": z}), 0))
+
+    arguments = (jnp.array(0.8), jnp.asarray(RNG.normal(size=(4, 2))))
+    ours = jax.jit(jax.grad(lambda *a: score(pairwise_log_likelihood, *a), (0, 1)))(*arguments)
+    theirs = jax.grad(lambda *a: score(by_pair, *a), (0, 1))(*arguments)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# Rounding
+
+
+def matching_error(distribution, x, z):
+    """Distance on matching pairs from the element-wise form of the same precision."""
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+            numpyro.sample("x", distribution(z).to_event(1), obs=x)
+
+    latent_model = LatentModel(model, {}, x, check=False)
+    matrix = pairwise_log_likelihood(latent_model, {"z": z})
+    element_wise = distribution(z).log_prob(x).sum(-1)
+    return np.max(np.abs(jnp.diag(matrix) - element_wise))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("standard_deviation", [3.0, 0.3, 0.1, 1e-2, 1e-4])
+@pytest.mark.parametrize("dimension", [10, 784, 3072])
+def test_normal_products_are_within_a_hundredth_of_a_nat(dimension, standard_deviation, offset):
+    rng = np.random.default_rng(dimension)
+    x = np.float32(rng.normal(size=(8, dimension)) + offset)
+    z = np.float32(x + standard_deviation * rng.normal(size=x.shape))
+    assert matching_error(lambda z: normal(z, standard_deviation), jnp.asarray(x), jnp.asarray(z)) <= 1e-2
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0, 100.0, 1e4])
+@pytest.mark.parametrize("dimension", [784, 3072])
+def test_bernoulli_products_are_within_a_hundredth_of_a_nat(dimension, size):
+    rng = np.random.default_rng(dimension)
+    x = np.float32(rng.random((8, dimension)) < 0.3)
+    logits = np.float32((2 * x - 1) * np.abs(rng.normal(size=x.shape)) * size)
+    assert matching_error(lambda z: dist.Bernoulli(logits=z), jnp.asarray(x), jnp.asarray(logits)) <= 1e-2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LIKELIHOODS if "logits" in kind or "by a constant" in kind])
+def test_ordinary_data_take_the_matrix_product(products_taken, kind):
+    likelihood, x = LIKELIHOODS[kind]
+    x = x.at[2, 1].set(jnp.nan) if "Normal" in kind else x  # hidden by the mask
+    latent_model = LatentModel(model_of(likelihood), {}, x, check=False)
+    pairwise_log_likelihood(latent_model, draws(latent_model, 4))
+    assert products_taken == [True]
+
+
+@pytest.mark.parametrize(("offset", "standard_deviation", "product"), [(1000.0, 0.1, True), (0.0, 1e-3, False)])
+def test_only_the_spread_of_the_data_in_standard_deviations_ends_the_product(
+    products_taken, offset, standard_deviation, product
+):
+    matching_error(lambda z: normal(z, standard_deviation), X + offset, X + offset)
+    assert products_taken == [product]
+
+
+def test_draws_far_from_every_datum_do_not_end_the_matrix_product(products_taken):
+    """Their log-likelihoods agree relative to their own size."""
+    x, z = X, jnp.concatenate([X, 300.0 + X])
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", normal(0.0, 1.0).expand([D]).to_event(1))
+            numpyro.sample("x", normal(z, 0.05).to_event(1), obs=x)
+
+    latent_model = LatentModel(model, {}, x, check=False)
+    np.testing.assert_allclose(
+        pairwise_log_likelihood(latent_model, {"z": z}), by_pair(latent_model, {"z": z}), rtol=1e-4, atol=1e-2
+    )
+    assert products_taken == [True]
+
+
+@pytest.mark.parametrize("kind", ["Normal", "Bernoulli logits"])
+def test_gradients_are_finite_and_right_outside_the_safe_range(kind):
+    x = BINARY if kind == "Bernoulli logits" else X
+    likelihood = (
+        (lambda z: dist.Bernoulli(logits=1e5 * (z @ W)).to_event(1))
+        if kind == "Bernoulli logits"
+        else (lambda z: normal(z @ W, 1e-4).to_event(1))
+    )
+    latent_model = LatentModel(model_of(likelihood), {}, x, check=False)
+    z = draws(latent_model, 4)
+    ours = jax.grad(lambda z: pairwise_log_likelihood(latent_model, z).sum())(z)["z"]
+    theirs = jax.grad(lambda z: by_pair(latent_model, z).sum())(z)["z"]
+    assert jnp.all(jnp.isfinite(ours))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_infinite_logits_are_summed_element_by_element():
+    forbidden = jnp.array([0.0, 0.0, 0.0, -jnp.inf])
+
+    def likelihood(z):
+        logits = jnp.einsum("ni,idk->ndk", z, PROJECT) + forbidden
+        return dist.Categorical(logits=logits, validate_args=False).to_event(1)
+
+    words = WORDS.at[1:].set(WORDS[1:] % 3).at[0, 0].set(3)
+    latent_model = LatentModel(model_of(likelihood), {}, words, check=False)
+    z = draws(latent_model, 4)
+    matrix = pairwise_log_likelihood(latent_model, z)
+    np.testing.assert_allclose(matrix, by_pair(latent_model, z), rtol=1e-5)
+    assert jnp.all(matrix[:, 0] == -jnp.inf) and jnp.all(jnp.isfinite(matrix[:, 1:]))
+
+
+def test_what_a_constant_mask_hides_may_be_missing():
+    x = X.at[2, 1].set(jnp.nan)
+    latent_model = LatentModel(model_of(LIKELIHOODS["Normal, masked by a constant"][0]), {}, x, check=False)
+    z = draws(latent_model, 4)
+    matrix = pairwise_log_likelihood(latent_model, z)
+    assert jnp.all(jnp.isfinite(matrix))
+    np.testing.assert_allclose(matrix, by_pair(latent_model, z), rtol=1e-5)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: pairwise_log_likelihood(m, {"z": jnp.ones((4, 3))}), "'z' has shape"),
+        (lambda m: pairwise_log_likelihood(m, {"z": jnp.ones((4, 2))}, X[:, :2]), "datum has shape"),
+        (lambda m: pairwise_log_likelihood(m, {"z": jnp.ones((4, 2))}, chunk_size=0), "chunk_size must be at least"),
+        (lambda m: pairwise_log_likelihood(m, {"y": jnp.ones((4, 2))}), "latent sites are"),
+    ],
+)
+def test_wrong_shapes_and_counts_are_errors(call, message):
+    latent_model = LatentModel(model_of(LIKELIHOODS["Normal"][0]), {}, X, check=False)
+    with pytest.raises(ValueError, match=message):
+        call(latent_model)
+
+
+def test_a_latent_outside_the_plate_is_an_error_that_names_it():
+    def model(x):
+        mean = numpyro.sample("mean", normal(0.0, 1.0))
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("x", normal(mean, 1.0).expand([D]).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"pairwise_log_likelihood needs .*'mean' is outside"):
+        pairwise_log_likelihood(LatentModel(model, {}, X), {"mean": jnp.ones(3)})

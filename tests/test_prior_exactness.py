@@ -1,0 +1,234 @@
+"""The distribution that is drawn is the one that is written: against a float64 quadrature of the same parameters.
+
+The yardstick of inverse-transform sampling is the u-error |F(icdf(u)) - u|. The quantile z is itself a rounded number,
+which costs p(z) ulp(z) whatever the method. Energies have standard deviations of 0.1, 1 and 5 nats in every test but
+those that say otherwise.
+"""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from prior_cases import BASES, BATCHED_BASES, CASES, each, evaluate, make_basis, make_case, quick_jit, random_energy
+from reference_density import ReferenceDensity, breakpoints, energy_values
+
+from numpyro_kaem import KAPrior, Trapezoid
+
+FORMS = {"univariate": None, "mixture": 3}  # number of components
+EVERY_BASIS = [*BASES, *BATCHED_BASES]
+HARDEST_CASES = ["log-normal", "shifted normal"]
+# What is run by default; the other combinations are marked as slow.
+FLOAT32 = {
+    ("normal", "b-spline", "univariate"),
+    ("log-normal", "rbf", "univariate"),
+    ("uniform", "rbf", "mixture"),
+    ("shifted normal", "b-spline", "mixture"),
+    ("normal, big tails", "b-spline", "univariate"),
+    ("log-normal", "chebyshev", "mixture"),
+    ("uniform", "morlet", "univariate"),
+    ("normal", "degree 0", "univariate"),
+}
+FLOAT64 = {
+    ("normal", "b-spline", "univariate"),
+    ("log-normal", "rbf", "mixture"),
+    ("shifted normal", "spline domains", "univariate"),
+    ("uniform", "chebyshev", "univariate"),
+}
+
+
+def combinations(fast, cases=HARDEST_CASES, mixtures=()):
+    """Two bases with every reference in both forms; the others with these cases, and these as mixtures.
+
+    Combinations that are not in `fast` take their time elsewhere.
+    """
+    every = [
+        (case, basis, form)
+        for case in CASES
+        for basis in EVERY_BASIS
+        for form in FORMS
+        if basis in EVERY_BASIS[:2]
+        or case in (cases if form == "univariate" else mixtures)
+        or (case, basis, form) in fast
+    ]
+    assert fast <= set(every)
+    return [pytest.param(*names, marks=() if names in fast else pytest.mark.slow) for names in every]
+
+
+def probabilities(dtype, smallest):
+    """A grid over (0, 1) and both tails down to `smallest`, exact in the dtype."""
+    tails = np.geomspace(smallest, 0.1, 60).astype(dtype)
+    return np.concatenate([np.linspace(0, 1, 1001).astype(dtype)[1:-1], tails, 1 - tails])
+
+
+def quantile_errors(case, basis, form, dtype, smallest):
+    """The u-error, what rounding z costs, and the distance of u from 0 and 1."""
+    prior, densities = make_case(case, basis, dtype, FORMS[form])
+    u = probabilities(dtype, smallest)[:, None, None]
+    u = np.broadcast_to(u, (len(u), *prior.batch_shape))
+    z = np.asarray(evaluate(prior, "icdf", jnp.asarray(u)))
+    assert z.dtype == dtype and np.all(np.isfinite(z)) and np.all(prior.support(z))
+    # The larger density of z and its neighbours: that of a spline of degree 0 jumps at the knots.
+    nearby = [z, np.nextafter(z, dtype(-np.inf)), np.nextafter(z, dtype(np.inf))]
+    rounding = np.exp(np.max([each(densities, "log_prob", point) for point in nearby], axis=0))
+    rounding *= np.spacing(np.abs(z))
+    distance = np.minimum(u.astype(np.float64), 1 - u.astype(np.float64))
+    return each(densities, "u_error", u, z), rounding, distance
+
+
+@pytest.mark.parametrize(("case", "basis", "form"), combinations(FLOAT32, mixtures=["shifted normal"]))
+def test_quantiles_in_float32(case, basis, form):
+    error, rounding, distance = quantile_errors(case, basis, form, np.float32, 1e-6)
+    assert np.all(error <= 1e-6 + rounding)
+    assert np.all(error <= 1e-3 * distance + rounding)
+
+
+@pytest.mark.parametrize(("case", "basis", "form"), combinations(FLOAT64, ["log-normal"]))
+def test_quantiles_in_float64(x64, case, basis, form):
+    error, rounding, distance = quantile_errors(case, basis, form, np.float64, 1e-12)
+    assert np.all(error <= 1e-10)
+    assert np.all(error <= 1e-6 * distance + rounding)
+
+
+MASS_FLOAT32 = {
+    ("normal", "b-spline", "univariate"),
+    ("log-normal", "rbf", "univariate"),
+    ("shifted normal", "b-spline", "mixture"),
+    ("normal, small tails", "rbf", "univariate"),
+    ("log-normal", "chebyshev domains", "univariate"),
+    ("log-normal", "morlet", "univariate"),
+}
+MASS_FLOAT64 = {("normal", "b-spline", "univariate"), ("log-normal", "rbf", "mixture")}
+
+
+def mass_errors(case, basis, form, dtype):
+    """|1 - the integral of exp(log_prob)| over the whole support, one row a standard deviation."""
+    prior, densities = make_case(case, basis, dtype, FORMS[form])
+    points, weights = each(densities, "integration_rule", dtype)
+    log_prob = np.asarray(evaluate(prior, "log_prob", jnp.asarray(points)), np.float64)
+    return np.abs(np.sum(weights * np.exp(log_prob), axis=0) - 1.0)
+
+
+@pytest.mark.parametrize(("case", "basis", "form"), combinations(MASS_FLOAT32, ["log-normal"]))
+def test_the_density_integrates_to_one_in_float32(case, basis, form):
+    assert np.all(mass_errors(case, basis, form, np.float32) < 1e-6)
+
+
+@pytest.mark.parametrize(("case", "basis", "form"), combinations(MASS_FLOAT64, ["log-normal"]))
+def test_the_density_integrates_to_one_in_float64(x64, case, basis, form):
+    assert np.all(mass_errors(case, basis, form, np.float64) < 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [("normal", "univariate"), pytest.param("log-normal, big tails", "mixture", marks=pytest.mark.slow)],
+)
+def test_two_million_draws_follow_the_cdf(case, form):
+    prior, densities = make_case(case, "b-spline", np.float32, FORMS[form], repeats=1)
+    num_draws, step = 2_000_000, 50
+    z = np.asarray(jax.jit(lambda p: p.sample(jax.random.key(0), (num_draws,)))(prior))
+    assert np.all(np.isfinite(z)) and np.all(prior.support(z))
+    # Kolmogorov and Smirnov's statistic at every 50th of the ordered draws: at most 2.5e-5 below the full one.
+    ordered, rank = np.sort(z, axis=0)[::step], np.arange(0, num_draws, step)[:, None, None]
+    below, _ = each(densities, "probabilities", ordered)
+    statistic = np.maximum(below - rank / num_draws, (rank + 1) / num_draws - below).max()
+    # 1.9e-3, which good draws exceed with a probability of 3e-7: 1e-7 for each of the three standard deviations.
+    assert statistic < scipy.stats.kstwo.isf(1e-7, num_draws)
+
+
+FAST_YARDSTICKS = {"b-spline", "chebyshev", "knots each"}
+MOMENTS = {("normal", "b-spline", "univariate")}
+
+
+@pytest.mark.parametrize(("case", "basis", "form"), combinations(MOMENTS, ["log-normal"]))
+def test_mean_variance_and_entropy_are_those_of_quadrature(x64, case, basis, form):
+    prior, densities = make_case(case, basis, np.float64, FORMS[form], repeats=2)
+    expected = each(densities, "moments")
+    found = quick_jit(lambda p: (p.mean, p.variance, p.entropy()))(prior)
+    # Tails end where 2^-100 of their mass is left.
+    for value, truth in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, truth, rtol=1e-9, atol=1e-10)
+
+
+ROUGH = {("normal", "b-spline"), ("shifted normal", "knots each"), ("log-normal", "morlet")}
+
+
+@pytest.mark.parametrize(
+    ("case", "basis"),
+    [
+        pytest.param(case, basis, marks=() if (case, basis) in ROUGH else pytest.mark.slow)
+        for case in ("normal", *HARDEST_CASES)
+        for basis in EVERY_BASIS
+        if case in ("normal", "log-normal") or basis in EVERY_BASIS[:2] or (case, basis) in ROUGH
+    ],
+)
+def test_densities_draws_and_gradients_of_rough_energies_are_finite(case, basis):
+    """Energies of standard deviation 10, 30 and 100: the ratio of two densities may be the exponential of 500."""
+    prior, _ = make_case(case, basis, np.float32, stds=(10.0, 30.0, 100.0), repeats=2)
+    u = jnp.asarray(probabilities(np.float32, 1e-6)[::20, None, None])
+    inexact, rest = eqx.partition(prior, eqx.is_inexact_array)
+
+    def draws_and_density(parameters, u):
+        prior = eqx.combine(parameters, rest)
+        z = prior.icdf(jnp.broadcast_to(u, (len(u), *prior.batch_shape)))
+        return z, prior.log_prob(jax.lax.stop_gradient(z))
+
+    @quick_jit
+    def everything(parameters, u):
+        z, log_prob = draws_and_density(parameters, u)
+        at = lambda z: jnp.sum(prior.log_prob(z))  # noqa: E731
+        to_parameters = jax.grad(lambda p: jnp.mean(draws_and_density(p, u)[1]))(parameters)
+        return z, log_prob, jax.grad(at)(z), to_parameters, prior.log_normalizer
+
+    found = everything(inexact, u)
+    z = np.asarray(found[0])
+    assert np.all(prior.support(z)) and np.all(np.diff(np.sort(z, axis=0), axis=0) >= 0)
+    for leaf in jax.tree.leaves(found):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_the_error_of_the_trapezoid_rule_falls_with_the_square_of_a_panel_s_width(x64):
+    (reference, scipy_reference), domain = CASES["normal"]
+    energy = random_energy(BASES["b-spline"](domain), (1,), 1.0, dtype=np.float64)
+    density = ReferenceDensity(energy, scipy_reference)
+    u = np.linspace(0.0, 1.0, 201)[1:-1]
+    errors = []
+    for panels in (16, 64):
+        prior = KAPrior(energy, reference, quadrature=Trapezoid(panels))
+        log_normalizer, z = quick_jit(lambda p: (p.log_normalizer[0], p.icdf(jnp.asarray(u))))(prior)
+        errors.append([abs(log_normalizer - density.log_normalizer[0]), density.u_error(u, np.asarray(z)).max()])
+    np.testing.assert_allclose(np.log(errors[0]) - np.log(errors[1]), 2.0 * np.log(4.0), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "basis", [pytest.param(b, marks=() if b in FAST_YARDSTICKS else pytest.mark.slow) for b in EVERY_BASIS]
+)
+def test_the_yardstick_agrees_with_adaptive_quadrature(basis):
+    """SciPy's general-purpose integrator, and panels of half the width, give the same numbers as the reference."""
+    energy = random_energy(make_basis(basis, (-0.5, 0.7), (1,)), (2,), 2.0, dtype=np.float32)
+    normal, logits = scipy.stats.norm([0.0, 0.3], [1.0, 0.8]), np.array([0.3, -0.4])
+    density = ReferenceDensity(energy, normal, logits)
+
+    def unnormalised(z, component):
+        return normal.pdf(z)[component] * np.exp(energy_values(energy, z)[component])
+
+    def integral(low, high, component):
+        cuts = np.unique([low, *np.clip(breakpoints(energy.basis).ravel(), low, high), high])
+        parts = [
+            scipy.integrate.quad(unnormalised, a, b, args=(component,), epsabs=0, epsrel=1e-11)[0]
+            for a, b in itertools.pairwise(cuts)
+        ]
+        return sum(parts)
+
+    totals = [integral(-np.inf, np.inf, component) for component in range(2)]
+    np.testing.assert_allclose(np.log(totals), density.log_normalizer, atol=1e-9)
+    proportions = np.exp(logits) / np.exp(logits).sum()
+    finer = ReferenceDensity(energy, normal, logits, panels=80)
+    for z in (-2.0, -0.3, 0.123, 0.7, 1.5):
+        below = sum(p * integral(-np.inf, z, k) / totals[k] for k, p in enumerate(proportions))
+        np.testing.assert_allclose(density.probabilities(z), [below, 1 - below], rtol=1e-8)
+        np.testing.assert_allclose(density.probabilities(z), finer.probabilities(z), rtol=1e-13)
