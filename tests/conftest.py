@@ -1,6 +1,8 @@
 """Shared set-up: run-time checks of every jaxtyping annotation, a headless Matplotlib, float64 on request."""
 
+import gc
 import os
+from pathlib import Path
 
 # Both must precede the first import of what they configure.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -12,6 +14,20 @@ install_import_hook("numpyro_kaem", "beartype.beartype")
 
 import jax
 import pytest
+
+
+# Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
+MEMORY_MAPS = Path("/proc/self/maps")
+MANY_MEMORY_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def few_compiled_kernels():
+    """Drop what JAX has compiled before it fills the process's table of memory maps."""
+    yield
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > MANY_MEMORY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

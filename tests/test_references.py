@@ -59,7 +59,6 @@ def test_tails_are_inverted_as_the_page_says(name):
         if tails != "no"
     ],
 )
-@pytest.mark.slow
 def test_a_tilted_reference_inverts_its_cdf_and_its_energy_zero_is_the_reference(name):
     prior = references.make_prior(name)
     assert references.round_trip(prior) < 3e-6
