@@ -1,6 +1,40 @@
 """Posterior samplers: one protocol, `sampler.run(key, model, params, *data) -> Posterior`."""
 
+from numpyro_kaem.posterior.evidence import Evidence, compare_evidence
 from numpyro_kaem.posterior.importance import ImportanceSampling
-from numpyro_kaem.posterior.result import Posterior
+from numpyro_kaem.posterior.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    PCNL,
+    ULA,
+    Barker,
+    EllipticalSlice,
+    Kernel,
+    LatentGaussian,
+)
+from numpyro_kaem.posterior.ladder import Ladder
+from numpyro_kaem.posterior.result import Posterior, Rungs
+from numpyro_kaem.posterior.smc import TemperedSMC
+from numpyro_kaem.posterior.tempering import Langevin, ParallelTempering
 
-__all__ = ["ImportanceSampling", "Posterior"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "NUTS",
+    "PCNL",
+    "ULA",
+    "Barker",
+    "EllipticalSlice",
+    "Evidence",
+    "ImportanceSampling",
+    "Kernel",
+    "Ladder",
+    "Langevin",
+    "LatentGaussian",
+    "ParallelTempering",
+    "Posterior",
+    "Rungs",
+    "TemperedSMC",
+    "compare_evidence",
+]

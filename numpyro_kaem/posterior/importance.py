@@ -240,4 +240,5 @@ class ImportanceSampling:
             observed=observed,
             plate=latent_model.plate,
             proposal_log_weights=log_weights,
+            latent_model=latent_model,
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.posterior.evidence import Evidence
 
-_RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
+RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
 
 # jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.
 _ENABLE_X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
@@ -29,6 +31,32 @@ def _draw_indices(keys, weights, num_samples, method):
     return jax.vmap(lambda key, row: resampler(key, row, num_samples))(keys, weights)
 
 
+class Rungs(NamedTuple):
+    """Statistics of a temperature ladder, by datum and rung.
+
+    Attributes:
+        temperatures: t, increasing; NaN beyond the last rung of a datum that needed fewer than others.
+        acceptance: mean acceptance rate of the kernel.
+        step_size: of the kernel, in preconditioned coordinates.
+        ess: effective sample size: of the log-likelihoods (chains), or of the weights with which particles left the
+            rung (SMC).
+        log_likelihood_mean: mean of log p(x | z) under p_t.
+        log_likelihood_std: its standard deviation, over draws of positive likelihood.
+        swap_acceptance: mean acceptance rate of swaps between a rung and the next; None without swaps.
+        round_trip_rate: ways of a state from the lowest rung to the highest and back, per step and chain; None without
+            swaps.
+    """
+
+    temperatures: Float[np.ndarray, "num_data num_rungs"]
+    acceptance: Float[np.ndarray, "num_data num_rungs"]
+    step_size: Float[np.ndarray, "num_data num_rungs"]
+    ess: Float[np.ndarray, "num_data num_rungs"]
+    log_likelihood_mean: Float[np.ndarray, "num_data num_rungs"]
+    log_likelihood_std: Float[np.ndarray, "num_data num_rungs"]
+    swap_acceptance: Float[np.ndarray, "num_data num_pairs"] | None = None
+    round_trip_rate: Float[np.ndarray, " num_data"] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """Weighted draws from the posterior of every datum, with its evidence and how far to trust both.
@@ -40,31 +68,42 @@ class Posterior:
         E[h(z_b) | x_b] = sum_s w_bs h(z_bs) / sum_s w_bs,   w = exp(log_weights).
 
     A datum whose likelihood is zero at every particle has `log_evidence` -inf, `ess` 0 and `pareto_k` inf;
-    its draws are the prior's, and every weight is zero.
+    its draws are the prior's.
 
     Attributes:
-        latents: draws of each latent site, `(num_data, num_particles, *event)`. Where particles are shared
-            between data these are read-only views, which hold each particle once.
-        log_weights: unnormalised, `log mean_s exp(log_weights) = log_evidence`.
+        latents: draws of each latent site, `(num_data, num_particles, *event)`, chain by chain. Where particles are
+            shared between data these are read-only views, which hold each particle once.
+        log_weights: unnormalised, `log mean_s exp(log_weights) = log_evidence` (0 without an evidence).
         log_likelihood: log p(x_b | z_bs), summed over the observed sites of a datum.
-        log_evidence: estimate of log p(x_b).
+        log_evidence: estimate of log p(x_b); None where the sampler has none.
         log_evidence_std_error: its standard error.
-        ess: effective sample size of the sampler that made the draws, between 1 and its number of particles.
+        ess: effective sample size of the sampler that made the draws, at most its number of particles. Of chains, the
+            smallest over the coordinates.
         observed: values of the observed sites, with the data axis first.
         plate: name of the data plate; None for a model with global latents.
         proposal_log_weights: log-weights of the importance sampler that made the draws, from which `pareto_k`
-            is computed. Resampling keeps them.
+            is computed; None for other samplers. Resampling keeps them.
+        num_chains: independent chains or runs that the particles are divided into, in equal shares.
+        evidence: every estimate of the evidence that the sampler has, by name.
+        divergences: steps of the chains of each datum that diverged; None for samplers without chains.
+        rungs: statistics by temperature; None for samplers without temperatures.
+        latent_model: the model that was sampled.
     """
 
     latents: dict[str, Shaped[np.ndarray, "num_data num_particles ..."]]
     log_weights: Float[np.ndarray, "num_data num_particles"]
     log_likelihood: Float[np.ndarray, "num_data num_particles"]
-    log_evidence: Float[np.ndarray, " num_data"]
-    log_evidence_std_error: Float[np.ndarray, " num_data"]
+    log_evidence: Float[np.ndarray, " num_data"] | None
+    log_evidence_std_error: Float[np.ndarray, " num_data"] | None
     ess: Float[np.ndarray, " num_data"]
     observed: dict[str, np.ndarray]
     plate: str | None
-    proposal_log_weights: Float[np.ndarray, "num_data num_proposals"]
+    proposal_log_weights: Float[np.ndarray, "num_data num_proposals"] | None = None
+    num_chains: int = 1
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    divergences: Shaped[np.ndarray, " num_data"] | None = None
+    rungs: Rungs | None = None
+    latent_model: LatentModel | None = None
 
     @property
     def num_data(self) -> int:
@@ -77,12 +116,34 @@ class Posterior:
         return self.log_weights.shape[1]
 
     @cached_property
-    def pareto_k(self) -> Float[np.ndarray, " num_data"]:
+    def rhat(self) -> Float[np.ndarray, " num_data"] | None:
+        """Split Gelman-Rubin R-hat across chains or runs, the largest over the latents' elements, by NumPyro.
+
+        Above 1.01 the chains do not agree yet. None where there is one chain, or fewer than four draws in each.
+        """
+        num_draws = self.num_particles // self.num_chains
+        if self.num_chains < 2 or num_draws < 4:
+            return None
+        from numpyro.diagnostics import split_gelman_rubin
+
+        def of_site(value: np.ndarray) -> np.ndarray:
+            by_chain = value.reshape(self.num_data, self.num_chains, num_draws, -1).astype(float)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return split_gelman_rubin(np.moveaxis(by_chain, 0, -1)).max(0)
+
+        return np.max([of_site(value) for value in self.latents.values() if value[0, 0].size], axis=0)
+
+    @cached_property
+    def pareto_k(self) -> Float[np.ndarray, " num_data"] | None:
         """Pareto k-hat of the importance weights of each datum, computed by ArviZ when first asked for.
 
-        Above 0.7 neither the draws nor the evidence of that datum can be trusted, however large the ESS.
+        Above 0.7 neither the draws nor the evidence of that datum can be trusted, however large the ESS. None for
+        samplers that are not importance samplers.
         """
         from numpyro_kaem.arviz import pareto_k
+
+        if self.proposal_log_weights is None:
+            return None
 
         return pareto_k(self.proposal_log_weights)
 
@@ -127,8 +188,8 @@ class Posterior:
             ```
         """
         check_count("num_samples", num_samples, 1)
-        if method not in _RESAMPLERS:
-            raise ValueError(f"method must be one of {_RESAMPLERS}, got {method!r}")
+        if method not in RESAMPLERS:
+            raise ValueError(f"method must be one of {RESAMPLERS}, got {method!r}")
         log_weights = self.log_weights.astype(np.float64)
         # Where every weight is zero all particles are drawn alike.
         log_weights = np.where(self.ess[:, None] > 0, log_weights, 0.0)
@@ -144,8 +205,11 @@ class Posterior:
         return replace(
             self,
             latents={name: value[rows, indices] for name, value in self.latents.items()},
-            log_weights=np.broadcast_to(self.log_evidence[:, None], indices.shape),
+            log_weights=np.broadcast_to(
+                np.zeros((self.num_data, 1)) if self.log_evidence is None else self.log_evidence[:, None], indices.shape
+            ),
             log_likelihood=self.log_likelihood[rows, indices],
+            num_chains=1,
         )
 
     def to_arviz(self, *args: Any, **kwargs: Any) -> Any:

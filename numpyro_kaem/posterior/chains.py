@@ -1,0 +1,307 @@
+"""The population of chains behind `Langevin` and `ParallelTempering`, as compiled functions of arrays.
+
+Axes are B data, C chains, K rungs, in this order. Everything that a datum does depends on its own key and its own row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from numpyro_kaem.posterior.kernels import Kernel
+from numpyro_kaem.posterior.target import Point, Target
+
+# Draws from the prior of a datum whose spread is the first preconditioner.
+_PRIOR_DRAWS = 64
+
+
+class Problem(NamedTuple):
+    """A model with what it is given: the argument that compiled functions know the target by."""
+
+    model: Callable
+    params: dict[str, Any]
+    data: tuple
+    model_kwargs: dict[str, Any]
+    plate: str | None
+
+    def target(self, kernel: Kernel) -> Target:
+        """The target in the coordinates of a kernel."""
+        return Target(*self, whiten=kernel.whiten, gradients=kernel.needs_gradients)
+
+    def rows(self, target: Target) -> tuple:
+        """The positional data with the data axis first, also where the whole data set is one datum."""
+        rows = target.latent_model.rows
+        return jax.tree.map(lambda leaf: leaf[None], rows) if target.latent_model.plate is None else rows
+
+
+class Population(NamedTuple):
+    """State, tuning and records of the chains of B data.
+
+    Attributes:
+        points: where the chains are, `(B, C, K)`.
+        from_prior: whether a chain was at the lowest rung more recently than at the highest, `(B, C, K)`.
+        averaging: state of BlackJAX's dual averaging of log step sizes, `(B, K)`.
+        step_size: of the kernel, `(B, K)`.
+        scale: preconditioner, `(B, K, dim)`.
+        moments: number, mean and sum of squared deviations of the positions of the window, `(B, K, dim)`.
+        acceptance: mean acceptance since the last reset, `(B, K)`.
+        divergences: steps that diverged, `(B,)`.
+        swaps: mean swap acceptance, `(B, K - 1)`.
+        round_trips: ways from the lowest rung to the highest and back, `(B,)`.
+        steps: steps since the last reset.
+        positions: recorded positions at the highest rung, `(B, C, S, dim)`.
+        log_likelihood: recorded at every rung, `(B, C, S, K)`.
+    """
+
+    points: Point
+    from_prior: Bool[Array, "B C K"]
+    averaging: Any
+    step_size: Float[Array, "B K"]
+    scale: Float[Array, "B K dim"]
+    moments: tuple[Array, Array, Array]
+    acceptance: Float[Array, "B K"]
+    divergences: Int[Array, " B"]
+    swaps: Float[Array, "B pairs"]
+    round_trips: Int[Array, " B"]
+    steps: Int[Array, ""]
+    positions: Float[Array, "B C S dim"]
+    log_likelihood: Float[Array, "B C S K"]
+
+
+def _dual_averaging():
+    from blackjax.optimizers.dual_averaging import dual_averaging
+
+    return dual_averaging()
+
+
+def _begin_averaging(step_size: Array) -> Any:
+    """Dual averaging from a step size on, as arrays that a loop can carry."""
+    begin, _, _ = _dual_averaging()
+    return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, step_size.dtype), step_size.shape), begin(step_size))
+
+
+@eqx.filter_jit
+def start(
+    problem: Problem, kernel: Kernel, rows: tuple, keys: Array, num_chains: int, num_rungs: int, num_draws: int
+) -> tuple[Population, Array]:
+    """Chains at exact draws from the prior, and how many log-likelihoods are NaN or +inf there, by datum."""
+    target = problem.target(kernel)
+    num_data = len(keys)
+
+    def of_datum(key, row):
+        key_draw, key_scale = jax.random.split(key)
+        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_chains * num_rungs))
+        points = jax.vmap(lambda u: target.evaluate(u, row))(positions)
+        raw = jax.vmap(lambda u: target.log_likelihood(u, row))(positions)
+        if kernel.precondition and not kernel.whiten:
+            draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_scale, _PRIOR_DRAWS))
+            # Quantiles, because a prior need not have a variance.
+            scale = jnp.diff(jnp.quantile(draws, jnp.array([0.16, 0.84]), axis=0), axis=0)[0] / 2
+            scale = jnp.where(scale > 0, scale, 1.0)
+        else:
+            scale = jnp.ones(target.dim, positions.dtype)
+        return points, scale, jnp.sum(jnp.isnan(raw) | (raw == jnp.inf))
+
+    points, scale, bad = jax.vmap(of_datum)(keys, rows)
+    points = jax.tree.map(lambda x: x.reshape(num_data, num_chains, num_rungs, *x.shape[2:]), points)
+    dtype = points.position.dtype
+    step_size = jnp.full((num_data, num_rungs), kernel.initial_step_size(target.dim), dtype)
+    scale = jnp.broadcast_to(scale[:, None], (num_data, num_rungs, target.dim))
+    population = Population(
+        points=points,
+        from_prior=jnp.zeros((num_data, num_chains, num_rungs), bool),
+        averaging=_begin_averaging(step_size),
+        step_size=step_size,
+        scale=scale,
+        moments=(jnp.zeros((), dtype), jnp.zeros_like(scale), jnp.zeros_like(scale)),
+        acceptance=jnp.zeros_like(step_size),
+        divergences=jnp.zeros(num_data, int),
+        swaps=jnp.zeros((num_data, num_rungs - 1), dtype),
+        round_trips=jnp.zeros(num_data, int),
+        steps=jnp.zeros((), int),
+        positions=jnp.zeros((num_data, num_chains, num_draws, target.dim), dtype),
+        log_likelihood=jnp.zeros((num_data, num_chains, num_draws, num_rungs), points.log_likelihood.dtype),
+    )
+    return population, bad
+
+
+# Not only the population is an argument but also how far to go and whether to adapt, so that a whole run, with its
+# warm-up and its progress bar, is one compiled function.
+@eqx.filter_jit(donate="all-except-first")
+def advance(
+    kept: tuple[Problem, Kernel, tuple, Array, Array, bool, int, int],
+    population: Population,
+    first: Array,
+    last: Array,
+    adapting: Array,
+) -> Population:
+    """Steps `first` to `last` (negative numbers are warm-up) of all chains.
+
+    Args:
+        kept: problem, kernel, rows, keys by datum, temperatures, whether the lowest rung is the prior, and every how
+            many steps to swap and to record.
+        population: to be advanced.
+        first: number of the first step.
+        last: one more than the number of the last.
+        adapting: whether step sizes follow the acceptance and positions are summarised.
+    """
+    problem, kernel, rows, keys, temperatures, exact, swap_every, thin = kept
+    target = problem.target(kernel)
+    update_average = _dual_averaging()[1]
+    num_chains, num_rungs = population.from_prior.shape[1:]
+    moving = temperatures[1:] if exact else temperatures
+
+    def move_datum(key, row, points, step_size, scale):
+        """One step of the chains of a datum, `(C, K)`; the rung t = 0 is drawn afresh."""
+
+        def evaluate(u):
+            return target.evaluate(u, row)
+
+        def move(key, point, temperature, step_size, scale):
+            return kernel.step(key, point, temperature, step_size, scale, evaluate)
+
+        key_move, key_draw = jax.random.split(key)
+        over_rungs = jax.vmap(move)
+        over_chains = jax.vmap(over_rungs, in_axes=(0, 0, None, None, None))
+        if exact:
+            points, step_size, scale = jax.tree.map(lambda x: x[:, 1:], points), step_size[1:], scale[1:]
+        keys = jax.random.split(key_move, (num_chains, len(moving)))
+        moved, acceptance, divergent = over_chains(keys, points, moving, step_size, scale)
+        acceptance, divergences = acceptance.mean(0), divergent.sum()
+        if exact:
+            draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_chains))
+            fresh = jax.vmap(evaluate)(draws)
+            moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
+            acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])
+        return moved, acceptance, divergences
+
+    def body(i, p: Population) -> Population:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        pair = jax.vmap(jax.random.split)(step_keys)
+        points, acceptance, divergences = jax.vmap(move_datum)(pair[:, 0], rows, p.points, p.step_size, p.scale)
+        p = p._replace(points=points)
+        if num_rungs > 1:
+            p = _swap(pair[:, 1], p, temperatures, i, swap_every)
+        steps = p.steps + 1
+        averaging, step_size, moments = p.averaging, p.step_size, p.moments
+        if kernel.adapts_step_size or kernel.precondition:
+            moments = jax.tree.map(
+                lambda new, old: jnp.where(adapting, new, old), _add(moments, p.points.position), moments
+            )
+        if kernel.adapts_step_size:
+            averaging = jax.tree.map(
+                lambda new, old: jnp.where(adapting, new, old),
+                update_average(averaging, kernel.target_acceptance - acceptance),
+                averaging,
+            )
+            largest = kernel.largest_step_size(target.dim)
+            step_size = jnp.where(adapting, jnp.minimum(jnp.exp(averaging.log_x), largest), step_size)
+        index = jnp.maximum(i, 0) // thin
+        return p._replace(
+            averaging=averaging,
+            step_size=step_size,
+            moments=moments,
+            acceptance=p.acceptance + (acceptance - p.acceptance) / steps,
+            divergences=p.divergences + divergences,
+            steps=steps,
+            positions=p.positions.at[:, :, index].set(p.points.position[:, :, -1]),
+            log_likelihood=p.log_likelihood.at[:, :, index].set(p.points.log_likelihood),
+        )
+
+    return jax.lax.fori_loop(first, last, body, population)
+
+
+def _swap(keys: Array, p: Population, temperatures: Array, i: Array, swap_every: int) -> Population:
+    """Exchange neighbouring rungs, even pairs and odd pairs in turn, by each datum's and chain's own choice."""
+    num_rungs = len(temperatures)
+    likelihood = p.points.log_likelihood
+    low, high = likelihood[..., :-1], likelihood[..., 1:]
+    # A chain of likelihood zero belongs at the lower rung, whatever is there.
+    difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)
+    log_ratio = jnp.diff(temperatures) * difference
+    uniform = jax.vmap(lambda k: jax.random.uniform(k, log_ratio.shape[1:], log_ratio.dtype))(keys)
+    attempt = i // swap_every
+    is_turn = (jnp.arange(num_rungs - 1) % 2 == attempt % 2) & ((i + 1) % swap_every == 0)
+    swapped = is_turn & (jnp.log(uniform) < log_ratio)
+
+    none = jnp.zeros((*swapped.shape[:-1], 1), bool)
+    up, down = jnp.concatenate([swapped, none], -1), jnp.concatenate([none, swapped], -1)
+
+    def exchange(x):
+        def like(mask):
+            return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+
+        return jnp.where(like(up), jnp.roll(x, -1, 2), jnp.where(like(down), jnp.roll(x, 1, 2), x))
+
+    from_prior = exchange(p.from_prior)
+    arrived = from_prior[..., -1]
+    from_prior = from_prior.at[..., -1].set(False).at[..., 0].set(True)
+    # The number of attempts of each pair so far, this one included.
+    attempts = jnp.maximum((p.steps // swap_every + 2) // 2, 1)
+    probability = jnp.exp(jnp.minimum(log_ratio, 0.0)).mean(1)
+    return p._replace(
+        points=jax.tree.map(exchange, p.points),
+        from_prior=from_prior,
+        swaps=jnp.where(is_turn, p.swaps + (probability - p.swaps) / attempts, p.swaps),
+        round_trips=p.round_trips + arrived.sum(-1),
+    )
+
+
+def _add(moments: tuple, positions: Float[Array, "B C K dim"]) -> tuple:
+    """Welford's update of mean and sum of squares by the positions of all chains."""
+    count, mean, squares = moments
+    num_chains = positions.shape[1]
+    of_chains, total = positions.mean(1), count + num_chains
+    delta = of_chains - mean
+    within = jnp.sum((positions - of_chains[:, None]) ** 2, 1)
+    return total, mean + delta * num_chains / total, squares + within + delta**2 * count * num_chains / total
+
+
+@eqx.filter_jit
+def end_window(kernel: Kernel, population: Population) -> Population:
+    """The preconditioner that the positions of a warm-up window suggest; the step size's search begins anew."""
+    count, _, squares = population.moments
+    scale = population.scale
+    if kernel.precondition:
+        # Shrunk towards the present scale, as five more positions of that spread would.
+        variance = (squares + 5.0 * scale**2) / (count + 5.0)
+        new = jnp.sqrt(jnp.maximum(variance, jnp.finfo(scale.dtype).tiny))
+        # A step size that suited the old scale, on average over coordinates, suits the new one.
+        scale = jnp.where(jnp.isfinite(new), new, scale)
+    return _reset(population)._replace(
+        averaging=_begin_averaging(population.step_size),
+        scale=scale,
+        moments=jax.tree.map(jnp.zeros_like, population.moments),
+    )
+
+
+@eqx.filter_jit
+def end_warmup(kernel: Kernel, population: Population) -> Population:
+    """Freeze the average of the step sizes."""
+    if kernel.adapts_step_size:
+        largest = kernel.largest_step_size(population.scale.shape[-1])
+        step_size = jnp.minimum(jnp.exp(population.averaging.log_x_avg), largest)
+        population = population._replace(step_size=step_size)
+    return _reset(population)
+
+
+def _reset(p: Population) -> Population:
+    return p._replace(
+        acceptance=jnp.zeros_like(p.acceptance),
+        divergences=jnp.zeros_like(p.divergences),
+        swaps=jnp.zeros_like(p.swaps),
+        round_trips=jnp.zeros_like(p.round_trips),
+        steps=jnp.zeros_like(p.steps),
+    )
+
+
+@eqx.filter_jit
+def latents_along(problem: Problem, kernel: Kernel, rows: tuple, positions: Float[Array, "B N dim"]) -> dict:
+    """The latents, as the model knows them, of N positions of each datum."""
+    target = problem.target(kernel)
+    return jax.vmap(lambda row, u: jax.vmap(lambda u: target.latents(u, row))(u))(rows, positions)

@@ -1,0 +1,195 @@
+"""Estimates of the evidence log p(x) from a population of chains over a temperature ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from numpyro_kaem.posterior.result import Posterior
+
+
+class Evidence(NamedTuple):
+    """An estimate of the log-evidence of each datum.
+
+    Attributes:
+        log_evidence: estimate of log p(x_b).
+        std_error: its standard error.
+        bias: estimate of its bias; zero where there is none that is known.
+    """
+
+    log_evidence: Float[np.ndarray, " num_data"]
+    std_error: Float[np.ndarray, " num_data"]
+    bias: Float[np.ndarray, " num_data"]
+
+
+def steppingstone(
+    temperatures: Float[np.ndarray, " num_rungs"],
+    log_likelihood: Float[np.ndarray, "num_data num_chains num_draws num_rungs"],
+) -> Evidence:
+    r"""Steppingstone estimate: each rung is the importance proposal of the next.
+
+    $$\log p(x) = \sum_k \log E_{t_k} \bigl[ p(x \mid z)^{t_{k+1} - t_k} \bigr]$$
+
+    The product of the ratios would be unbiased if rungs were independent and exact; its logarithm is low by half its
+    variance. The standard error accounts for autocorrelation and for correlation between rungs.
+
+    Args:
+        temperatures: increasing, from 0 to 1.
+        log_likelihood: log p(x_b | z) of the chains at each rung.
+
+    Returns:
+        An Evidence per datum.
+
+    References:
+        W. Xie et al., Improving marginal likelihood estimation for Bayesian phylogenetic model selection, Systematic
+        Biology 60(2), 2011.
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem.posterior.evidence import steppingstone
+
+        ones = np.ones((1, 4, 100, 3))  # p(x | z) = e at every z
+        assert np.allclose(steppingstone(np.array([0.0, 0.5, 1.0]), ones).log_evidence, 1.0)
+        ```
+    """
+    log_weights = np.diff(temperatures) * log_likelihood[..., :-1].astype(float)
+    largest = log_weights.max((1, 2), keepdims=True)
+    shift = np.where(np.isfinite(largest), largest, 0.0)
+    weights = np.exp(log_weights - shift)
+    mean = weights.mean((1, 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_evidence = np.sum(np.log(mean) + shift[:, 0, 0], -1)
+        influence = np.sum(weights / mean[:, None, None] - 1.0, -1)
+    return Evidence(log_evidence, _std_error(influence), np.zeros_like(log_evidence))
+
+
+def thermodynamic(
+    temperatures: Float[np.ndarray, " num_rungs"],
+    log_likelihood: Float[np.ndarray, "num_data num_chains num_draws num_rungs"],
+) -> Evidence:
+    r"""Thermodynamic integration by the trapezoidal rule.
+
+    $$\log p(x) = \int_0^1 E_t[\log p(x \mid z)]\, dt \approx \sum_k \tfrac{t_{k+1} - t_k}{2} (E_k + E_{k+1})$$
+
+    The integrand increases with derivative $V_t = \operatorname{Var}_t \log p(x \mid z)$. The rule's bias is estimated
+    from that of adjacent rungs, $\sum_k \tfrac{(t_{k+1} - t_k)^2}{12} (V_{k+1} - V_k)$; it is reported and not
+    subtracted, because the variances are noisy. Where the likelihood is zero at some draws the estimate does not apply,
+    and is NaN.
+
+    Args:
+        temperatures: increasing, from 0 to 1.
+        log_likelihood: log p(x_b | z) of the chains at each rung.
+
+    Returns:
+        An Evidence per datum.
+
+    References:
+        N. Friel, M. Hurn and J. Wyse, Improving power posterior estimation of statistical evidence, Statistics and
+        Computing 24, 2014.
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem.posterior.evidence import thermodynamic
+
+        ones = np.ones((1, 4, 100, 3))  # p(x | z) = e at every z
+        assert np.allclose(thermodynamic(np.array([0.0, 0.5, 1.0]), ones).log_evidence, 1.0)
+        ```
+    """
+    log_likelihood = log_likelihood.astype(float)
+    log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood, np.nan)
+    steps = np.diff(temperatures)
+    integral = np.sum(steps / 2 * (log_likelihood[..., 1:] + log_likelihood[..., :-1]), -1)
+    variances = log_likelihood.var((1, 2))
+    bias = np.sum(steps**2 / 12 * np.diff(variances, axis=-1), -1)
+    return Evidence(integral.mean((1, 2)), _std_error(integral), bias)
+
+
+def _std_error(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:
+    """Standard error of the mean of each datum's chains."""
+    return np.sqrt(series.var((1, 2)) / chain_ess(series))
+
+
+def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:
+    """Effective sample size of the mean of each datum's chains, by NumPyro; at least 1."""
+    from numpyro.diagnostics import effective_sample_size
+
+    num_data, num_chains, num_draws = series.shape
+    if num_draws < 4:
+        return np.full(num_data, float(num_chains))
+    constant = np.ptp(series, axis=(1, 2)) == 0
+    moved = np.moveaxis(np.where(np.isfinite(series), series, 0.0), 0, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ess = effective_sample_size(moved)
+    ess = np.where(constant | ~np.isfinite(ess), num_chains * num_draws, ess)
+    return np.clip(ess, 1.0, num_chains * num_draws)
+
+
+def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
+    """Compare models of the same data by their evidence.
+
+    Args:
+        posteriors: results of samplers that estimate the evidence, by name of the model.
+
+    Returns:
+        A table with a row per model, the best first: `log_evidence` (the sum over the data), `std_error` (errors of
+        different data taken as independent), `log_bayes_factor` against the best, its `bayes_factor_std_error`, and
+        the `probability` of the model where all are as probable beforehand.
+
+    Raises:
+        ValueError: for fewer than two models, for different numbers of data, and for a sampler without evidence.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import ImportanceSampling, compare_evidence
+
+
+        def make_model(scale):
+            def model(x):
+                with numpyro.plate("data", x.shape[0]):
+                    z = numpyro.sample("z", dist.Normal(0.0, scale))
+                    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+            return model
+
+
+        x = 3.0 * jax.random.normal(jax.random.key(0), (50,))
+        sampler = ImportanceSampling(2000)
+        posteriors = {f"scale {s}": sampler.run(jax.random.key(1), make_model(s), {}, x) for s in (0.5, 3.0)}
+        assert compare_evidence(posteriors).index[0] == "scale 3.0"
+        ```
+    """
+    import pandas as pd
+
+    if len(posteriors) < 2:
+        raise ValueError(f"posteriors must hold at least two models, got {list(posteriors)}")
+    sizes = {name: posterior.num_data for name, posterior in posteriors.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"posteriors must be of the same data, got numbers of data {sizes}")
+    rows = {}
+    for name, posterior in posteriors.items():
+        if posterior.log_evidence is None:
+            raise ValueError(
+                f"posterior {name!r} has no log_evidence: use ImportanceSampling, TemperedSMC, or ParallelTempering "
+                "over a ladder that begins at 0"
+            )
+        rows[name] = posterior.log_evidence.sum(), np.sqrt(np.sum(posterior.log_evidence_std_error**2))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["log_evidence", "std_error"], dtype=float)
+    table = table.sort_values("log_evidence", ascending=False)
+    table["log_bayes_factor"] = table["log_evidence"] - table["log_evidence"].iloc[0]
+    error = np.hypot(table["std_error"], table["std_error"].iloc[0])
+    table["bayes_factor_std_error"] = np.where(np.arange(len(table)) == 0, 0.0, error)
+    probability = np.exp(table["log_bayes_factor"])
+    table["probability"] = probability / probability.sum()
+    return table

@@ -1,0 +1,322 @@
+"""Tempered sequential Monte Carlo for any NumPyro model, on BlackJAX's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, PRNGKeyArray
+from tqdm.auto import tqdm
+
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.posterior import chains, swarm
+from numpyro_kaem.posterior.chains import Problem
+from numpyro_kaem.posterior.evidence import Evidence
+from numpyro_kaem.posterior.importance import observed_values
+from numpyro_kaem.posterior.kernels import MALA, Kernel
+from numpyro_kaem.posterior.ladder import Ladder, as_ladder
+from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
+from numpyro_kaem.posterior.swarm import Plan, Rung
+from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.tempering import check_log_likelihood, warn_if_impossible
+
+
+class TemperedSMC:
+    r"""Posterior and evidence by sequential Monte Carlo over a temperature ladder.
+
+    A population of particles is drawn from the prior and taken to the posterior through $p_t(z) \propto p(z)\,
+    p(x \mid z)^t$: at each rung particles are weighted by $p(x \mid z)^{t' - t}$, resampled, and moved by a kernel that
+    leaves $p_{t'}$ invariant. The product of the mean weights estimates p(x), without bias for a fixed ladder and a
+    kernel that does not adapt (a `step_size`, and `precondition=False`). The last step resamples and moves too, so
+    that the draws have equal weights and stand as they are.
+
+    With `target_ess`, each datum and run finds its own ladder: the next temperature is that at which the weights have
+    an effective sample size of `target_ess` times the number of particles. Data that arrive early wait for the others
+    of their chunk; chunks are formed of data that need about as many rungs.
+
+    The step size adapts from rung to rung to the kernel's best acceptance rate; coordinates are rescaled by the
+    particles' standard deviations.
+
+    Args:
+        ladder: temperatures, a `Ladder` or the numbers; a rung t = 0 is implied. None with `target_ess`.
+        target_ess: in (0, 1); 0.5 where neither is given.
+        kernel: how particles move.
+        num_particles: N, of each run, at least 2.
+        num_mcmc_steps: moves of each particle at each rung.
+        num_runs: independent runs per datum; two or more give an R-hat, and become ArviZ's chains.
+        waste_free: resample only N / (num_mcmc_steps + 1) particles and keep every state on their way; N must be
+            a multiple of that divisor.
+        persistent: weigh and resample the particles of all rungs so far. They are kept in memory, N times `max_rungs`;
+            the standard error of the evidence needs two runs.
+        resampling: BlackJAX's "systematic", "stratified", "multinomial" or "residual".
+        max_rungs: where an adaptive ladder that has not arrived is given up.
+        chunk_size: particles (data x runs x N) that move at once; None for all. It bounds the memory and does not
+            change the result.
+        plate: name of the data plate, where the model has several.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for both ladder and target_ess, numbers out of range, N that waste-free resampling cannot divide, an
+            unknown resampling.
+
+    References:
+        P. Del Moral, A. Doucet and A. Jasra, Sequential Monte Carlo samplers, Journal of the Royal Statistical Society
+        B 68(3), 2006; H.-D. Dau and N. Chopin, Waste-free sequential Monte Carlo, ibid. 84(1), 2022; M. Karamanis and
+        U. Seljak, Persistent sampling, Statistics and Computing 35, 2025.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import TemperedSMC
+
+
+        def model(y):
+            mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+            tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+            with numpyro.plate("schools", 8):
+                theta = numpyro.sample("theta", dist.Normal(mu, tau))
+                numpyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+
+
+        y = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+        posterior = TemperedSMC(num_particles=500, progress=False).run(jax.random.key(0), model, {}, y)
+        assert posterior.latents["theta"].shape == (1, 500, 8)
+        assert abs(posterior.log_evidence[0] + 32.5) < 1.5
+        ```
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder | Sequence[float] | None = None,
+        target_ess: float | None = None,
+        kernel: Kernel | None = None,
+        num_particles: int = 1000,
+        num_mcmc_steps: int = 10,
+        *,
+        num_runs: int = 1,
+        waste_free: bool = False,
+        persistent: bool = False,
+        resampling: str = "systematic",
+        max_rungs: int = 200,
+        chunk_size: int | None = None,
+        plate: str | None = None,
+        progress: bool = True,
+    ):
+        if ladder is not None and target_ess is not None:
+            raise ValueError(f"give ladder or target_ess, not both, got {ladder} and {target_ess}")
+        self.ladder = None if ladder is None else as_ladder(ladder)
+        self.target_ess = 0.5 if ladder is None and target_ess is None else target_ess
+        if self.target_ess is not None and not 0 < self.target_ess < 1:
+            raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
+        self.kernel = MALA() if kernel is None else kernel
+        if not isinstance(self.kernel, Kernel):
+            raise TypeError(f"kernel must be a kernel such as MALA(), got {kernel!r}")
+        self.num_particles = check_count("num_particles", num_particles, 2)
+        self.num_mcmc_steps = check_count("num_mcmc_steps", num_mcmc_steps, 1)
+        self.num_runs = check_count("num_runs", num_runs, 1)
+        if waste_free and persistent:
+            raise ValueError("waste_free and persistent do not go together: persistent sampling wastes no particles")
+        if waste_free and (num_particles % (num_mcmc_steps + 1) or num_particles == num_mcmc_steps + 1):
+            raise ValueError(
+                f"with waste_free, num_particles must be a multiple, at least two times, of num_mcmc_steps + 1 = "
+                f"{num_mcmc_steps + 1}, got {num_particles}"
+            )
+        if resampling not in RESAMPLERS:
+            raise ValueError(f"resampling must be one of {RESAMPLERS}, got {resampling!r}")
+        self.max_rungs = check_count("max_rungs", max_rungs, 1)
+        if self.ladder is not None:
+            self.temperatures = self.ladder.temperatures[self.ladder.temperatures > 0]
+            self.max_rungs = len(self.temperatures)
+        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
+        self.waste_free, self.persistent, self.resampling = waste_free, persistent, resampling
+        self.plate, self.progress = plate, progress
+
+    def run(
+        self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
+    ) -> Posterior:
+        """Sample the posterior of every datum.
+
+        Args:
+            key: JAX random key.
+            model: NumPyro model.
+            params: constrained values of its parameter sites, `{}` where it has none.
+            *data: positional arguments of the model.
+            **model_kwargs: keyword arguments of the model.
+
+        Returns:
+            Draws with equal weights, run by run, the evidence and statistics by rung (of several runs, their means).
+
+        Warns:
+            RuntimeWarning: if a datum has likelihood zero at every particle; its `log_evidence` is -inf.
+
+        Raises:
+            ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
+                for a log-likelihood that is NaN or +inf at draws from the prior.
+            RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
+        """
+        problem = Problem(model, params, data, model_kwargs, self.plate)
+        target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        num_data = target.latent_model.num_data
+        rows, keys = problem.rows(target), jax.random.split(key, (num_data, self.num_runs))
+        per_datum = self.num_particles * self.num_runs
+        chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
+        batch_size = 0
+        if self.chunk_size is not None and per_datum > self.chunk_size:
+            batch_size = max(1, self.chunk_size // self.num_runs)
+        plan = Plan(
+            self.target_ess,
+            self.num_mcmc_steps,
+            self.resampling,
+            self.waste_free,
+            self.persistent,
+            self.max_rungs,
+            batch_size,
+        )
+        order = np.arange(num_data)
+        if self.target_ess is not None and chunk < num_data:
+            order = np.argsort(self._difficulty(problem, plan, rows, keys, chunk), kind="stable")
+        results = []
+        with tqdm(total=-(-num_data // chunk), unit="chunk", disable=not self.progress) as bar:
+            for first in range(0, num_data, chunk):
+                # The last chunk is filled up with its last datum, so that it has the shape of the others.
+                indices = order[np.minimum(np.arange(first, first + chunk), num_data - 1)]
+                rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
+                results.append(self._run_chunk(problem, plan, rows_at, keys[indices], indices, bar))
+                bar.update()
+        latents, log_likelihood, log_evidence, final, rungs = self._join(results, num_data)
+        back = np.argsort(order)
+        return self._posterior(
+            target, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, final, rungs))
+        )
+
+    def _difficulty(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, chunk: int) -> np.ndarray:
+        """How far each datum's ladder is: minus its first temperature, of a few draws."""
+        few = plan._replace(persistent=False, batch_size=0)
+        temperatures = []
+        for first in range(0, len(keys), chunk):
+            indices = np.minimum(np.arange(first, first + chunk), len(keys) - 1)
+            rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
+            particles, _ = swarm.start(
+                problem, self.kernel, few, rows_at, keys[indices, :1], min(64, self.num_particles)
+            )
+            temperatures.append(swarm.first_temperature(particles, plan.target_ess))
+        return -np.concatenate(temperatures)[: len(keys)]
+
+    def _run_chunk(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, indices: np.ndarray, bar: tqdm):
+        """Latents, log-likelihoods, evidence and rungs of some of the data, on the host."""
+        particles, bad = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
+        check_log_likelihood(np.asarray(bad).sum(1), indices, self.num_particles * self.num_runs)
+        kept, rungs = (problem, self.kernel, plan, rows, keys), []
+        dtype = particles.temperature.dtype
+        while not rungs or np.min(rungs[-1].temperature) < 1.0:
+            if len(rungs) == self.max_rungs:
+                slow = np.argmin(rungs[-1].temperature.min(1))
+                raise RuntimeError(
+                    f"datum {indices[slow]} is at temperature {rungs[-1].temperature[slow].min():.3g} after "
+                    f"{self.max_rungs} rungs: raise max_rungs, lower target_ess, or use more num_mcmc_steps"
+                )
+            number = len(rungs)
+            temperature = jnp.asarray(1.0 if self.ladder is None else self.temperatures[number], dtype)
+            particles, rung = swarm.advance(kept, particles, jnp.asarray(number), temperature)
+            rungs.append(jax.device_get(rung))
+            bar.set_postfix_str(
+                f"rung {number + 1}, t {rungs[-1].temperature.min():.3g}, acceptance "
+                f"{rungs[-1].acceptance.mean():.2f}, ESS {rungs[-1].ess.mean():.0f}"
+            )
+        flat = particles.particles.position.reshape(len(keys), -1, particles.particles.position.shape[-1])
+        latents = chains.latents_along(problem, self.kernel, rows, flat)
+        log_likelihood = particles.particles.log_likelihood
+        return jax.device_get((latents, log_likelihood, particles.log_evidence)), rungs
+
+    def _join(self, results: list, num_data: int) -> tuple:
+        """The chunks' results one after the other; ladders that ended early are filled up with NaN."""
+        parts, rungs = zip(*results, strict=True)
+        latents, log_likelihood, log_evidence = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *parts)
+        longest = max(map(len, rungs))
+
+        def stack(*steps):
+            stacked = np.stack(steps, -1).astype(float)
+            return np.pad(stacked, [(0, 0), (0, 0), (0, longest - len(steps))], constant_values=np.nan)
+
+        by_chunk = [jax.tree.map(stack, *steps) for steps in rungs]
+        joined = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *by_chunk)
+        # After its last rung a run stays at t = 1, in company of those that are not there yet.
+        arrived = np.cumsum(joined.temperature >= 1.0, -1) - (joined.temperature >= 1.0) > 0
+        joined = jax.tree.map(lambda x: np.where(arrived, np.nan, x), joined)
+        return latents, log_likelihood, log_evidence, None, joined
+
+    def _posterior(self, target: Target, latents, log_likelihood, log_evidence, _, rungs: Rung) -> Posterior:
+        num_data = len(log_evidence)
+        total = np.asarray(logsumexp(log_evidence.astype(float), axis=1)) - np.log(self.num_runs)
+        impossible = total == -np.inf
+        warn_if_impossible(impossible, "at every particle")
+        std_error = self._std_error(rungs, log_evidence)
+        flat = log_likelihood.reshape(num_data, -1)
+        with np.errstate(invalid="ignore"):
+            last = [
+                np.nanmean(log_likelihood, (1, 2)),
+                np.std(log_likelihood, axis=(1, 2), where=np.isfinite(log_likelihood)),
+            ]
+        mean = _mean_over_runs
+        start, nan = np.zeros((num_data, 1)), np.full((num_data, 1), np.nan)
+
+        def with_final(series, value):
+            series = np.concatenate([mean(series), nan], 1)
+            series[np.arange(num_data), np.sum(np.isfinite(mean(rungs.temperature)), 1)] = value
+            return series
+
+        ess = np.nansum(np.where(rungs.temperature >= 1.0, rungs.ess, np.nan), (1, 2))
+        return Posterior(
+            latents=latents,
+            log_weights=np.broadcast_to(total[:, None], flat.shape),
+            log_likelihood=flat,
+            log_evidence=total,
+            log_evidence_std_error=std_error,
+            ess=np.where(impossible, 0.0, ess),
+            observed=jax.device_get(observed_values(target.latent_model)),
+            plate=target.latent_model.plate,
+            num_chains=self.num_runs,
+            evidence={"smc": Evidence(total, std_error, np.zeros(num_data))},
+            divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
+            latent_model=target.latent_model,
+            rungs=Rungs(
+                temperatures=np.concatenate([start, mean(rungs.temperature)], 1),
+                acceptance=np.concatenate([nan, mean(rungs.acceptance)], 1),
+                step_size=np.concatenate([nan, mean(rungs.step_size)], 1),
+                ess=with_final(rungs.ess, self.num_particles),
+                log_likelihood_mean=with_final(rungs.log_likelihood_mean, last[0]),
+                log_likelihood_std=with_final(rungs.log_likelihood_std, last[1]),
+            ),
+        )
+
+    def _std_error(self, rungs: Rung, log_evidence: np.ndarray) -> np.ndarray:
+        r"""Standard error of the log-evidence.
+
+        The variance of the log of a run is $\frac1N \sum_k v_k f_k^2$, v_k the relative variance of the weights at a
+        rung, and $f_k = 1 + \rho_k f_{k+1}$ what of a particle's luck its descendants keep, with the correlation rho_k
+        of log-likelihoods before and after their moves. For persistent sampling it is that between the runs.
+        """
+        if self.persistent:
+            if self.num_runs == 1:
+                return np.full(len(log_evidence), np.nan)
+            return log_evidence.std(1, ddof=1) / self.num_runs**0.5
+        variance, later = 0.0, 0.0
+        for k in reversed(range(rungs.increment.shape[-1])):
+            there = np.isfinite(rungs.weight_variance[..., k])
+            later = np.where(there, 1.0 + np.nan_to_num(rungs.persistence[..., k]) * later, 0.0)
+            variance = variance + np.where(there, rungs.weight_variance[..., k] * later**2, 0.0)
+        return np.sqrt(variance.mean(1) / (self.num_particles * self.num_runs))
+
+
+def _mean_over_runs(series: np.ndarray) -> np.ndarray:
+    """The mean of `(B, R, K)` over runs, of those that have come so far."""
+    there = np.isfinite(series)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(there, series, 0.0).sum(1) / there.sum(1)

@@ -1,0 +1,329 @@
+"""The particles behind `TemperedSMC`, as compiled functions of arrays, around BlackJAX's SMC kernels.
+
+Between two rungs the particles of a run are equally weighted at its temperature. A step finds the next temperature on
+them, weighs them for it, resamples them and moves them there, so that they are equally weighted again. BlackJAX's
+kernels move first and weigh last; they are given weights at the temperature at which they move, and weigh for no more.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+
+from numpyro_kaem.posterior.chains import Problem
+from numpyro_kaem.posterior.kernels import Kernel
+from numpyro_kaem.posterior.target import Point, tempered
+
+# In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
+_IMPOSSIBLE = -1e30
+# Halvings of the interval of log temperatures, wide as from 1e-12 to 1: to 1e-10 of it.
+_BISECTIONS = 40
+_GAIN = 2.0
+
+
+class Swarm(NamedTuple):
+    """A run's particles, equally weighted at its temperature.
+
+    Attributes:
+        particles: N points.
+        temperature: t.
+        log_evidence: log Z_t so far.
+        step_size: of the kernel.
+        history: BlackJAX's state of persistent sampling, with the particles of all rungs; None without.
+    """
+
+    particles: Point
+    temperature: Float[Array, ""]
+    log_evidence: Float[Array, ""]
+    step_size: Float[Array, ""]
+    history: Any
+
+
+class Rung(NamedTuple):
+    """What a step from a rung to the next tells.
+
+    Attributes:
+        temperature: of the next rung.
+        ess: effective sample size of the weights with which the particles left the last.
+        log_likelihood_mean, log_likelihood_std: at the last rung.
+        increment: log of the ratio of evidences.
+        weight_variance: relative variance of the mean weight, times N.
+        persistence: correlation of the log-likelihoods of particles before and after their moves.
+        acceptance: of the moves at the next rung.
+        divergences: number of them.
+        step_size: with which they were made.
+    """
+
+    temperature: Float[Array, ""]
+    ess: Float[Array, ""]
+    log_likelihood_mean: Float[Array, ""]
+    log_likelihood_std: Float[Array, ""]
+    increment: Float[Array, ""]
+    weight_variance: Float[Array, ""]
+    persistence: Float[Array, ""]
+    acceptance: Float[Array, ""]
+    divergences: Int[Array, ""]
+    step_size: Float[Array, ""]
+
+
+class Plan(NamedTuple):
+    """What does not change in a run: all but the first is static.
+
+    Attributes:
+        target_ess: share of the particles that the next temperature keeps effective; None for a fixed ladder.
+        num_mcmc_steps: moves of a particle per rung.
+        resampling: name of BlackJAX's resampling function.
+        waste_free, persistent: which of BlackJAX's variants.
+        max_rungs: room in the history of persistent sampling.
+        batch_size: particles of a run that move at once; 0 for all.
+    """
+
+    target_ess: float | None
+    num_mcmc_steps: int
+    resampling: str
+    waste_free: bool
+    persistent: bool
+    max_rungs: int
+    batch_size: int
+
+
+class _Carried(NamedTuple):
+    """A kernel's state as BlackJAX's SMC wants it: what it takes for the position is the whole point."""
+
+    position: Point
+
+
+def _log_likelihood(point: Point) -> Array:
+    return jnp.maximum(point.log_likelihood, _IMPOSSIBLE)
+
+
+@eqx.filter_jit
+def start(
+    problem: Problem, kernel: Kernel, plan: Plan, rows: tuple, keys: Array, num_particles: int
+) -> tuple[Swarm, Array]:
+    """Exact draws from the prior for runs `(B, R)` of keys, and how many log-likelihoods are NaN or +inf there."""
+    from blackjax.smc import persistent_sampling
+
+    target = problem.target(kernel)
+
+    def of_run(key, row):
+        def draw(key):
+            position = target.draw(key, row)
+            return target.evaluate(position, row), target.log_likelihood(position, row)
+
+        particles, raw = jax.lax.map(
+            draw, jax.random.split(key, num_particles), batch_size=plan.batch_size or num_particles
+        )
+        zero = jnp.zeros((), particles.position.dtype)
+        step_size = zero + kernel.initial_step_size(target.dim)
+        history = None
+        if plan.persistent:
+            history = persistent_sampling.init(particles, _log_likelihood, plan.max_rungs)
+        swarm = Swarm(particles, zero, zero, step_size, history)
+        return swarm, jnp.sum(jnp.isnan(raw) | (raw == jnp.inf))
+
+    return jax.vmap(jax.vmap(of_run, in_axes=(0, None)))(keys, rows)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def advance(
+    kept: tuple[Problem, Kernel, Plan, tuple, Array], swarm: Swarm, number: Array, temperature: Array
+) -> tuple[Swarm, Rung]:
+    """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
+
+    Args:
+        kept: problem, kernel, plan, rows and keys.
+        swarm: to be advanced.
+        number: of the rung, which makes the random numbers new.
+        temperature: of the next rung, where the ladder is fixed.
+    """
+    problem, kernel, plan, rows, keys = kept
+    target = problem.target(kernel)
+
+    def of_run(key, row, swarm):
+        evaluate = partial(target.evaluate, row=row)
+        new, rung = _to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, temperature)
+        done = swarm.temperature >= 1.0
+        return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, swarm), rung
+
+    return jax.vmap(jax.vmap(of_run, in_axes=(0, None, 0)))(keys, rows, swarm)
+
+
+def _to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, temperature) -> tuple[Swarm, Rung]:
+    log_likelihood = swarm.particles.log_likelihood
+    num_particles = len(log_likelihood)
+    log_weights_at = partial(_log_weights, swarm)
+    possible = jnp.sum(jnp.isfinite(log_likelihood))
+    if plan.target_ess is not None:
+        temperature = next_temperature(log_weights_at, swarm.temperature, plan.target_ess * possible)
+    log_weights = jnp.where(possible > 0, log_weights_at(temperature), 0.0)
+    increment = logsumexp(log_weights) - jnp.log(num_particles)
+    weights = jax.nn.softmax(log_weights)
+    # Of all the particles that history holds, those of the last rung are what the next one's kernel is tuned on.
+    scale = _spread(weights if not plan.persistent else _last_rung_weights(swarm, temperature), swarm.particles, kernel)
+
+    parameters = {"temperature": temperature, "step_size": swarm.step_size, "scale": scale}
+    parameters = {name: value[None] for name, value in parameters.items()}
+    moved, history, ancestors, moves = _resample_and_move(
+        key, evaluate, kernel, plan, swarm, weights, temperature, parameters
+    )
+    acceptance = moves.acceptance.mean()
+    step_size = swarm.step_size
+    if kernel.adapts_step_size:
+        log_step_size = jnp.log(step_size) + _GAIN * (acceptance - kernel.target_acceptance)
+        step_size = jnp.minimum(jnp.exp(log_step_size), kernel.largest_step_size(scale.size))
+    variance, persistence = jnp.zeros(()), jnp.zeros(())
+    if plan.persistent:
+        log_evidence = history.log_Z
+    else:
+        log_evidence = swarm.log_evidence + increment
+        variance = _weight_variance(weights)
+        if plan.waste_free:
+            variance = jnp.where(swarm.temperature > 0, _weight_variance(weights, plan.num_mcmc_steps + 1), variance)
+        else:
+            persistence = _correlation(log_likelihood[ancestors], moved.log_likelihood)
+    log_evidence = jnp.where(possible > 0, log_evidence, -jnp.inf)
+    finite = jnp.isfinite(log_likelihood)
+    rung = Rung(
+        temperature=temperature,
+        ess=jnp.where(possible > 0, 1.0 / jnp.sum(weights**2), 0.0),
+        log_likelihood_mean=log_likelihood.mean(),
+        log_likelihood_std=jnp.std(log_likelihood, where=finite),
+        increment=increment,
+        weight_variance=variance,
+        persistence=persistence,
+        acceptance=acceptance,
+        divergences=moves.divergent.sum(),
+        step_size=swarm.step_size,
+    )
+    return Swarm(moved, temperature, log_evidence, step_size, history), rung
+
+
+def _log_weights(swarm: Swarm, temperature: Array) -> Array:
+    """Log-weights that take the particles (of all rungs, where they are kept) from their temperature to another."""
+    if swarm.history is None:
+        return tempered(swarm.particles.log_likelihood, temperature - swarm.temperature)
+    from blackjax.smc.persistent_sampling import compute_log_persistent_weights
+
+    history = swarm.history
+    iteration = history.iteration + 1
+    log_weights, _ = compute_log_persistent_weights(
+        history.persistent_log_likelihoods,
+        history.persistent_log_Z,
+        history.tempering_schedule.at[iteration].set(temperature),
+        iteration,
+    )
+    # BlackJAX has the lowest number for what has no weight.
+    return jnp.where(log_weights < 0.5 * _IMPOSSIBLE, -jnp.inf, log_weights).ravel()
+
+
+def _weight_variance(weights: Array, chain_length: int = 1) -> Array:
+    """Variance of N times the weights, of chains' means where particles come in chains as waste-free SMC has them."""
+    if chain_length > 1:
+        num_chains = len(weights) // chain_length
+        first, others = weights[:num_chains, None], weights[num_chains:].reshape(num_chains, -1)
+        weights = jnp.concatenate([first, others], 1).sum(1)
+    # Of N / chain_length independent means, as if of N.
+    return chain_length * jnp.maximum(len(weights) * jnp.sum(weights**2) - 1.0, 0.0)
+
+
+def _last_rung_weights(swarm: Swarm, temperature: Array) -> Array:
+    log_weights = (temperature - swarm.temperature) * swarm.particles.log_likelihood
+    return jax.nn.softmax(jnp.where(jnp.isfinite(log_weights).any(), log_weights, 0.0))
+
+
+def next_temperature(log_weights_at, temperature: Array, target_ess: Array) -> Array:
+    """The temperature at which the effective sample size falls to `target_ess`, or 1."""
+
+    def log_ess(t):
+        log_weights = log_weights_at(t)
+        return 2.0 * logsumexp(log_weights) - logsumexp(2.0 * log_weights)
+
+    goal = jnp.log(target_ess)
+    smallest = jnp.log(jnp.maximum(1e-12, 4.0 * jnp.finfo(temperature.dtype).eps * temperature))
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        enough = log_ess(temperature + jnp.exp(middle)) >= goal
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (smallest, jnp.log1p(-temperature)))
+    # NaN, where every likelihood is zero, is not less.
+    return jnp.where(log_ess(jnp.ones_like(temperature)) < goal, jnp.minimum(temperature + jnp.exp(low), 1.0), 1.0)
+
+
+def _resample_and_move(key, evaluate, kernel, plan, swarm, weights, temperature, parameters):
+    """By BlackJAX: particles at the next rung, the history with them, their ancestors and the kernel's moves."""
+    from blackjax.smc import persistent_sampling, resampling, tempered
+    from blackjax.smc.base import update_and_take_last
+    from blackjax.smc.waste_free import waste_free_smc
+
+    def step(key, state, _, temperature, step_size, scale):
+        move = kernel.step(key, state.position, temperature, step_size, scale, evaluate)
+        return _Carried(move.point), move._replace(point=None)
+
+    resample = partial(_resample, getattr(resampling, plan.resampling))
+    arguments = (
+        lambda point: point.log_prior,
+        _log_likelihood,
+        step,
+        lambda point, _: _Carried(point),
+        resample,
+    )
+    num_steps, strategy = plan.num_mcmc_steps, update_and_take_last
+    if plan.waste_free:
+        num_steps, strategy = None, waste_free_smc(len(swarm.particles.log_prior), plan.num_mcmc_steps + 1)
+    if plan.persistent:
+        move = persistent_sampling.build_kernel(*arguments, strategy, batch_size=plan.batch_size)
+        history, info = move(key, swarm.history, num_steps, temperature, parameters)
+        return history.particles, history, info.ancestors, info.update_info
+    move = tempered.build_kernel(*arguments, strategy, batch_size=plan.batch_size)
+    state = tempered.TemperedSMCState(swarm.particles, weights, temperature)
+    state, info = move(key, state, num_steps, temperature, parameters)
+    return state.particles, None, info.ancestors, info.update_info
+
+
+def _resample(method, key: Array, weights: Array, num_samples: int) -> Array:
+    """BlackJAX's resampling of particles in random order.
+
+    Systematic resampling in order would couple particles that waste-free and persistent sampling keep together.
+    """
+    key_order, key_draw = jax.random.split(key)
+    order = jax.random.permutation(key_order, len(weights))
+    return order[method(key_draw, weights[order], num_samples)]
+
+
+def _spread(weights: Array, particles: Point, kernel: Kernel) -> Float[Array, " dim"]:
+    """Standard deviations of the weighted particles, the kernel's preconditioner."""
+    positions = particles.position
+    if not kernel.precondition:
+        return jnp.ones(positions.shape[-1], positions.dtype)
+    mean = weights @ positions
+    variance = weights @ (positions - mean) ** 2
+    return jnp.where(jnp.isfinite(variance) & (variance > 0), jnp.sqrt(variance), 1.0)
+
+
+def _correlation(a: Array, b: Array) -> Array:
+    """Pearson correlation of finite pairs, 0 where there is none, in [0, 1]."""
+    finite = jnp.isfinite(a) & jnp.isfinite(b)
+    a, b = (jnp.where(finite, x - jnp.mean(x, where=finite), 0.0) for x in (a, b))
+    norm = jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2))
+    return jnp.clip(jnp.where(norm > 0, jnp.sum(a * b) / jnp.where(norm > 0, norm, 1.0), 0.0), 0.0, 1.0)
+
+
+@eqx.filter_jit
+def first_temperature(swarm: Swarm, target_ess: float) -> Float[Array, " B"]:
+    """The first temperature above zero of each datum's first run."""
+
+    def of_run(run: Swarm) -> Array:
+        possible = jnp.sum(jnp.isfinite(run.particles.log_likelihood))
+        return next_temperature(partial(_log_weights, run), run.temperature, target_ess * possible)
+
+    return jax.vmap(of_run)(jax.tree.map(lambda leaf: leaf[:, 0], swarm))

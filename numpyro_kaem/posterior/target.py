@@ -1,0 +1,145 @@
+"""What posterior chains move on: the parts of a model's log-density, in flat coordinates without bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.handlers import reparam
+
+from numpyro_kaem.distributions import ICDFReparam
+from numpyro_kaem.latent_model import LatentModel
+
+
+class Point(NamedTuple):
+    """A position with the parts of its log-density, from which that at any temperature follows.
+
+    Attributes:
+        position: unconstrained coordinates of all latents of a datum.
+        log_prior: log p(z), with the log-determinant of the transform.
+        log_likelihood: log p(x | z).
+        prior_gradient, likelihood_gradient: their gradients; zero where a kernel needs none.
+    """
+
+    position: Float[Array, "*batch dim"]
+    log_prior: Float[Array, "*batch"]
+    log_likelihood: Float[Array, "*batch"]
+    prior_gradient: Float[Array, "*batch dim"]
+    likelihood_gradient: Float[Array, "*batch dim"]
+
+    def log_density(self, temperature: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Log p(z) + t log p(x | z); at t = 0 the prior alone, also where the likelihood is zero."""
+        return self.log_prior + tempered(self.log_likelihood, temperature)
+
+    def gradient(self, temperature: Float[Array, "*batch"]) -> Float[Array, "*batch dim"]:
+        """Gradient of `log_density`, zero where it is not finite: there a proposal is a random walk."""
+        temperature = jnp.asarray(temperature)[..., None]
+        gradient = self.prior_gradient + tempered(self.likelihood_gradient, temperature)
+        return jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+
+
+def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
+    """T log p(x | z), which at t = 0 is zero also where the likelihood is."""
+    return jnp.where(temperature == 0, 0.0, temperature * log_likelihood)
+
+
+class Target:
+    """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
+
+    Args:
+        model: a NumPyro model.
+        params: constrained values of its parameter sites.
+        data: its positional arguments.
+        model_kwargs: its keyword arguments.
+        plate: name of the data plate, if chosen.
+        whiten: whether the coordinates are eps with z = F^-1(Phi(eps)), in which the prior is standard normal,
+            and not those of `LatentModel.unconstrain`.
+        gradients: whether `evaluate` computes gradients.
+        check: whether the model's rows are compared, see `LatentModel`.
+
+    Attributes:
+        latent_model: the model whose latents are the coordinates, rows given one at a time.
+        dim: number of coordinates.
+
+    Raises:
+        ValueError: as `LatentModel`; with `whiten`, for a latent site whose distribution has no icdf.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        params: dict[str, Any],
+        data: tuple,
+        model_kwargs: dict[str, Any],
+        plate: str | None = None,
+        *,
+        whiten: bool = False,
+        gradients: bool = True,
+        check: bool = False,
+    ):
+        def read(model: Callable, check: bool) -> LatentModel:
+            return LatentModel(model, params, *data, plate=plate, check=check, **model_kwargs)
+
+        self.latent_model = read(model, check)
+        self.whiten, self.gradients = whiten, gradients
+        self.names = tuple(self.latent_model.latent_shapes)
+        if whiten:
+            self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, ICDFReparam())), False)
+        row = self.latent_model.program.first_row
+
+        def example() -> dict[str, Array]:
+            draw = self.latent_model.sample_prior(jax.random.key(0), 1, *row)
+            return self._to_unconstrained(jax.tree.map(lambda leaf: leaf[0], draw), row)
+
+        example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(example))
+        flat, self._unravel = ravel_pytree(example)
+        self.dim = flat.size
+
+    def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
+        """One exact draw from the prior of a datum, in flat coordinates."""
+        draws = self.latent_model.sample_prior(key, 1, *row)
+        z = self._to_unconstrained(jax.tree.map(lambda leaf: leaf[0], draws), row)
+        u, _ = ravel_pytree(z)
+        # A rounded draw may lie on the very bound of its support, which is at infinity here.
+        bound = -jnp.log(jnp.finfo(u.dtype).eps)
+        return jnp.nan_to_num(u, nan=0.0, posinf=bound, neginf=-bound)
+
+    def evaluate(self, position: Float[Array, " dim"], row: tuple) -> Point:
+        """The point at a position; a log-likelihood that is NaN counts as zero likelihood."""
+
+        def log_prior(u):
+            return self.latent_model.log_prior(self._unravel(u), *row, unconstrained=True)
+
+        def log_likelihood(u):
+            value = self.log_likelihood(u, row)
+            return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+        if self.gradients:
+            # Apart, so that no gradient of the prior runs the decoder; what both share XLA computes once.
+            (prior, prior_gradient), (likelihood, likelihood_gradient) = (
+                jax.value_and_grad(part)(position) for part in (log_prior, log_likelihood)
+            )
+        else:
+            prior, likelihood = log_prior(position), log_likelihood(position)
+            prior_gradient = likelihood_gradient = jnp.zeros_like(position)
+        return Point(position, prior, likelihood, prior_gradient, likelihood_gradient)
+
+    def log_likelihood(self, position: Float[Array, " dim"], row: tuple) -> Float[Array, ""]:
+        """Log p(x | z), as the model gives it."""
+        return self.latent_model.log_likelihood(self._unravel(position), *row, unconstrained=True)
+
+    def latents(self, position: Float[Array, " dim"], row: tuple) -> dict[str, Array]:
+        """The latents at a position, as the model knows them."""
+        u = self._unravel(position)
+        if not self.whiten:
+            return self.latent_model.constrain(u, *row)
+        program = self.latent_model.program
+        sites, _ = program.run(program.lead(u), program.lead(row or program.first_row))
+        return {name: program.datum(f"{name}_base", sites[name]["value"]) for name in self.names}
+
+    def _to_unconstrained(self, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+        return z if self.whiten else self.latent_model.unconstrain(z, *row)

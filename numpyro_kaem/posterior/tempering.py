@@ -1,0 +1,339 @@
+"""Markov chains at one temperature and over a ladder of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+from tqdm.auto import tqdm
+
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.posterior import chains
+from numpyro_kaem.posterior.chains import Population, Problem
+from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
+from numpyro_kaem.posterior.importance import observed_values
+from numpyro_kaem.posterior.kernels import MALA, Kernel
+from numpyro_kaem.posterior.ladder import Ladder, as_ladder
+from numpyro_kaem.posterior.result import Posterior, Rungs
+from numpyro_kaem.posterior.target import Target
+
+# The progress bar moves this often in a run.
+_UPDATES = 50
+
+
+class ParallelTempering:
+    r"""Markov chains over a ladder of temperatures that exchange their states.
+
+    At every rung of the ladder chains move by the kernel under $p_t(z) \propto p(z)\, p(x \mid z)^t$; every
+    `swap_every` steps neighbouring rungs exchange states, even pairs and odd pairs in turn, with probability
+    $\min(1, \exp((t_{k+1} - t_k)(\log p(x \mid z_k) - \log p(x \mid z_{k+1}))))$, decided for each datum and chain on
+    its own. The rung t = 0 is drawn from the prior afresh at every step, so that any mode the prior knows can reach the
+    posterior. All data, chains and rungs advance in one compiled computation. A swap costs no evaluation of the model.
+
+    Chains start at draws from the prior. During warm-up step sizes adapt per rung and datum to the kernel's best
+    acceptance rate by dual averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
+
+    Args:
+        ladder: temperatures; a `Ladder` or the numbers. The evidence needs the rung t = 0.
+        kernel: how chains move.
+        num_steps: steps of each chain after warm-up.
+        swap_every: steps between exchanges.
+        num_chains: independent populations per datum.
+        warmup: steps that adapt and are dropped; None for as many as `num_steps`.
+        thin: every how many steps a draw is kept; it divides `num_steps`.
+        chunk_size: states (data x chains x rungs) that move at once; None for all. It bounds the memory, does not split
+            a datum, and does not change the result.
+        plate: name of the data plate, where the model has several.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for numbers out of range, and for a ladder that does not increase to 1.
+
+    References:
+        C. J. Geyer, Markov chain Monte Carlo maximum likelihood, Computing Science and Statistics 23, 1991;
+        S. Syed et al., Non-reversible parallel tempering, Journal of the Royal Statistical Society B 84(2), 2022.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import Ladder, ParallelTempering
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                numpyro.sample("x", dist.Normal(z**2, 0.2), obs=x)  # z and -z explain x
+
+
+        sampler = ParallelTempering(Ladder.power(4), num_steps=500, num_chains=2, progress=False)
+        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([1.0, 2.0]))
+        z = posterior.latents["z"]
+        assert z.shape == (2, 1000)
+        assert ((z > 0).mean(1) > 0.2).all() and ((z > 0).mean(1) < 0.8).all()
+        ```
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder | Sequence[float],
+        kernel: Kernel | None = None,
+        num_steps: int = 1000,
+        swap_every: int = 1,
+        *,
+        num_chains: int = 1,
+        warmup: int | None = None,
+        thin: int = 1,
+        chunk_size: int | None = None,
+        plate: str | None = None,
+        progress: bool = True,
+    ):
+        self.ladder = as_ladder(ladder)
+        self.kernel = MALA() if kernel is None else kernel
+        if not isinstance(self.kernel, Kernel):
+            raise TypeError(f"kernel must be a kernel such as MALA(), got {kernel!r}")
+        self.num_steps = check_count("num_steps", num_steps, 1)
+        self.swap_every = check_count("swap_every", swap_every, 1)
+        self.num_chains = check_count("num_chains", num_chains, 1)
+        self.warmup = self.num_steps if warmup is None else check_count("warmup", warmup, 0)
+        self.thin = check_count("thin", thin, 1)
+        if self.num_steps % self.thin:
+            raise ValueError(f"thin must divide num_steps, got thin {thin} and num_steps {num_steps}")
+        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
+        self.plate, self.progress = plate, progress
+
+    def run(
+        self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
+    ) -> Posterior:
+        """Sample the posterior of every datum.
+
+        Args:
+            key: JAX random key.
+            model: NumPyro model.
+            params: constrained values of its parameter sites, `{}` where it has none.
+            *data: positional arguments of the model.
+            **model_kwargs: keyword arguments of the model.
+
+        Returns:
+            Draws at t = 1, chain by chain, with equal weights, and statistics by rung. With the rung t = 0 in the
+            ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of thermodynamic integration
+            too; otherwise `log_evidence` is None.
+
+        Warns:
+            RuntimeWarning: if a datum has likelihood zero at every draw; its `log_evidence` is -inf.
+
+        Raises:
+            ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
+                for a log-likelihood that is NaN or +inf at draws from the prior.
+        """
+        problem = Problem(model, params, data, model_kwargs, self.plate)
+        target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        num_data = target.latent_model.num_data
+        rows, keys = problem.rows(target), jax.random.split(key, num_data)
+        per_datum = self.num_chains * len(self.ladder)
+        chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
+        chunks = [np.arange(first, first + chunk) for first in range(0, num_data, chunk)]
+        results = []
+        with tqdm(total=len(chunks) * (self.warmup + self.num_steps), unit="step", disable=not self.progress) as bar:
+            for indices in chunks:
+                # The last chunk is filled up with its last datum, so that it has the shape of the others.
+                at = jnp.asarray(np.minimum(indices, num_data - 1))
+                rows_at = jax.tree.map(lambda leaf: leaf[at], rows)  # noqa: B023 (used at once)
+                results.append(self._run_chunk(problem, rows_at, keys[at], indices, bar))
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_data], *results)
+        return self._posterior(target, *joined)
+
+    def _run_chunk(self, problem: Problem, rows: tuple, keys: Array, indices: np.ndarray, bar: tqdm) -> tuple:
+        """Latents, log-likelihoods and statistics of some of the data, on the host."""
+        temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+        exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
+        num_draws = self.num_steps // self.thin
+        population, bad = chains.start(problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws)
+        check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder))
+        kept = (problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
+
+        def advance(population: Population, first: int, last: int, adapting: bool) -> Population:
+            size = -(-(self.warmup + self.num_steps) // _UPDATES)
+            for begin in range(first, last, size):
+                end = min(begin + size, last)
+                population = chains.advance(
+                    kept, population, jnp.asarray(begin), jnp.asarray(end), jnp.asarray(adapting)
+                )
+                if self.progress:
+                    bar.set_postfix_str(self._progress(population), refresh=False)
+                bar.update(end - begin)
+            return population
+
+        for first, last in warmup_windows(self.warmup):
+            population = advance(population, first - self.warmup, last - self.warmup, True)
+            if last < self.warmup:
+                population = chains.end_window(self.kernel, population)
+        if self.warmup:
+            population = chains.end_warmup(self.kernel, population)
+        population = advance(population, 0, self.num_steps, False)
+
+        flat = population.positions.reshape(len(keys), -1, population.positions.shape[-1])
+        latents = chains.latents_along(problem, self.kernel, rows, flat)
+        steps = np.full(len(keys), self.num_steps * self.num_chains)
+        return jax.device_get(
+            (
+                latents,
+                population.positions,
+                population.log_likelihood,
+                population.step_size,
+                population.acceptance,
+                population.swaps,
+                population.round_trips / steps,
+                population.divergences,
+            )
+        )
+
+    def _progress(self, population: Population) -> str:
+        text = f"acceptance {float(population.acceptance[:, -1].mean()):.2f}"
+        if len(self.ladder) > 1:
+            text += f", swaps {float(population.swaps.mean()):.2f}"
+        return text
+
+    def _posterior(
+        self, target: Target, latents, positions, log_likelihood, step_size, acceptance, swaps, round_trips, divergences
+    ) -> Posterior:
+        num_data = len(positions)
+        t = self.ladder.temperatures
+        evidence = {}
+        if t[0] == 0 and len(t) > 1:
+            evidence = {
+                "steppingstone": steppingstone(t, log_likelihood),
+                "thermodynamic": thermodynamic(t, log_likelihood),
+            }
+        at_one = log_likelihood[..., -1].reshape(num_data, -1)
+        impossible = np.all(at_one == -np.inf, axis=1)
+        warn_if_impossible(impossible, "at every draw")
+        ess = np.min([chain_ess(positions[..., j]) for j in range(positions.shape[-1])], axis=0)
+        ess = np.where(impossible, 0.0, ess)
+        best = evidence.get("steppingstone")
+        zeros = np.zeros_like(at_one)
+        with np.errstate(invalid="ignore"):
+            finite = np.where(np.isfinite(log_likelihood), log_likelihood, np.nan)
+            mean, std = log_likelihood.mean((1, 2)), finite.std((1, 2))
+        return Posterior(
+            latents=latents,
+            log_weights=zeros if best is None else zeros + best.log_evidence[:, None],
+            log_likelihood=at_one,
+            log_evidence=None if best is None else best.log_evidence,
+            log_evidence_std_error=None if best is None else best.std_error,
+            ess=ess,
+            observed=jax.device_get(observed_values(target.latent_model)),
+            plate=target.latent_model.plate,
+            num_chains=self.num_chains,
+            evidence=evidence,
+            divergences=divergences,
+            latent_model=target.latent_model,
+            rungs=Rungs(
+                temperatures=np.broadcast_to(t, (num_data, len(t))),
+                acceptance=acceptance,
+                step_size=step_size,
+                ess=np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1),
+                log_likelihood_mean=mean,
+                log_likelihood_std=std,
+                swap_acceptance=swaps,
+                round_trip_rate=round_trips,
+            ),
+        )
+
+
+class Langevin(ParallelTempering):
+    """Independent Markov chains on the posterior of every datum: `ParallelTempering` with the one rung t = 1.
+
+    Args:
+        kernel: how chains move.
+        num_steps: steps of each chain after warm-up.
+        num_chains: independent chains per datum, started at draws from the prior. Two or more give an R-hat.
+        warmup: steps that adapt and are dropped; None for as many as `num_steps`, and none where nothing adapts.
+        thin: every how many steps a draw is kept; it divides `num_steps`.
+        chunk_size: chains (data x chains) that move at once, as in `ParallelTempering`.
+        plate: name of the data plate, where the model has several.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import MALA, Langevin
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+        sampler = Langevin(MALA(), num_steps=500, num_chains=4, progress=False)
+        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([0.0, 2.0]))
+        assert abs(posterior.latents["z"][1].mean() - 1.0) < 0.1
+        assert posterior.rhat.max() < 1.05
+        ```
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        num_steps: int = 1000,
+        num_chains: int = 4,
+        warmup: int | None = None,
+        *,
+        thin: int = 1,
+        chunk_size: int | None = None,
+        plate: str | None = None,
+        progress: bool = True,
+    ):
+        super().__init__(
+            Ladder([1.0]),
+            kernel,
+            num_steps,
+            num_chains=num_chains,
+            warmup=warmup,
+            thin=thin,
+            chunk_size=chunk_size,
+            plate=plate,
+            progress=progress,
+        )
+
+
+def warmup_windows(warmup: int) -> Iterator[tuple[int, int]]:
+    """Warm-up windows: the preconditioner is renewed at their ends, and the last is for the step size alone."""
+    ends = [0, *(round(warmup * share) for share in (0.1, 0.3, 0.7)), warmup]
+    yield from ((first, last) for first, last in zip(ends, ends[1:], strict=False) if last > first)
+
+
+def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int) -> None:
+    """Raise a ValueError where the log-likelihood is NaN or +inf at draws from the prior, by datum."""
+    if bad.any():
+        first = int(np.argmax(bad > 0))
+        raise ValueError(
+            f"the log-likelihood is NaN or +inf at {int(bad[first])} of {num_draws} draws from the prior of datum "
+            f"{indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that is zero is -inf; NaN "
+            "comes of parameters out of their range, such as a scale that is not positive"
+        )
+
+
+def warn_if_impossible(impossible: np.ndarray, where: str) -> None:
+    """Warn of data whose likelihood is zero wherever it was evaluated."""
+    if impossible.any():
+        warnings.warn(
+            f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
+            f"{np.argmax(impossible)}: their ess is 0 and their log_evidence, where there is one, -inf",
+            RuntimeWarning,
+            stacklevel=4,
+        )
