@@ -8,19 +8,42 @@ from numpyro_kaem.generators import KAN, MLP
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives import ImportanceMLE
 from numpyro_kaem.pairwise import pairwise_log_likelihood
-from numpyro_kaem.posterior import ImportanceSampling, Posterior
+from numpyro_kaem.posterior import (
+    HMC,
+    MALA,
+    NUTS,
+    PCNL,
+    ULA,
+    Barker,
+    EllipticalSlice,
+    ImportanceSampling,
+    Ladder,
+    Langevin,
+    LatentGaussian,
+    ParallelTempering,
+    Posterior,
+    TemperedSMC,
+    compare_evidence,
+)
 from numpyro_kaem.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.training import FitResult, fit
 
 __version__ = "0.1.0"
 __all__ = [
+    "HMC",
     "KAN",
+    "MALA",
     "MLP",
+    "NUTS",
+    "PCNL",
     "RBF",
     "RSWAF",
+    "ULA",
     "BSpline",
+    "Barker",
     "Basis",
     "Chebyshev",
+    "EllipticalSlice",
     "FitResult",
     "Fourier",
     "GaussLegendre",
@@ -29,12 +52,18 @@ __all__ = [
     "ImportanceSampling",
     "KAMixture",
     "KAPrior",
+    "Ladder",
+    "Langevin",
+    "LatentGaussian",
     "LatentModel",
+    "ParallelTempering",
     "Posterior",
+    "TemperedSMC",
     "Trapezoid",
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",
+    "compare_evidence",
     "energy_module",
     "fit",
     "pairwise_log_likelihood",

@@ -15,7 +15,6 @@ install_import_hook("numpyro_kaem", "beartype.beartype")
 import jax
 import pytest
 
-
 # Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
 MEMORY_MAPS = Path("/proc/self/maps")
 MANY_MEMORY_MAPS = 20_000

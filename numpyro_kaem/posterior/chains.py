@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_kaem.posterior.kernels import Kernel
+from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Point, Target
 
 # Draws from the prior of a datum whose spread is the first preconditioner.

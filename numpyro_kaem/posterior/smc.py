@@ -17,8 +17,9 @@ from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.evidence import Evidence
 from numpyro_kaem.posterior.importance import observed_values
-from numpyro_kaem.posterior.kernels import MALA, Kernel
+from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
+from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
 from numpyro_kaem.posterior.swarm import Plan, Rung
 from numpyro_kaem.posterior.target import Target
@@ -190,11 +191,9 @@ class TemperedSMC:
                 rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
                 results.append(self._run_chunk(problem, plan, rows_at, keys[indices], indices, bar))
                 bar.update()
-        latents, log_likelihood, log_evidence, final, rungs = self._join(results, num_data)
+        latents, log_likelihood, log_evidence, rungs = self._join(results, num_data)
         back = np.argsort(order)
-        return self._posterior(
-            target, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, final, rungs))
-        )
+        return self._posterior(target, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, rungs)))
 
     def _difficulty(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, chunk: int) -> np.ndarray:
         """How far each datum's ladder is: minus its first temperature, of a few draws."""
@@ -250,9 +249,9 @@ class TemperedSMC:
         # After its last rung a run stays at t = 1, in company of those that are not there yet.
         arrived = np.cumsum(joined.temperature >= 1.0, -1) - (joined.temperature >= 1.0) > 0
         joined = jax.tree.map(lambda x: np.where(arrived, np.nan, x), joined)
-        return latents, log_likelihood, log_evidence, None, joined
+        return latents, log_likelihood, log_evidence, joined
 
-    def _posterior(self, target: Target, latents, log_likelihood, log_evidence, _, rungs: Rung) -> Posterior:
+    def _posterior(self, target: Target, latents, log_likelihood, log_evidence, rungs: Rung) -> Posterior:
         num_data = len(log_evidence)
         total = np.asarray(logsumexp(log_evidence.astype(float), axis=1)) - np.log(self.num_runs)
         impossible = total == -np.inf

@@ -17,7 +17,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from numpyro_kaem.posterior.chains import Problem
-from numpyro_kaem.posterior.kernels import Kernel
+from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Point, tempered
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -17,8 +18,9 @@ from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Population, Problem
 from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
 from numpyro_kaem.posterior.importance import observed_values
-from numpyro_kaem.posterior.kernels import MALA, Kernel
+from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
+from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.target import Target
 
@@ -314,7 +316,7 @@ class Langevin(ParallelTempering):
 def warmup_windows(warmup: int) -> Iterator[tuple[int, int]]:
     """Warm-up windows: the preconditioner is renewed at their ends, and the last is for the step size alone."""
     ends = [0, *(round(warmup * share) for share in (0.1, 0.3, 0.7)), warmup]
-    yield from ((first, last) for first, last in zip(ends, ends[1:], strict=False) if last > first)
+    yield from ((first, last) for first, last in pairwise(ends) if last > first)
 
 
 def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int) -> None:

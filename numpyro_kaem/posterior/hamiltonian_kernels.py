@@ -1,0 +1,103 @@
+"""Kernels that follow Hamiltonian dynamics, by BlackJAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_density
+
+# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
+# import it when they are traced.
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMC(Kernel):
+    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps, by BlackJAX.
+
+    Its best acceptance rate is 0.651.
+
+    Args:
+        step_size: of the leapfrog integrator; None to adapt it.
+        num_integration_steps: leapfrog steps per step of the kernel, each a gradient.
+        whiten: see `Kernel`.
+        precondition: see `Kernel`.
+
+    References:
+        A. Beskos et al., Optimal tuning of the hybrid Monte Carlo algorithm, Bernoulli 19(5A), 2013.
+
+    Example:
+        ```python
+        from numpyro_kaem import HMC, Langevin
+
+        sampler = Langevin(HMC(num_integration_steps=10), num_steps=100, num_chains=4)
+        ```
+    """
+
+    num_integration_steps: int = 8
+    target_acceptance: ClassVar[float | None] = 0.651
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("num_integration_steps", self.num_integration_steps, 1)
+
+    def _guess(self, dim: int) -> float:
+        return 0.7 * dim**-0.25
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+        from blackjax.mcmc import hmc
+
+        return self._blackjax_step(hmc, self.num_integration_steps, key, point, temperature, step_size, scale, evaluate)
+
+    def _blackjax_step(self, module, length, key, point, temperature, step_size, scale, evaluate) -> Move:
+        from blackjax.mcmc.hmc import HMCState
+
+        log_density = scaled_log_density(temperature, scale, evaluate)
+        state = HMCState(point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale)
+        mass = jnp.ones_like(point.position)
+        new, info = module.build_kernel()(key, state, log_density, step_size, mass, length)
+        moved = jnp.any(new.position != state.position)
+        return Move(
+            choose(moved, evaluate(new.position * scale), point),
+            jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate),
+            info.is_divergent,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NUTS(HMC):
+    """No-U-turn sampler, by BlackJAX: Hamiltonian Monte Carlo that chooses its own path lengths.
+
+    In a population all chains wait for the one with the longest path. The target acceptance rate is 0.8.
+
+    Args:
+        step_size: of the leapfrog integrator; None to adapt it.
+        max_num_doublings: a path has at most 2 to this power leapfrog steps.
+        whiten: see `Kernel`.
+        precondition: see `Kernel`.
+
+    References:
+        M. D. Hoffman and A. Gelman, The No-U-Turn Sampler, Journal of Machine Learning Research 15(47), 2014.
+
+    Example:
+        ```python
+        from numpyro_kaem import NUTS, Langevin
+
+        sampler = Langevin(NUTS(max_num_doublings=6), num_steps=100, num_chains=4)
+        ```
+    """
+
+    max_num_doublings: int = 8
+    target_acceptance: ClassVar[float | None] = 0.8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("max_num_doublings", self.max_num_doublings, 1)
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+        from blackjax.mcmc import nuts
+
+        return self._blackjax_step(nuts, self.max_num_doublings, key, point, temperature, step_size, scale, evaluate)

@@ -1,0 +1,142 @@
+"""Markov kernels on points whose log-prior, log-likelihood and gradients are kept apart.
+
+A kernel moves in coordinates rescaled by a diagonal preconditioner, v = position / scale, and leaves invariant
+p_t(z) ~ p(z) p(x | z)^t at the temperature t that it is given (`ULA` up to its discretisation error).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from numpyro_kaem.checks import check_positive
+from numpyro_kaem.posterior.target import Point
+
+# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
+# import it when they are traced.
+
+Evaluate = Callable[[Array], Point]
+
+
+class Move(NamedTuple):
+    """Where one step of a kernel led.
+
+    Attributes:
+        point: the new point.
+        acceptance: probability with which the proposal was accepted.
+        divergent: whether the proposal's energy was far off or not finite.
+    """
+
+    point: Point
+    acceptance: Float[Array, ""]
+    divergent: Bool[Array, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """What all kernels have in common.
+
+    Args:
+        step_size: step size in preconditioned coordinates, kept as it is; None to adapt it, during warm-up, to the
+            kernel's best acceptance rate (per rung and datum).
+        whiten: move in the coordinates eps with z = F^-1(Phi(eps)), in which the prior is standard normal, instead of
+            unconstrained coordinates. Every latent needs a distribution with an icdf.
+        precondition: rescale each coordinate by its standard deviation during warm-up.
+
+    Attributes:
+        target_acceptance: acceptance rate to which step sizes adapt; None for kernels without a step size.
+        step_limit: the largest step size that makes sense; None where there is none.
+        needs_gradients: whether points must carry gradients.
+        needs_whitening: whether the kernel works on a standard normal prior only.
+
+    Raises:
+        ValueError: for a step size that is not positive, or `whiten=False` where the kernel needs it.
+    """
+
+    step_size: float | None = None
+    whiten: bool = False
+    precondition: bool = True
+
+    target_acceptance: ClassVar[float | None] = 0.574
+    step_limit: ClassVar[float | None] = None
+    needs_gradients: ClassVar[bool] = True
+    needs_whitening: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.step_size is not None:
+            check_positive("step_size", self.step_size)
+        if self.needs_whitening and not self.whiten:
+            raise ValueError(f"{type(self).__name__} needs a standard normal prior: whiten must be True")
+        if self.needs_whitening and self.precondition:
+            raise ValueError(
+                f"{type(self).__name__} is preconditioned by the prior's own covariance: precondition must be False"
+            )
+
+    @property
+    def adapts_step_size(self) -> bool:
+        """Whether the step size is found during warm-up."""
+        return self.step_size is None and self.target_acceptance is not None
+
+    def initial_step_size(self, dim: int) -> float:
+        """Step size at which adaptation begins: that which suits a standard normal target."""
+        return self.step_size or self._guess(dim)
+
+    def largest_step_size(self, dim: int) -> float:
+        """Where adaptation ends that would let the step size grow for ever, as on a flat likelihood."""
+        return self.step_limit or 1e3 * self._guess(dim)
+
+    def _guess(self, dim: int) -> float:
+        return 0.5 * 1.65**2 * dim ** (-1 / 3)
+
+    def step(
+        self, key: PRNGKeyArray, point: Point, temperature: Array, step_size: Array, scale: Array, evaluate: Evaluate
+    ) -> Move:
+        """One step from a point.
+
+        Args:
+            key: random key.
+            point: where the chain is.
+            temperature: t, between 0 and 1.
+            step_size: a positive number.
+            scale: preconditioner, as long as a position.
+            evaluate: gives the point at a position.
+        """
+        return self._step(key, point, temperature, step_size, scale, evaluate)
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+        raise NotImplementedError
+
+
+def accept(key: PRNGKeyArray, log_ratio: Array, point: Point, proposal: Point) -> Move:
+    """Metropolis's choice between two points, by BlackJAX."""
+    from blackjax.mcmc.proposal import static_binomial_sampling
+
+    divergent = ~jnp.isfinite(proposal.log_likelihood + proposal.log_prior)
+    log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
+    accepted, (_, acceptance, _) = static_binomial_sampling(key, log_ratio, point, proposal)
+    return Move(accepted, acceptance, divergent)
+
+
+def choose(condition: Array, yes: Point, no: Point) -> Point:
+    """One of two points."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def scaled_log_density(temperature: Array, scale: Array, evaluate: Evaluate) -> Callable[[Array], Array]:
+    """Log p_t in preconditioned coordinates, whose derivative comes of the point that `evaluate` gives."""
+
+    @jax.custom_jvp
+    def log_density(v):
+        return evaluate(v * scale).log_density(temperature)
+
+    @log_density.defjvp
+    def _(primals, tangents):
+        point = evaluate(primals[0] * scale)
+        return point.log_density(temperature), jnp.dot(point.gradient(temperature) * scale, tangents[0])
+
+    return log_density

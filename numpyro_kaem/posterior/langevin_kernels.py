@@ -1,0 +1,157 @@
+"""Kernels that make one step along the gradient: unadjusted and Metropolis-adjusted Langevin, Barker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from numpyro_kaem.posterior.kernel import Kernel, Move, accept, choose, scaled_log_density
+from numpyro_kaem.posterior.target import Point
+
+# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
+# import it when they are traced.
+
+
+class _Langevin(Kernel):
+    """What `ULA` and `MALA` share: an Euler step of the Langevin diffusion, by BlackJAX's integrator."""
+
+    def _propose(self, key, point, temperature, step_size, scale, evaluate) -> Point:
+        from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
+
+        def evaluate_scaled(v):
+            proposal = evaluate(v * scale)
+            return proposal, proposal.gradient(temperature) * scale
+
+        state = DiffusionState(point.position / scale, point, point.gradient(temperature) * scale)
+        # The integrator hands the log-density on as it gets it: here it is the whole point.
+        return overdamped_langevin(evaluate_scaled)(key, state, step_size).logdensity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ULA(_Langevin):
+    r"""Unadjusted Langevin algorithm, the kernel of the KAEM paper.
+
+    $$v' = v + h \nabla \log p_t(v) + \sqrt{2 h}\, \xi, \qquad \xi \sim N(0, I)$$
+
+    There is no Metropolis test, so that draws come from a distribution that is off by a bias of the order of h. On a
+    normal target of standard deviation s the variance is $s^2 / (1 - h / (2 s^2))$. A proposal of likelihood zero is
+    refused. Left to adaptation, the step size is the one at which `MALA` would accept 0.9 of its proposals.
+
+    Args:
+        step_size: h; None to adapt it.
+        whiten: see `Kernel`.
+        precondition: see `Kernel`.
+
+    References:
+        G. O. Roberts and R. L. Tweedie, Exponential convergence of Langevin distributions and their discrete
+        approximations, Bernoulli 2(4), 1996.
+
+    Example:
+        ```python
+        from numpyro_kaem import ULA, Langevin
+
+        sampler = Langevin(ULA(step_size=0.01), num_steps=20)
+        ```
+    """
+
+    target_acceptance: ClassVar[float | None] = 0.9
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+        proposal = self._propose(key, point, temperature, step_size, scale, evaluate)
+        log_ratio = _langevin_log_ratio(point, proposal, temperature, step_size, scale)
+        acceptance = jnp.exp(jnp.minimum(log_ratio, 0.0))
+        density = proposal.log_density(temperature)
+        possible = jnp.isfinite(density)
+        return Move(choose(possible, proposal, point), jnp.where(possible, acceptance, 0.0), ~possible)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MALA(_Langevin):
+    r"""Metropolis-adjusted Langevin algorithm, of BlackJAX's integrator and acceptance rule.
+
+    The proposal is the step of `ULA`, accepted with probability
+    $\min(1, p_t(v') q(v \mid v') / (p_t(v) q(v' \mid v)))$, so that p_t is invariant. Its best acceptance rate is
+    0.574. The log-prior, the log-likelihood and both gradients travel with the chain: a step evaluates the model once,
+    at the proposal, and a swap of temperatures not at all.
+
+    Args:
+        step_size: h; None to adapt it.
+        whiten: see `Kernel`.
+        precondition: see `Kernel`.
+
+    References:
+        G. O. Roberts and J. S. Rosenthal, Optimal scaling of discrete approximations to Langevin diffusions, Journal of
+        the Royal Statistical Society B 60(1), 1998.
+
+    Example:
+        ```python
+        from numpyro_kaem import MALA, Langevin
+
+        sampler = Langevin(MALA(), num_steps=200, num_chains=4)
+        ```
+    """
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+        key_move, key_accept = jax.random.split(key)
+        proposal = self._propose(key_move, point, temperature, step_size, scale, evaluate)
+        log_ratio = _langevin_log_ratio(point, proposal, temperature, step_size, scale)
+        return accept(key_accept, log_ratio, point, proposal)
+
+
+def _langevin_log_ratio(point, proposal, temperature, step_size, scale) -> Array:
+    """Log of the Metropolis-Hastings ratio of a Langevin step."""
+    from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio
+
+    def transition_energy(start: Point, end: Point, step_size: Array) -> Array:
+        residual = (start.position - end.position) / scale - step_size * end.gradient(temperature) * scale
+        return -end.log_density(temperature) + jnp.sum(residual**2) / (4.0 * step_size)
+
+    return compute_asymmetric_acceptance_ratio(transition_energy)(point, proposal, step_size=step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Barker(Kernel):
+    """Barker's proposal, by BlackJAX: as fast as `MALA` and less sensitive to its step size.
+
+    Each coordinate's step is drawn from a normal distribution and given the sign that the gradient favours. Its best
+    acceptance rate is 0.4.
+
+    Args:
+        step_size: standard deviation of the proposal; None to adapt it.
+        whiten: see `Kernel`.
+        precondition: see `Kernel`.
+
+    References:
+        S. Livingstone and G. Zanella, The Barker proposal: combining robustness and efficiency in gradient-based MCMC,
+        Journal of the Royal Statistical Society B 84(2), 2022.
+
+    Example:
+        ```python
+        from numpyro_kaem import Barker, Langevin
+
+        sampler = Langevin(Barker(), num_steps=200, num_chains=4)
+        ```
+    """
+
+    target_acceptance: ClassVar[float | None] = 0.4
+
+    def _guess(self, dim: int) -> float:
+        return 1.5 * dim ** (-1 / 6)
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+        from blackjax.mcmc import barker
+
+        log_density = scaled_log_density(temperature, scale, evaluate)
+        state = barker.BarkerState(
+            point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale
+        )
+        _, info = barker.build_kernel()(key, state, log_density, step_size)
+        # The same expression as inside of BlackJAX's kernel, so that XLA evaluates the model once.
+        proposal = evaluate(info.proposal.position * scale)
+        divergent = ~jnp.isfinite(proposal.log_density(temperature))
+        acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate)
+        return Move(choose(info.is_accepted, proposal, point), acceptance, divergent)
