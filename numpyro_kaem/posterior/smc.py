@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
+from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.evidence import Evidence
 from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
@@ -23,7 +24,6 @@ from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
 from numpyro_kaem.posterior.swarm import Plan, Rung
 from numpyro_kaem.posterior.target import Target
-from numpyro_kaem.posterior.tempering import check_log_likelihood, warn_if_impossible
 
 
 class TemperedSMC:
@@ -284,7 +284,7 @@ class TemperedSMC:
             num_chains=self.num_runs,
             evidence={"smc": Evidence(total, std_error, np.zeros(num_data))},
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
-            latent_model=target.latent_model,
+            latent_model=target.model,
             rungs=Rungs(
                 temperatures=np.concatenate([start, mean(rungs.temperature)], 1),
                 acceptance=np.concatenate([nan, mean(rungs.acceptance)], 1),

@@ -62,6 +62,7 @@ class Target:
         check: whether the model's rows are compared, see `LatentModel`.
 
     Attributes:
+        model: the model as it was given.
         latent_model: the model whose latents are the coordinates, rows given one at a time.
         dim: number of coordinates.
 
@@ -84,7 +85,7 @@ class Target:
         def read(model: Callable, check: bool) -> LatentModel:
             return LatentModel(model, params, *data, plate=plate, check=check, **model_kwargs)
 
-        self.latent_model = read(model, check)
+        self.model = self.latent_model = read(model, check)
         self.whiten, self.gradients = whiten, gradients
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:

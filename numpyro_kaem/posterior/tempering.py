@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Population, Problem
+from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
 from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
@@ -236,7 +236,7 @@ class ParallelTempering:
             num_chains=self.num_chains,
             evidence=evidence,
             divergences=divergences,
-            latent_model=target.latent_model,
+            latent_model=target.model,
             rungs=Rungs(
                 temperatures=np.broadcast_to(t, (num_data, len(t))),
                 acceptance=acceptance,
@@ -317,25 +317,3 @@ def warmup_windows(warmup: int) -> Iterator[tuple[int, int]]:
     """Warm-up windows: the preconditioner is renewed at their ends, and the last is for the step size alone."""
     ends = [0, *(round(warmup * share) for share in (0.1, 0.3, 0.7)), warmup]
     yield from ((first, last) for first, last in pairwise(ends) if last > first)
-
-
-def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int) -> None:
-    """Raise a ValueError where the log-likelihood is NaN or +inf at draws from the prior, by datum."""
-    if bad.any():
-        first = int(np.argmax(bad > 0))
-        raise ValueError(
-            f"the log-likelihood is NaN or +inf at {int(bad[first])} of {num_draws} draws from the prior of datum "
-            f"{indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that is zero is -inf; NaN "
-            "comes of parameters out of their range, such as a scale that is not positive"
-        )
-
-
-def warn_if_impossible(impossible: np.ndarray, where: str) -> None:
-    """Warn of data whose likelihood is zero wherever it was evaluated."""
-    if impossible.any():
-        warnings.warn(
-            f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
-            f"{np.argmax(impossible)}: their ess is 0 and their log_evidence, where there is one, -inf",
-            RuntimeWarning,
-            stacklevel=4,
-        )

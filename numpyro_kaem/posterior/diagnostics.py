@@ -1,0 +1,29 @@
+"""What samplers do about data whose likelihood is broken or zero."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+
+def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int) -> None:
+    """Raise a ValueError where the log-likelihood is NaN or +inf at draws from the prior, by datum."""
+    if bad.any():
+        first = int(np.argmax(bad > 0))
+        raise ValueError(
+            f"the log-likelihood is NaN or +inf at {int(bad[first])} of {num_draws} draws from the prior of datum "
+            f"{indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that is zero is -inf; NaN "
+            "comes of parameters out of their range, such as a scale that is not positive"
+        )
+
+
+def warn_if_impossible(impossible: np.ndarray, where: str) -> None:
+    """Warn of data whose likelihood is zero wherever it was evaluated."""
+    if impossible.any():
+        warnings.warn(
+            f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
+            f"{np.argmax(impossible)}: their ess is 0 and their log_evidence, where there is one, -inf",
+            RuntimeWarning,
+            stacklevel=4,
+        )
