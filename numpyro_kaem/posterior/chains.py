@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.target import Point, Target
+from numpyro_kaem.posterior.target import Point, Target, count_invalid
 
 # Draws from the prior of a datum whose spread is the first preconditioner.
 _PRIOR_DRAWS = 64
@@ -94,18 +94,16 @@ def start(
     num_data = len(keys)
 
     def of_datum(key, row):
-        key_draw, key_scale = jax.random.split(key)
-        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_chains * num_rungs))
-        points = jax.vmap(lambda u: target.evaluate(u, row))(positions)
-        raw = jax.vmap(lambda u: target.log_likelihood(u, row))(positions)
-        if kernel.precondition and not kernel.whiten:
-            draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_scale, _PRIOR_DRAWS))
+        num_points = num_chains * num_rungs
+        num_drawn = num_points + (_PRIOR_DRAWS if kernel.precondition and not kernel.whiten else 0)
+        draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_drawn))
+        scale = jnp.ones(target.dim, draws.dtype)
+        if num_drawn > num_points:
             # Quantiles, because a prior need not have a variance.
-            scale = jnp.diff(jnp.quantile(draws, jnp.array([0.16, 0.84]), axis=0), axis=0)[0] / 2
-            scale = jnp.where(scale > 0, scale, 1.0)
-        else:
-            scale = jnp.ones(target.dim, positions.dtype)
-        return points, scale, jnp.sum(jnp.isnan(raw) | (raw == jnp.inf))
+            low, high = jnp.quantile(draws[num_points:], jnp.array([0.16, 0.84]), axis=0)
+            scale = jnp.where(high > low, (high - low) / 2, 1.0)
+        points, bad = count_invalid(jax.vmap(lambda u: target.evaluate_raw(u, row))(draws[:num_points]))
+        return points, scale, bad
 
     points, scale, bad = jax.vmap(of_datum)(keys, rows)
     points = jax.tree.map(lambda x: x.reshape(num_data, num_chains, num_rungs, *x.shape[2:]), points)
@@ -130,27 +128,41 @@ def start(
     return population, bad
 
 
-# Not only the population is an argument but also how far to go and whether to adapt, so that a whole run, with its
-# warm-up and its progress bar, is one compiled function.
+class Course(NamedTuple):
+    """What does not change while chains run.
+
+    Attributes:
+        problem, kernel: what is sampled, and how.
+        rows: positional data, `(B, ...)`.
+        keys: one by datum.
+        temperatures: of the K rungs.
+        exact: whether the lowest rung is the prior, t = 0.
+        swap_every, thin: every how many steps chains swap and are recorded.
+    """
+
+    problem: Problem
+    kernel: Kernel
+    rows: tuple
+    keys: Array
+    temperatures: Array
+    exact: bool
+    swap_every: int
+    thin: int
+
+
+# How far to go and whether to adapt are arguments, so that a whole run, with its warm-up and its progress bar, is one
+# compiled function. The population's memory is given to its successor.
 @eqx.filter_jit(donate="all-except-first")
-def advance(
-    kept: tuple[Problem, Kernel, tuple, Array, Array, bool, int, int],
-    population: Population,
-    first: Array,
-    last: Array,
-    adapting: Array,
-) -> Population:
-    """Steps `first` to `last` (negative numbers are warm-up) of all chains.
+def advance(course_and_span: tuple[Course, Array, Array, Array], population: Population) -> Population:
+    """Advance all chains by some steps.
 
     Args:
-        kept: problem, kernel, rows, keys by datum, temperatures, whether the lowest rung is the prior, and every how
-            many steps to swap and to record.
+        course_and_span: the course, the number of the first step (negative in warm-up), one more than the number of the
+            last, and whether step sizes follow the acceptance and positions are summarised.
         population: to be advanced.
-        first: number of the first step.
-        last: one more than the number of the last.
-        adapting: whether step sizes follow the acceptance and positions are summarised.
     """
-    problem, kernel, rows, keys, temperatures, exact, swap_every, thin = kept
+    course, first, last, adapting = course_and_span
+    problem, kernel, rows, keys, temperatures, exact, swap_every, thin = course
     target = problem.target(kernel)
     update_average = _dual_averaging()[1]
     num_chains, num_rungs = population.from_prior.shape[1:]

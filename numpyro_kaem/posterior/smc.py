@@ -22,7 +22,7 @@ from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
-from numpyro_kaem.posterior.swarm import Plan, Rung
+from numpyro_kaem.posterior.swarm import Course, Plan, Rung
 from numpyro_kaem.posterior.target import Target
 
 
@@ -52,7 +52,8 @@ class TemperedSMC:
         waste_free: resample only N / (num_mcmc_steps + 1) particles and keep every state on their way; N must be
             a multiple of that divisor.
         persistent: weigh and resample the particles of all rungs so far. They are kept in memory, N times `max_rungs`;
-            the standard error of the evidence needs two runs.
+            the standard error of the evidence needs two runs (that of one waste-free run is too small where moves mix
+            slowly; of several, it is that between them).
         resampling: BlackJAX's "systematic", "stratified", "multinomial" or "residual".
         max_rungs: where an adaptive ladder that has not arrived is given up.
         chunk_size: particles (data x runs x N) that move at once; None for all. It bounds the memory and does not
@@ -191,9 +192,11 @@ class TemperedSMC:
                 rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
                 results.append(self._run_chunk(problem, plan, rows_at, keys[indices], indices, bar))
                 bar.update()
-        latents, log_likelihood, log_evidence, rungs = self._join(results, num_data)
+        latents, log_likelihood, log_evidence, ess, rungs = self._join(results, num_data)
         back = np.argsort(order)
-        return self._posterior(target, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, rungs)))
+        return self._posterior(
+            target, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, ess, rungs))
+        )
 
     def _difficulty(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, chunk: int) -> np.ndarray:
         """How far each datum's ladder is: minus its first temperature, of a few draws."""
@@ -212,7 +215,7 @@ class TemperedSMC:
         """Latents, log-likelihoods, evidence and rungs of some of the data, on the host."""
         particles, bad = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
         check_log_likelihood(np.asarray(bad).sum(1), indices, self.num_particles * self.num_runs)
-        kept, rungs = (problem, self.kernel, plan, rows, keys), []
+        course, rungs = Course(problem, self.kernel, plan, rows, keys), []
         dtype = particles.temperature.dtype
         while not rungs or np.min(rungs[-1].temperature) < 1.0:
             if len(rungs) == self.max_rungs:
@@ -223,7 +226,7 @@ class TemperedSMC:
                 )
             number = len(rungs)
             temperature = jnp.asarray(1.0 if self.ladder is None else self.temperatures[number], dtype)
-            particles, rung = swarm.advance(kept, particles, jnp.asarray(number), temperature)
+            particles, rung = swarm.advance((course, jnp.asarray(number), temperature), particles)
             rungs.append(jax.device_get(rung))
             bar.set_postfix_str(
                 f"rung {number + 1}, t {rungs[-1].temperature.min():.3g}, acceptance "
@@ -232,12 +235,13 @@ class TemperedSMC:
         flat = particles.particles.position.reshape(len(keys), -1, particles.particles.position.shape[-1])
         latents = chains.latents_along(problem, self.kernel, rows, flat)
         log_likelihood = particles.particles.log_likelihood
-        return jax.device_get((latents, log_likelihood, particles.log_evidence)), rungs
+        ess = swarm.effective_size(particles, self.num_mcmc_steps + 1 if self.waste_free else 1)
+        return jax.device_get((latents, log_likelihood, particles.log_evidence, ess.sum(1))), rungs
 
     def _join(self, results: list, num_data: int) -> tuple:
         """The chunks' results one after the other; ladders that ended early are filled up with NaN."""
         parts, rungs = zip(*results, strict=True)
-        latents, log_likelihood, log_evidence = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *parts)
+        latents, log_likelihood, log_evidence, ess = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *parts)
         longest = max(map(len, rungs))
 
         def stack(*steps):
@@ -249,9 +253,9 @@ class TemperedSMC:
         # After its last rung a run stays at t = 1, in company of those that are not there yet.
         arrived = np.cumsum(joined.temperature >= 1.0, -1) - (joined.temperature >= 1.0) > 0
         joined = jax.tree.map(lambda x: np.where(arrived, np.nan, x), joined)
-        return latents, log_likelihood, log_evidence, joined
+        return latents, log_likelihood, log_evidence, ess, joined
 
-    def _posterior(self, target: Target, latents, log_likelihood, log_evidence, rungs: Rung) -> Posterior:
+    def _posterior(self, target: Target, latents, log_likelihood, log_evidence, ess, rungs: Rung) -> Posterior:
         num_data = len(log_evidence)
         total = np.asarray(logsumexp(log_evidence.astype(float), axis=1)) - np.log(self.num_runs)
         impossible = total == -np.inf
@@ -271,7 +275,6 @@ class TemperedSMC:
             series[np.arange(num_data), np.sum(np.isfinite(mean(rungs.temperature)), 1)] = value
             return series
 
-        ess = np.nansum(np.where(rungs.temperature >= 1.0, rungs.ess, np.nan), (1, 2))
         return Posterior(
             latents=latents,
             log_weights=np.broadcast_to(total[:, None], flat.shape),
@@ -296,21 +299,17 @@ class TemperedSMC:
         )
 
     def _std_error(self, rungs: Rung, log_evidence: np.ndarray) -> np.ndarray:
-        r"""Standard error of the log-evidence.
-
-        The variance of the log of a run is $\frac1N \sum_k v_k f_k^2$, v_k the relative variance of the weights at a
-        rung, and $f_k = 1 + \rho_k f_{k+1}$ what of a particle's luck its descendants keep, with the correlation rho_k
-        of log-likelihoods before and after their moves. For persistent sampling it is that between the runs.
-        """
-        if self.persistent:
-            if self.num_runs == 1:
-                return np.full(len(log_evidence), np.nan)
+        """Standard error of the log-evidence: from the families of particles, or between runs."""
+        if self.num_runs > 1 and (self.persistent or self.waste_free):
             return log_evidence.std(1, ddof=1) / self.num_runs**0.5
-        variance, later = 0.0, 0.0
-        for k in reversed(range(rungs.increment.shape[-1])):
-            there = np.isfinite(rungs.weight_variance[..., k])
-            later = np.where(there, 1.0 + np.nan_to_num(rungs.persistence[..., k]) * later, 0.0)
-            variance = variance + np.where(there, rungs.weight_variance[..., k] * later**2, 0.0)
+        if self.persistent:
+            return np.full(len(log_evidence), np.nan)
+        # At least what independent particles (or chains, of waste-free SMC) would have.
+        variance = np.nansum(rungs.weight_variance, -1)
+        if not self.waste_free:
+            last = np.isfinite(rungs.relative_variance).sum(-1, keepdims=True) - 1
+            families = np.take_along_axis(rungs.relative_variance, last, -1)[..., 0]
+            variance = np.maximum(variance, families)
         return np.sqrt(variance.mean(1) / (self.num_particles * self.num_runs))
 
 

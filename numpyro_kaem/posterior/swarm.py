@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.target import Point, tempered
+from numpyro_kaem.posterior.target import Point, count_invalid, tempered
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
 _IMPOSSIBLE = -1e30
@@ -35,6 +35,8 @@ class Swarm(NamedTuple):
         temperature: t.
         log_evidence: log Z_t so far.
         step_size: of the kernel.
+        ancestor: from which draw of the prior a particle descends.
+        noise: what rounding in resampling has added to the variance of descendants, see `_relative_variance`.
         history: BlackJAX's state of persistent sampling, with the particles of all rungs; None without.
     """
 
@@ -42,6 +44,8 @@ class Swarm(NamedTuple):
     temperature: Float[Array, ""]
     log_evidence: Float[Array, ""]
     step_size: Float[Array, ""]
+    ancestor: Int[Array, " N"]
+    noise: Float[Array, ""]
     history: Any
 
 
@@ -52,9 +56,8 @@ class Rung(NamedTuple):
         temperature: of the next rung.
         ess: effective sample size of the weights with which the particles left the last.
         log_likelihood_mean, log_likelihood_std: at the last rung.
-        increment: log of the ratio of evidences.
-        weight_variance: relative variance of the mean weight, times N.
-        persistence: correlation of the log-likelihoods of particles before and after their moves.
+        weight_variance: relative variance of the weights.
+        relative_variance: of the estimate of the evidence up to the next rung, times N; see `_relative_variance`.
         acceptance: of the moves at the next rung.
         divergences: number of them.
         step_size: with which they were made.
@@ -64,9 +67,8 @@ class Rung(NamedTuple):
     ess: Float[Array, ""]
     log_likelihood_mean: Float[Array, ""]
     log_likelihood_std: Float[Array, ""]
-    increment: Float[Array, ""]
     weight_variance: Float[Array, ""]
-    persistence: Float[Array, ""]
+    relative_variance: Float[Array, ""]
     acceptance: Float[Array, ""]
     divergences: Int[Array, ""]
     step_size: Float[Array, ""]
@@ -93,6 +95,22 @@ class Plan(NamedTuple):
     batch_size: int
 
 
+class Course(NamedTuple):
+    """What does not change in a run.
+
+    Attributes:
+        problem, kernel, plan: what is sampled, and how.
+        rows: positional data, `(B, ...)`.
+        keys: of the runs, `(B, R)`.
+    """
+
+    problem: Problem
+    kernel: Kernel
+    plan: Plan
+    rows: tuple
+    keys: Array
+
+
 class _Carried(NamedTuple):
     """A kernel's state as BlackJAX's SMC wants it: what it takes for the position is the whole point."""
 
@@ -114,36 +132,33 @@ def start(
 
     def of_run(key, row):
         def draw(key):
-            position = target.draw(key, row)
-            return target.evaluate(position, row), target.log_likelihood(position, row)
+            return target.evaluate_raw(target.draw(key, row), row)
 
-        particles, raw = jax.lax.map(
-            draw, jax.random.split(key, num_particles), batch_size=plan.batch_size or num_particles
-        )
+        keys = jax.random.split(key, num_particles)
+        points = jax.lax.map(draw, keys, batch_size=plan.batch_size) if plan.batch_size else jax.vmap(draw)(keys)
+        particles, bad = count_invalid(points)
         zero = jnp.zeros((), particles.position.dtype)
         step_size = zero + kernel.initial_step_size(target.dim)
         history = None
         if plan.persistent:
             history = persistent_sampling.init(particles, _log_likelihood, plan.max_rungs)
-        swarm = Swarm(particles, zero, zero, step_size, history)
-        return swarm, jnp.sum(jnp.isnan(raw) | (raw == jnp.inf))
+        swarm = Swarm(particles, zero, zero, step_size, jnp.arange(num_particles), zero, history)
+        return swarm, bad
 
     return jax.vmap(jax.vmap(of_run, in_axes=(0, None)))(keys, rows)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def advance(
-    kept: tuple[Problem, Kernel, Plan, tuple, Array], swarm: Swarm, number: Array, temperature: Array
-) -> tuple[Swarm, Rung]:
+def advance(course_and_rung: tuple[Course, Array, Array], swarm: Swarm) -> tuple[Swarm, Rung]:
     """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
 
     Args:
-        kept: problem, kernel, plan, rows and keys.
+        course_and_rung: the course; the number of the rung, which makes the random numbers new; its temperature, where
+            the ladder is fixed.
         swarm: to be advanced.
-        number: of the rung, which makes the random numbers new.
-        temperature: of the next rung, where the ladder is fixed.
     """
-    problem, kernel, plan, rows, keys = kept
+    course, number, temperature = course_and_rung
+    problem, kernel, plan, rows, keys = course
     target = problem.target(kernel)
 
     def of_run(key, row, swarm):
@@ -178,16 +193,19 @@ def _to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tempe
     if kernel.adapts_step_size:
         log_step_size = jnp.log(step_size) + _GAIN * (acceptance - kernel.target_acceptance)
         step_size = jnp.minimum(jnp.exp(log_step_size), kernel.largest_step_size(scale.size))
-    variance, persistence = jnp.zeros(()), jnp.zeros(())
+    zero = jnp.zeros_like(temperature)
+    variance, relative_variance, ancestor, noise = zero, zero, swarm.ancestor, zero
     if plan.persistent:
         log_evidence = history.log_Z
     else:
         log_evidence = swarm.log_evidence + increment
-        variance = _weight_variance(weights)
-        if plan.waste_free:
-            variance = jnp.where(swarm.temperature > 0, _weight_variance(weights, plan.num_mcmc_steps + 1), variance)
-        else:
-            persistence = _correlation(log_likelihood[ancestors], moved.log_likelihood)
+        length = plan.num_mcmc_steps + 1 if plan.waste_free else 1
+        variance = jnp.where(swarm.temperature > 0, _weight_variance(weights, length), _weight_variance(weights))
+        relative_variance = _relative_variance(swarm, weights)
+        counts = jnp.bincount(ancestors, length=num_particles) * length
+        noise = swarm.noise + jnp.mean((counts - num_particles * weights) ** 2)
+        ancestor = swarm.ancestor[ancestors]
+        ancestor = jnp.concatenate([ancestor, jnp.repeat(ancestor, length - 1)])
     log_evidence = jnp.where(possible > 0, log_evidence, -jnp.inf)
     finite = jnp.isfinite(log_likelihood)
     rung = Rung(
@@ -195,14 +213,13 @@ def _to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tempe
         ess=jnp.where(possible > 0, 1.0 / jnp.sum(weights**2), 0.0),
         log_likelihood_mean=log_likelihood.mean(),
         log_likelihood_std=jnp.std(log_likelihood, where=finite),
-        increment=increment,
         weight_variance=variance,
-        persistence=persistence,
+        relative_variance=relative_variance,
         acceptance=acceptance,
         divergences=moves.divergent.sum(),
         step_size=swarm.step_size,
     )
-    return Swarm(moved, temperature, log_evidence, step_size, history), rung
+    return Swarm(moved, temperature, log_evidence, step_size, ancestor, noise, history), rung
 
 
 def _log_weights(swarm: Swarm, temperature: Array) -> Array:
@@ -310,12 +327,40 @@ def _spread(weights: Array, particles: Point, kernel: Kernel) -> Float[Array, " 
     return jnp.where(jnp.isfinite(variance) & (variance > 0), jnp.sqrt(variance), 1.0)
 
 
-def _correlation(a: Array, b: Array) -> Array:
-    """Pearson correlation of finite pairs, 0 where there is none, in [0, 1]."""
-    finite = jnp.isfinite(a) & jnp.isfinite(b)
-    a, b = (jnp.where(finite, x - jnp.mean(x, where=finite), 0.0) for x in (a, b))
-    norm = jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2))
-    return jnp.clip(jnp.where(norm > 0, jnp.sum(a * b) / jnp.where(norm > 0, norm, 1.0), 0.0), 0.0, 1.0)
+def _relative_variance(swarm: Swarm, weights: Array) -> Array:
+    """Relative variance of a run's estimate of the evidence, times N.
+
+    Independent particles would leave every draw of the prior the same share of the weights, up to their own variance.
+    Where moves mix slowly lucky families grow, rung by rung: with s_i the share of the descendants of draw i, it is
+    N sum_i s_i^2 - 1. That counts the rounding of resampling too, which tells nothing of the evidence: the mean square
+    of the numbers of children minus their expectations is subtracted. To first order in 1 / N; with multinomial
+    resampling that is the estimate of Lee and Whiteley (Biometrika 105(3), 2018).
+    """
+    num_particles = len(weights)
+    shares = jax.ops.segment_sum(weights, swarm.ancestor, num_particles)
+    return num_particles * jnp.sum(shares**2) - 1.0 - swarm.noise
+
+
+@eqx.filter_jit
+def effective_size(swarm: Swarm, chain_length: int) -> Float[Array, "B R"]:
+    """Effective sample size of equally weighted particles for the mean of their coordinates, the smallest of them.
+
+    The variance of a mean is that of the sums over families: of common descent, or chains of waste-free SMC.
+    """
+
+    def of_run(run: Swarm) -> Array:
+        positions = run.particles.position
+        num_particles = len(positions)
+        family = run.ancestor
+        if chain_length > 1:
+            first = jnp.arange(num_particles // chain_length)
+            family = jnp.concatenate([first, jnp.repeat(first, chain_length - 1)])
+        centred = positions - positions.mean(0)
+        sums = jax.ops.segment_sum(centred, family, num_particles)
+        squares, of_families = jnp.sum(centred**2, 0), jnp.sum(sums**2, 0)
+        return num_particles * jnp.min(jnp.where(of_families > squares, squares / of_families, 1.0))
+
+    return jax.vmap(jax.vmap(of_run))(swarm)
 
 
 @eqx.filter_jit

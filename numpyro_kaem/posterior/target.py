@@ -47,6 +47,13 @@ def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
     return jnp.where(temperature == 0, 0.0, temperature * log_likelihood)
 
 
+def count_invalid(points: Point) -> tuple[Point, Array]:
+    """Points whose log-likelihood is NaN become impossible; how many there are, of +inf too."""
+    likelihood = points.log_likelihood
+    invalid = jnp.isnan(likelihood) | (likelihood == jnp.inf)
+    return points._replace(log_likelihood=jnp.where(invalid, -jnp.inf, likelihood)), jnp.sum(invalid)
+
+
 class Target:
     """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
 
@@ -111,27 +118,27 @@ class Target:
 
     def evaluate(self, position: Float[Array, " dim"], row: tuple) -> Point:
         """The point at a position; a log-likelihood that is NaN counts as zero likelihood."""
+        point = self.evaluate_raw(position, row)
+        likelihood = point.log_likelihood
+        return point._replace(log_likelihood=jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood))
+
+    def evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
+        """The point at a position, with the log-likelihood as the model gives it."""
 
         def log_prior(u):
             return self.latent_model.log_prior(self._unravel(u), *row, unconstrained=True)
 
         def log_likelihood(u):
-            value = self.log_likelihood(u, row)
-            return jnp.where(jnp.isnan(value), -jnp.inf, value)
+            return self.latent_model.log_likelihood(self._unravel(u), *row, unconstrained=True)
 
-        if self.gradients:
-            # Apart, so that no gradient of the prior runs the decoder; what both share XLA computes once.
-            (prior, prior_gradient), (likelihood, likelihood_gradient) = (
-                jax.value_and_grad(part)(position) for part in (log_prior, log_likelihood)
-            )
-        else:
-            prior, likelihood = log_prior(position), log_likelihood(position)
-            prior_gradient = likelihood_gradient = jnp.zeros_like(position)
+        if not self.gradients:
+            zero = jnp.zeros_like(position)
+            return Point(position, log_prior(position), log_likelihood(position), zero, zero)
+        # Apart, so that no gradient of the prior runs the decoder; what both share XLA computes once.
+        (prior, prior_gradient), (likelihood, likelihood_gradient) = (
+            jax.value_and_grad(part)(position) for part in (log_prior, log_likelihood)
+        )
         return Point(position, prior, likelihood, prior_gradient, likelihood_gradient)
-
-    def log_likelihood(self, position: Float[Array, " dim"], row: tuple) -> Float[Array, ""]:
-        """Log p(x | z), as the model gives it."""
-        return self.latent_model.log_likelihood(self._unravel(position), *row, unconstrained=True)
 
     def latents(self, position: Float[Array, " dim"], row: tuple) -> dict[str, Array]:
         """The latents at a position, as the model knows them."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains
-from numpyro_kaem.posterior.chains import Population, Problem
+from numpyro_kaem.posterior.chains import Course, Population, Problem
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
 from numpyro_kaem.posterior.importance import observed_values
@@ -159,15 +159,14 @@ class ParallelTempering:
         num_draws = self.num_steps // self.thin
         population, bad = chains.start(problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws)
         check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder))
-        kept = (problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
+        course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
 
         def advance(population: Population, first: int, last: int, adapting: bool) -> Population:
             size = -(-(self.warmup + self.num_steps) // _UPDATES)
             for begin in range(first, last, size):
                 end = min(begin + size, last)
-                population = chains.advance(
-                    kept, population, jnp.asarray(begin), jnp.asarray(end), jnp.asarray(adapting)
-                )
+                span = jnp.asarray(begin), jnp.asarray(end), jnp.asarray(adapting)
+                population = chains.advance((course, *span), population)
                 if self.progress:
                     bar.set_postfix_str(self._progress(population), refresh=False)
                 bar.update(end - begin)

@@ -1,0 +1,140 @@
+"""Posterior samplers against the bare gradients of their decoder, what they take to compile, and how they scale."""
+
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax.scipy.stats import norm
+from numpyro.contrib.module import eqx_module
+
+from benchmarks.timing import alternate, print_rows
+from numpyro_kaem import MALA, ULA, BSpline, KAPrior, Ladder, Langevin, ParallelTempering, TemperedSMC, UnivariateEnergy
+from numpyro_kaem.posterior import chains
+from numpyro_kaem.posterior.chains import Problem
+
+DATA, LATENTS, STEPS, NOISE = 64, 40, 20, 0.3
+TEMPERATURES = Ladder.power(5, 3.0).temperatures
+
+
+class Decoder(eqx.Module):
+    """Three transposed convolutions from a latent vector to a 32 x 32 image of three channels."""
+
+    project: eqx.nn.Linear
+    layers: list
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 4)
+        self.project = eqx.nn.Linear(LATENTS, 4 * 4 * 64, key=keys[0])
+        channels = (64, 32, 16, 3)
+        self.layers = [
+            eqx.nn.ConvTranspose2d(channels[i], channels[i + 1], 4, stride=2, padding=1, key=keys[i + 1])
+            for i in range(3)
+        ]
+
+    def __call__(self, z):
+        """Images of latents `(*batch, LATENTS)`."""
+
+        def decode(z):
+            image = self.project(z).reshape(64, 4, 4)
+            for layer in self.layers:
+                image = layer(jax.nn.relu(image))
+            return image
+
+        return jnp.vectorize(decode, signature="(d)->(c,h,w)")(z)
+
+
+def make_problem(num_data: int = DATA):
+    """A NumPyro model with a learned prior and the decoder, its parameters, images, and the bare decoder."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    decoder = Decoder(keys[0])
+    energy = UnivariateEnergy.init(keys[1], (LATENTS,), basis=BSpline(20, 3, (-3.0, 3.0)))
+
+    def model(x):
+        f, g = eqx_module("energy", energy), eqx_module("decoder", decoder)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", KAPrior(f, dist.Normal(0.0, 1.0)).to_event(1))
+            numpyro.sample("x", dist.Normal(g(z), NOISE).to_event(3), obs=x)
+
+    x = decoder(jax.random.normal(keys[2], (num_data, LATENTS)))
+    x = x + NOISE * jax.random.normal(keys[3], x.shape)
+    params = {"energy$params": eqx.filter(energy, eqx.is_inexact_array)}
+    params["decoder$params"] = eqx.filter(decoder, eqx.is_inexact_array)
+    return model, params, x, decoder
+
+
+def bare_gradients(decoder, x, copies: int):
+    """The decoder's gradients of `STEPS` Langevin steps of `copies` latents per datum, and nothing else."""
+    images = jnp.repeat(x, copies, 0)
+
+    @jax.jit
+    def run(z):
+        def log_likelihood(z):
+            return jnp.sum(norm.logpdf(images, decoder(z), NOISE))
+
+        def step(z, _):
+            value, gradient = jax.value_and_grad(log_likelihood)(z)
+            return z + 1e-4 * gradient, value
+
+        return jax.lax.scan(step, z, None, STEPS)
+
+    z = jax.random.normal(jax.random.key(4), (len(images), LATENTS))
+    return lambda: run(z)
+
+
+def advance_chains(model, params, x, kernel, temperatures):
+    """`STEPS` steps of the chains over a ladder, warm-up and recording included, as a function to be timed."""
+    problem = Problem(model, params, (x,), {}, None)
+    rows, keys = (x,), jax.random.split(jax.random.key(5), len(x))
+    population, _ = chains.start(problem, kernel, rows, keys, 1, len(temperatures), STEPS)
+    exact = len(temperatures) > 1
+    course = chains.Course(problem, kernel, rows, keys, jnp.asarray(temperatures), exact, 1, 1)
+    span = jnp.asarray(0), jnp.asarray(STEPS), jnp.asarray(False)
+    states = [population]
+
+    def run():
+        # Each call gives its memory to the next.
+        states[0] = chains.advance((course, *span), states[0])
+        return states[0]
+
+    return run
+
+
+def main() -> None:
+    """Print the ratios of steps to bare gradients, the time to the first result, and how runs scale."""
+    model, params, x, decoder = make_problem()
+    functions = {"bare decoder, 1 temperature": bare_gradients(decoder, x, 1)}
+    functions["bare decoder, 6 temperatures"] = bare_gradients(decoder, x, len(TEMPERATURES))
+    for name, kernel in {"ULA": ULA(step_size=1e-3), "MALA": MALA(step_size=1e-3)}.items():
+        functions[f"{name}, 1 temperature"] = advance_chains(model, params, x, kernel, [1.0])
+        functions[f"{name}, 6 temperatures"] = advance_chains(model, params, x, kernel, TEMPERATURES)
+    seconds = alternate(functions, runs=9)
+    rows = []
+    for name, values in seconds.items():
+        bare = seconds["bare decoder, " + name.split(", ")[1]]
+        ratio = jnp.median(jnp.asarray(values / bare))
+        rows.append((name, f"{1e3 * min(values):.0f} ms", f"{ratio:.2f}"))
+    print_rows(f"{STEPS} steps of {DATA} data", ("", "fastest", "ratio to the bare decoder"), rows)
+
+    def total(sampler, x):
+        start = time.perf_counter()
+        sampler.run(jax.random.key(6), model, params, x)
+        return time.perf_counter() - start
+
+    samplers = {
+        "Langevin": Langevin(num_steps=STEPS, num_chains=1, progress=False),
+        "ParallelTempering": ParallelTempering(TEMPERATURES, num_steps=STEPS, progress=False),
+        "TemperedSMC, fixed": TemperedSMC(TEMPERATURES, num_particles=8, num_mcmc_steps=4, progress=False),
+        "TemperedSMC, adaptive": TemperedSMC(num_particles=8, num_mcmc_steps=1, max_rungs=2000, progress=False),
+    }
+    rows = []
+    for name, sampler in samplers.items():
+        first, second = total(sampler, x[:8]), total(sampler, x[:8])
+        rows.append((name, f"{first:.1f} s", f"{second:.1f} s", f"{first - second:.1f} s"))
+    print_rows("First run of a sampler and the next", ("", "first", "second", "compilation"), rows)
+
+
+if __name__ == "__main__":
+    main()
