@@ -5,6 +5,7 @@ ArviZ is imported when a function is called, not when this module is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -13,9 +14,20 @@ import jax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.posterior.labels import Labels
+from numpyro_kaem.posterior.predictive import (
+    constant_data,
+    pointwise_density,
+    predictive_draws,
+    prior_draws,
+)
 from numpyro_kaem.posterior.result import Posterior
 
 _IS_ARVIZ_0 = version("arviz").startswith("0.")
+
+# Size of a group of draws, beyond which their default number shrinks.
+_MOST_NUMBERS = 10**7
 
 
 def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, " num_data"]:
@@ -41,30 +53,70 @@ def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[
         assert abs(pareto_k(np.log(weights))[0] - 0.5) < 0.1
         ```
     """
+    return _smooth(log_weights)[1]
+
+
+def pareto_smooth(
+    log_weights: Float[np.ndarray, "num_data num_particles"],
+) -> Float[np.ndarray, "num_data num_particles"]:
+    """Replace the largest weights of each datum by quantiles of the Pareto distribution fitted to them.
+
+    Args:
+        log_weights: unnormalised log importance weights.
+
+    Returns:
+        Log-weights of the same order and scale: those below the tail are as they were, those in it at most the
+        largest. Weights without a tail that can be fitted (see `pareto_k`) are unchanged.
+
+    References:
+        A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72), 2024.
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem.arviz import pareto_smooth
+
+        log_weights = np.log(1.0 + np.random.default_rng(0).pareto(2.0, size=(1, 1000)))
+        smoothed = pareto_smooth(log_weights)
+        assert smoothed.max() <= log_weights.max()
+        assert np.mean(smoothed == log_weights) > 0.9  # the tail holds 3 sqrt(1000) weights
+        ```
+    """
+    return _smooth(log_weights)[0]
+
+
+def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed log-weights and k-hat of each row."""
     num_data, num_particles = log_weights.shape
     if num_particles < 25:
-        return np.full(num_data, np.nan)
+        return log_weights, np.full(num_data, np.nan)
     tail_size = int(np.ceil(min(0.2 * num_particles, 3.0 * num_particles**0.5)))
     tail = np.partition(log_weights, -tail_size - 1, axis=1)[:, -tail_size - 1 :].astype(np.float64)
-    k = np.full(num_data, np.inf)
+    smoothed, k = log_weights.copy(), np.full(num_data, np.inf)
     fits = np.isfinite(tail.min(1))
     k[fits] = -np.inf
     fits &= tail.max(1) > tail.min(1)
     if fits.any():
-        k[fits] = _fit_pareto_k(log_weights[fits].astype(np.float64))
-    return k
+        raw = log_weights[fits].astype(np.float64)
+        normalized, k[fits] = _psis(raw)
+        # ArviZ's weights have the sum 1; those below the tail, which it only scales, tell by how much.
+        below = raw <= tail[fits].min(1, keepdims=True)
+        difference = np.subtract(raw, normalized, where=below & np.isfinite(raw), out=np.full_like(raw, -np.inf))
+        rescaled = np.minimum(normalized + difference.max(1, keepdims=True), raw.max(1, keepdims=True))
+        smoothed[fits] = np.where(below, raw, rescaled)
+    return smoothed, k
 
 
-def _fit_pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """k-hat by the installed ArviZ."""
+def _psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed and normalised log-weights, and k-hat, by the installed ArviZ."""
     if _IS_ARVIZ_0:
         import arviz
 
-        return arviz.psislw(log_weights)[1]
+        return arviz.psislw(log_weights)
     from arviz_stats.base import array_stats
 
     # ArviZ 1.x takes log-likelihoods here and negates them into the log-weights of leave-one-out.
-    return array_stats.psislw(-log_weights, axis=-1)[1]
+    return array_stats.psislw(-log_weights, axis=-1)
 
 
 def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -146,40 +198,64 @@ def to_arviz(
     num_samples: int | None = None,
     *,
     method: str = "systematic",
+    num_prior_samples: int | None = None,
+    num_predictive_samples: int | None = None,
+    log_likelihood: bool = True,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """Convert a Posterior to ArviZ.
 
-    ArviZ knows no weights, so the particles are resampled first. The groups are
+    Chains and independent runs become ArviZ's chains. ArviZ knows no weights, so weighted particles are resampled
+    first, into one chain. The groups are
 
-    - `posterior`: the latent sites, with dimensions (chain, draw, plate, ...), one chain;
-    - `log_likelihood`: log p(x_b | z_b) of each draw, (chain, draw, plate), named after the observed site, or
-      "log_likelihood" where there are several. `az.loo` makes of it an estimate of the sum of `log_evidence`
-      (a datum left out takes its latents with it), and a worse one than `log_evidence` itself;
-    - `sample_stats`: `log_evidence`, `log_evidence_std_error`, `ess` and `pareto_k` of each datum, (plate,);
-    - `observed_data`: the observed sites.
+    - `posterior`: the latent sites, with dimensions (chain, draw, plate, ...);
+    - `prior`: the latent sites, drawn from the prior for each datum, in one chain;
+    - `posterior_predictive`: the observed sites, drawn from the model at draws of the posterior, which its
+      coordinate `draw` counts;
+    - `log_likelihood`: log p(x | z) of each draw and each element of an observed site (events, such as the vectors
+      of `to_event(1)`, are elements), with masks and scales. Factors count as observed sites;
+    - `sample_stats`: `lp`, log p(z) + log p(x | z) of each draw and datum; `log_evidence`,
+      `log_evidence_std_error`, `ess`, `pareto_k`, `reached_target` and `divergences` of each datum; `temperature`,
+      `acceptance`, `step_size`, `rung_ess`, `log_likelihood_mean`, `log_likelihood_std` and `swap_acceptance` (with
+      the next rung; NaN at the last) of each datum and `rung`, and `round_trip_rate`; `log_weights` of each datum
+      and `particle`. What a sampler has not is left out;
+    - `observed_data`: the observed sites;
+    - `constant_data`: the model's other positional arrays, by the names of its signature (the plate's name followed
+      by `_value`).
 
-    The data dimension is named after the plate and numbered from 0. A model with global latents has none.
-    Copies of a particle are neighbouring draws, so the effective sample size that `az.summary` shows counts
-    them about once.
+    The data dimension is named after the plate, those of inner plates after these, all numbered from 0. A model with
+    global latents has no data dimension, but every plate names its own: a site y of eight schools has dimensions
+    (chain, draw, schools).
+
+    `az.loo` of a model with latents per datum estimates the sum of `log_evidence` (a datum left out takes its latents
+    with it), and does it worse than `log_evidence`. Copies of a resampled particle are neighbouring draws, so the
+    effective sample size that `az.summary` shows counts them about once.
 
     Args:
         posterior: result of a sampler.
-        key: JAX random key of the resampling; None for `jax.random.key(0)`, so that the same Posterior gives
-            the same draws.
-        num_samples: draws per datum; None for as many as there are particles. The group `posterior` holds
-            `num_data * num_samples` values of each latent.
+        key: JAX random key of resampling and of the draws from prior and model; None for `jax.random.key(0)`, so that
+            the same Posterior gives the same draws.
+        num_samples: resample this many draws per datum; None for all draws as they are or, where they have weights,
+            as many as there are particles. The group `posterior` holds `num_data * num_samples` values of each latent.
         method: resampling method, see `Posterior.resample`.
+        num_prior_samples: draws per datum of `prior`, 0 to leave it out; None for 500, or fewer where the group would
+            have more than 10 million numbers.
+        num_predictive_samples: draws per datum of `posterior_predictive`, evenly spaced in the chains, 0 to leave it
+            out; None for all, or fewer where the group would have more than 10 million numbers.
+        log_likelihood: whether to compute that group, and `lp`. It runs the model at every draw of every datum.
         coords: coordinate values of dimensions.
-        dims: names of the event dimensions of a variable, `{"z": ["coordinate"]}`.
+        dims: names of a variable's dimensions without plate, `{"z": ["coordinate"]}`, or of all after the data's.
 
     Returns:
         `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with ArviZ 1.x. To write NetCDF files with
         `to_netcdf` the package h5netcdf or netCDF4 must be installed.
 
+    Warns:
+        RuntimeWarning: for an observed site whose distribution cannot be sampled; `posterior_predictive` lacks it.
+
     Raises:
-        ValueError: for num_samples below 1 or an unknown method.
+        ValueError: for num_samples below 1, other numbers below 0, an unknown method, and dims of the wrong length.
 
     Example:
         ```python
@@ -187,7 +263,7 @@ def to_arviz(
         import jax.numpy as jnp
         import numpyro
         import numpyro.distributions as dist
-        from numpyro_kaem import ImportanceSampling
+        from numpyro_kaem import ImportanceSampling, Langevin
 
 
         def model(x):
@@ -196,50 +272,93 @@ def to_arviz(
                 numpyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x)
 
 
-        posterior = ImportanceSampling(500).run(jax.random.key(0), model, {}, jnp.array([0.5, 1.0, -2.0]))
+        x = jnp.array([0.5, 1.0, -2.0])
+        posterior = ImportanceSampling(500).run(jax.random.key(0), model, {}, x)
         idata = posterior.to_arviz(num_samples=100, dims={"z": ["coordinate"]})
         assert idata.posterior["z"].dims == ("chain", "draw", "data", "coordinate")
-        assert idata.log_likelihood["x"].shape == (1, 100, 3)
+        assert idata.log_likelihood["x"].shape == idata.posterior_predictive["x"].shape == (1, 100, 3)
+
+        chains = Langevin(num_steps=100, num_chains=4, progress=False).run(jax.random.key(0), model, {}, x)
+        assert chains.to_arviz(num_prior_samples=0).posterior["z"].shape == (4, 100, 3, 2)
         ```
     """
-    import xarray as xr
-
+    model = posterior.latent_model
+    if model is None:
+        raise ValueError("posterior must know its model, but its latent_model is None")
     key = jax.random.key(0) if key is None else key
-    num_samples = posterior.num_particles if num_samples is None else num_samples
-    draws = posterior.resample(key, num_samples, method)
-    coords, dims = dict(coords or {}), dict(dims or {})
-    data_dims = [] if posterior.plate is None else [posterior.plate]
+    draws = posterior
+    is_weighted = bool(np.any(posterior.log_weights != posterior.log_weights[:, :1]))
+    if is_weighted or num_samples is not None:
+        draws = posterior.resample(key, posterior.num_particles if num_samples is None else num_samples, method)
+    num_chains, num_draws = draws.num_chains, draws.num_particles // draws.num_chains
+    # The next key after those that resampling splits off for the data.
+    key_prior, key_predictive = jax.random.split(jax.random.fold_in(key, posterior.num_data))
+    labels = Labels(model, coords, dims)
+    groups = {"posterior": labels.dataset(labels.sites_by_draw(draws.latents, num_chains))}
 
-    def variable(name, value, leading):
-        """Xarray's (dimensions, values) of an array whose first axes are `leading`."""
-        event = [f"{name}_dim_{i}" for i in range(value.ndim - len(leading))]
-        # The log-likelihood bears the name of its observed site, but has no event dimensions.
-        return [*leading, *(dims.get(name, event) if event else [])], value
+    numbers = posterior.num_data * sum(map(math.prod, model.latent_shapes.values()))
+    if most := _at_most("num_prior_samples", num_prior_samples, 500, numbers):
+        groups["prior"] = labels.dataset(labels.sites_by_draw(prior_draws(model, key_prior, most), 1))
 
-    def by_datum(name, value):
-        return variable(name, value if data_dims else value[0], data_dims)
+    numbers = sum(value.size for value in posterior.observed.values())
+    if most := _at_most("num_predictive_samples", num_predictive_samples, draws.num_particles, numbers):
+        kept = np.linspace(0, num_draws - 1, min(num_draws, -(-most // num_chains))).round().astype(int)
+        indices = (np.arange(num_chains)[:, None] * num_draws + kept).ravel()
+        latents = {name: z[:, indices] for name, z in draws.latents.items()}
+        replicated = predictive_draws(model, key_predictive, latents, posterior.observed)
+        groups["posterior_predictive"] = labels.dataset(labels.sites_by_draw(replicated, num_chains), draw=kept)
 
-    def by_draw(name, value):
-        value = np.swapaxes(value, 0, 1) if data_dims else value[0]
-        return variable(name, value[None], ["chain", "draw", *data_dims])
+    statistics = _statistics(posterior)
+    variables = {name: labels.by_datum(value, ["rung"][: value.ndim - 1]) for name, value in statistics.items()}
+    if is_weighted:
+        variables["log_weights"] = labels.by_datum(posterior.log_weights, ["particle"])
+    if log_likelihood:
+        density = pointwise_density(model, draws.latents)
+        variables["lp"] = labels.by_draw(density.log_prior + draws.log_likelihood, num_chains)
+        groups["log_likelihood"] = labels.dataset(labels.terms_by_draw(density.log_likelihood, num_chains))
+    groups["sample_stats"] = labels.dataset(variables)
 
-    def dataset(variables):
-        data = xr.Dataset(variables)
-        numbered = {dim: np.arange(size) for dim, size in data.sizes.items()}
-        return data.assign_coords({dim: coords.get(dim, numbers) for dim, numbers in numbered.items()})
-
-    likelihood_name = next(iter(posterior.observed)) if len(posterior.observed) == 1 else "log_likelihood"
-    statistics = ("log_evidence", "log_evidence_std_error", "ess", "pareto_k")
-    groups = {
-        "posterior": {name: by_draw(name, value) for name, value in draws.latents.items()},
-        "log_likelihood": {likelihood_name: by_draw(likelihood_name, draws.log_likelihood)},
-        "sample_stats": {name: by_datum(name, getattr(posterior, name)) for name in statistics},
-        "observed_data": {name: by_datum(name, value) for name, value in posterior.observed.items()},
-    }
-    groups = {name: dataset(variables) for name, variables in groups.items()}
+    observed = posterior.observed
+    variables = {name: labels.by_datum(x, labels.of_site(name, x.ndim - 1)) for name, x in observed.items()}
+    groups["observed_data"] = labels.dataset(variables)
+    if constants := constant_data(model, observed):
+        variables = {name: labels.by_datum(x, labels.of_array(name, x.ndim - 1)) for name, x in constants.items()}
+        groups["constant_data"] = labels.dataset(variables)
 
     if _IS_ARVIZ_0:
         import arviz
 
         return arviz.InferenceData(**groups)
+    import xarray as xr
+
     return xr.DataTree.from_dict(groups)
+
+
+def _at_most(name: str, given: int | None, default: int, numbers_per_draw: int) -> int:
+    """How many draws a group has: what is given, or by default what keeps it at a moderate size."""
+    if given is not None:
+        check_count(name, given, 0)
+    if numbers_per_draw == 0:
+        return 0
+    return min(default, max(1, _MOST_NUMBERS // numbers_per_draw)) if given is None else given
+
+
+def _statistics(posterior: Posterior) -> dict[str, np.ndarray]:
+    """What a sampler says of each datum, and of its rungs."""
+    names = ("log_evidence", "log_evidence_std_error", "ess", "pareto_k", "reached_target", "divergences")
+    statistics = {name: getattr(posterior, name) for name in names}
+    rungs = posterior.rungs
+    if rungs is not None:
+        statistics |= {
+            "temperature": rungs.temperatures,
+            "acceptance": rungs.acceptance,
+            "step_size": rungs.step_size,
+            "rung_ess": rungs.ess,
+            "log_likelihood_mean": rungs.log_likelihood_mean,
+            "log_likelihood_std": rungs.log_likelihood_std,
+        }
+        if rungs.temperatures.shape[1] > 1 and rungs.swap_acceptance is not None:
+            last = np.full((posterior.num_data, 1), np.nan)
+            statistics["swap_acceptance"] = np.concatenate([rungs.swap_acceptance, last], axis=1)
+            statistics["round_trip_rate"] = rungs.round_trip_rate
+    return {name: np.asarray(value) for name, value in statistics.items() if value is not None}

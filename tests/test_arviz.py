@@ -1,17 +1,19 @@
 """Conversion to ArviZ, on whichever line of ArviZ is installed."""
 
 import importlib.util
+from dataclasses import replace
 
 import arviz as az
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_kaem.arviz import pareto_k
-from numpyro_kaem.posterior import ImportanceSampling
+from numpyro_kaem.arviz import pareto_k, pareto_smooth
+from numpyro_kaem.posterior import EllipticalSlice, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
 
 X = np.array([0.5, -1.0, 2.0], np.float32)
 Y = np.array([[0.1, 0.2], [0.0, 1.0], [-1.0, 0.5]], np.float32)
@@ -34,28 +36,64 @@ def converted(posterior):
     return posterior.to_arviz(num_samples=400)
 
 
+CHEAP = {"num_prior_samples": 0, "num_predictive_samples": 0, "log_likelihood": False}
+
+
+def dims_of(group):
+    return {name: group[name].dims for name in group.data_vars}
+
+
+def group_names(idata):
+    return {str(name).strip("/") for name in (idata.groups() if callable(idata.groups) else idata.groups)} - {""}
+
+
 def test_groups_dimensions_and_coordinates(converted):
+    by_draw = ("chain", "draw", "rows")
+    latents = {"z": (*by_draw, "z_dim_0"), "a": by_draw}
+    by_datum = dict.fromkeys(["log_evidence", "log_evidence_std_error", "ess", "pareto_k"], ("rows",))
     dims = {
-        "posterior": {"z": ("chain", "draw", "rows", "z_dim_0"), "a": ("chain", "draw", "rows")},
-        "log_likelihood": {"x": ("chain", "draw", "rows")},
-        "sample_stats": dict.fromkeys(["log_evidence", "log_evidence_std_error", "ess", "pareto_k"], ("rows",)),
+        "posterior": latents,
+        "prior": latents,
+        "posterior_predictive": {"x": by_draw},
+        "log_likelihood": {"x": by_draw},
+        "sample_stats": {**by_datum, "log_weights": ("rows", "particle"), "lp": by_draw},
         "observed_data": {"x": ("rows",)},
     }
+    assert group_names(converted) == set(dims)
     for group, variables in dims.items():
-        found = converted[group]
-        assert {name: found[name].dims for name in found.data_vars} == variables
-        np.testing.assert_array_equal(found.coords["rows"], [0, 1, 2])
+        assert dims_of(converted[group]) == variables
+        np.testing.assert_array_equal(converted[group].coords["rows"], [0, 1, 2])
     assert converted["posterior"].sizes["chain"] == 1
-    assert converted["posterior"].sizes["draw"] == 400
+    assert converted["posterior"].sizes["draw"] == converted["posterior_predictive"].sizes["draw"] == 400
+    assert converted["prior"].sizes["draw"] == 500
 
 
 def test_values_are_the_resampled_posterior_s(posterior, converted):
     draws = posterior.resample(jax.random.key(0), 400)
     np.testing.assert_array_equal(converted["posterior"]["z"][0].transpose("rows", ...), draws.latents["z"])
-    np.testing.assert_array_equal(converted["log_likelihood"]["x"][0].T, draws.log_likelihood)
+    np.testing.assert_allclose(converted["log_likelihood"]["x"][0].T, draws.log_likelihood, rtol=1e-5)
     np.testing.assert_array_equal(converted["observed_data"]["x"], X)
     np.testing.assert_array_equal(converted["sample_stats"]["ess"], posterior.ess)
     np.testing.assert_array_equal(converted["sample_stats"]["pareto_k"], posterior.pareto_k)
+    np.testing.assert_array_equal(converted["sample_stats"]["log_weights"], posterior.log_weights)
+    log_prior = dist.Normal().log_prob(draws.latents["z"]).sum(-1) + dist.Normal().log_prob(draws.latents["a"])
+    np.testing.assert_allclose(
+        converted["sample_stats"]["lp"][0].T, log_prior + draws.log_likelihood, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_prior_and_replicated_data_have_the_model_s_moments(converted):
+    # Standard errors of 1,500 prior draws: 0.026 of the mean, 0.018 of the deviation.
+    a = converted["prior"]["a"].values
+    np.testing.assert_allclose([a.mean(), a.std()], [0.0, 1.0], atol=0.1)
+    assert np.abs(np.corrcoef(a[0].T) - np.eye(3)).max() < 0.25
+    # x = s + noise, s ~ Normal(0, sqrt(3)): replicated data are Normal(3/4 x, sqrt(3/4 + 1)).
+    replicated = converted["posterior_predictive"]["x"][0]
+    np.testing.assert_allclose(replicated.mean("draw"), 0.75 * X, atol=0.4)
+    np.testing.assert_allclose(replicated.std("draw"), 1.75**0.5, atol=0.25)
+    noise = replicated - converted["posterior"]["z"][0].sum("z_dim_0") - converted["posterior"]["a"][0]
+    np.testing.assert_allclose(noise.std("draw"), 1.0, atol=0.2)
+    assert abs(float(np.corrcoef(noise.values.T)[0, 1])) < 0.25
 
 
 def test_summary_shows_the_posterior_mean_of_every_datum(converted):
@@ -66,10 +104,12 @@ def test_summary_shows_the_posterior_mean_of_every_datum(converted):
 
 
 def test_loo_estimates_the_sum_of_the_log_evidence(posterior, converted):
-    loo = az.loo(converted)
-    elpd = loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd
     # A rough estimate: harmonic means of 400 draws.
-    np.testing.assert_allclose(elpd, posterior.log_evidence.sum(), atol=1.0)
+    np.testing.assert_allclose(elpd(az.loo(converted)), posterior.log_evidence.sum(), atol=1.0)
+
+
+def elpd(loo):
+    return loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd
 
 
 def test_netcdf_round_trip(converted, tmp_path):
@@ -78,7 +118,7 @@ def test_netcdf_round_trip(converted, tmp_path):
     path = str(tmp_path / "posterior.nc")
     converted.to_netcdf(path)
     loaded = az.from_netcdf(path)
-    for group in ["posterior", "log_likelihood", "sample_stats", "observed_data"]:
+    for group in group_names(converted):
         for name in converted[group].data_vars:
             np.testing.assert_array_equal(loaded[group][name], converted[group][name])
             assert loaded[group][name].dims == converted[group][name].dims
@@ -89,10 +129,163 @@ def test_names_and_coordinates_can_be_given(posterior):
         jax.random.key(1),
         10,
         method="stratified",
+        num_prior_samples=3,
+        num_predictive_samples=4,
         dims={"z": ["axis"]},
         coords={"axis": ["left", "right"], "rows": ["a", "b", "c"]},
     )
     assert converted["posterior"]["z"].sel(axis="left", rows="b").shape == (1, 10)
+    assert converted["prior"]["z"].sel(axis="left", rows="b").shape == (1, 3)
+    np.testing.assert_array_equal(converted["posterior_predictive"]["x"].sel(rows="b").coords["draw"], [0, 3, 6, 9])
+
+
+def test_groups_that_cost_time_can_be_left_out(posterior):
+    converted = posterior.to_arviz(num_samples=5, num_prior_samples=0, num_predictive_samples=0, log_likelihood=False)
+    assert group_names(converted) == {"posterior", "sample_stats", "observed_data"}
+    assert "lp" not in converted["sample_stats"]
+
+
+def test_bad_arguments_are_named(posterior):
+    with pytest.raises(ValueError, match=r"dims\['z'\] must name the 1 axes without a plate, .* got \['i', 'j'\]"):
+        posterior.to_arviz(num_samples=5, dims={"z": ["i", "j"]})
+    with pytest.raises(ValueError, match="num_prior_samples must be a whole number of at least 0, got -1"):
+        posterior.to_arviz(num_samples=5, num_prior_samples=-1)
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+        posterior.to_arviz(num_samples=0)
+    with pytest.raises(ValueError, match="latent_model is None"):
+        replace(posterior, latent_model=None).to_arviz()
+
+
+QUIET = {"num_prior_samples": 10, "num_predictive_samples": 20}
+SAMPLERS = {
+    "Langevin": Langevin(num_steps=200, num_chains=3, progress=False),
+    "ParallelTempering": ParallelTempering([0.0, 0.3, 1.0], num_steps=200, num_chains=3, progress=False),
+    "TemperedSMC": TemperedSMC(num_particles=200, num_runs=3, num_mcmc_steps=3, progress=False),
+    # Its kernel samples a whitened model, but the posterior is of the user's.
+    "whitened": Langevin(EllipticalSlice(), num_steps=200, num_chains=3, progress=False),
+}
+
+
+@pytest.fixture(scope="module")
+def of_samplers():
+    return {name: sampler.run(jax.random.key(0), model, {}, X) for name, sampler in SAMPLERS.items()}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_equal_weights_keep_chains_and_draws(of_samplers, name):
+    posterior = of_samplers[name]
+    converted = posterior.to_arviz(**QUIET)
+    a = converted["posterior"]["a"]
+    assert a.shape == (3, 200, 3)
+    by_chain = posterior.latents["a"].reshape(3, 3, 200)
+    np.testing.assert_array_equal(a.transpose("rows", "chain", "draw"), by_chain)
+    log_likelihood = converted["log_likelihood"]["x"].transpose("rows", "chain", "draw")
+    np.testing.assert_allclose(log_likelihood.values.reshape(3, -1), posterior.log_likelihood, rtol=1e-3, atol=1e-3)
+    assert converted["posterior_predictive"]["x"].shape == (3, 7, 3)
+    statistics = converted["sample_stats"]
+    assert statistics["acceptance"].dims == ("rows", "rung")
+    np.testing.assert_array_equal(statistics["temperature"], posterior.rungs.temperatures)
+    np.testing.assert_array_equal(statistics["rung_ess"], posterior.rungs.ess)
+    np.testing.assert_array_equal(statistics["divergences"], posterior.divergences)
+    assert "log_weights" not in statistics
+    assert "pareto_k" not in statistics
+    if name == "ParallelTempering":
+        np.testing.assert_array_equal(statistics["swap_acceptance"][:, :2], posterior.rungs.swap_acceptance)
+        assert np.isnan(statistics["swap_acceptance"][:, 2]).all()
+    else:
+        assert "swap_acceptance" not in statistics
+
+
+def test_rhat_compares_chains_and_tells_those_that_disagree(of_samplers):
+    posterior = of_samplers["TemperedSMC"]
+    assert rhat(posterior) < 1.1
+    apart = posterior.latents["a"].copy()
+    apart[1, :200] += 3.0  # the first run of datum 1
+    assert rhat(replace(posterior, latents={**posterior.latents, "a": apart})) > 1.5
+
+
+def rhat(posterior):
+    converted = posterior.to_arviz(**CHEAP)
+    found = az.rhat(converted, var_names=["a"])
+    return float(getattr(found, "dataset", found)["a"].max())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_num_samples_resamples_equal_weights_too(of_samplers, name):
+    converted = of_samplers[name].to_arviz(num_samples=50, **CHEAP)
+    assert converted["posterior"]["a"].shape == (1, 50, 3)
+
+
+def schools(y, sigma):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(5.0))
+    with numpyro.plate("schools", 8):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], np.float32)
+ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], np.float32)
+
+
+@pytest.fixture(scope="module")
+def eight_schools():
+    sampler = TemperedSMC(num_particles=500, num_runs=2, num_mcmc_steps=5, progress=False)
+    posterior = sampler.run(jax.random.key(0), schools, {}, EFFECTS, ERRORS)
+    return posterior.to_arviz(dims={"sigma": ["schools"]}, coords={"schools": list("ABCDEFGH")})
+
+
+def test_a_global_model_has_an_axis_for_every_plate(eight_schools):
+    by_school = ("chain", "draw", "schools")
+    assert dims_of(eight_schools["posterior"]) == {"mu": by_school[:2], "tau": by_school[:2], "theta": by_school}
+    assert dims_of(eight_schools["prior"]) == dims_of(eight_schools["posterior"])
+    for group in ["posterior_predictive", "log_likelihood"]:
+        assert dims_of(eight_schools[group]) == {"y": by_school}
+    assert eight_schools["sample_stats"]["log_evidence"].dims == ()
+    assert eight_schools["sample_stats"]["temperature"].dims == ("rung",)
+    assert dims_of(eight_schools["constant_data"]) == {"sigma": ("schools",)}
+    np.testing.assert_array_equal(eight_schools["constant_data"]["sigma"], ERRORS)
+    np.testing.assert_array_equal(eight_schools["observed_data"]["y"].sel(schools="B"), EFFECTS[1])
+
+
+def test_a_global_model_has_a_log_likelihood_for_every_observation(eight_schools):
+    theta = eight_schools["posterior"]["theta"].values
+    expected = dist.Normal(theta, ERRORS).log_prob(EFFECTS)
+    np.testing.assert_allclose(eight_schools["log_likelihood"]["y"], expected, rtol=1e-5)
+    loo = az.loo(eight_schools, pointwise=True)
+    assert loo.n_data_points == 8
+    # With 8 schools, -30.7 is what Stan's and PyMC's examples of this model give (their priors are similar).
+    assert -31.5 < elpd(loo) < -30.0
+
+
+def test_arviz_plots_what_every_sampler_gives(of_samplers, converted, eight_schools):
+    for idata in [converted, eight_schools, *(p.to_arviz(**QUIET) for p in of_samplers.values())]:
+        assert len(az.summary(idata)) > 0
+        az.plot_trace(idata)
+        (az.plot_ppc if hasattr(az, "plot_ppc") else az.plot_ppc_dist)(idata)
+        plt.close("all")
+
+
+def test_inner_plates_name_axes_wherever_they_are():
+    def nested(x):
+        with numpyro.plate("inner", 2, dim=-2), numpyro.plate("rows", x.shape[0], dim=-1):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x.T)
+        with numpyro.plate("rows", x.shape[0], dim=-2), numpyro.plate("last", 5, dim=-1):
+            numpyro.sample("b", dist.Normal())
+
+    posterior = ImportanceSampling(50).run(jax.random.key(0), nested, {}, Y)
+    converted = posterior.to_arviz(num_samples=20, num_prior_samples=5, dims={"z": ["coordinate"]})
+    by_draw = ("chain", "draw", "rows")
+    expected = {"z": (*by_draw, "inner", "coordinate"), "b": (*by_draw, "last")}
+    assert dims_of(converted["posterior"]) == dims_of(converted["prior"]) == expected
+    assert dims_of(converted["log_likelihood"]) == {"x": (*by_draw, "inner")}
+    assert dims_of(converted["posterior_predictive"]) == {"x": (*by_draw, "inner")}
+    np.testing.assert_array_equal(converted["observed_data"]["x"].transpose("rows", "inner"), Y)
+    terms = dist.Normal(converted["posterior"]["z"].values.sum(-1), 1.0).log_prob(Y)
+    np.testing.assert_allclose(converted["log_likelihood"]["x"], terms, rtol=1e-4, atol=1e-4)
+    renamed = posterior.to_arviz(num_samples=20, dims={"z": ["group", "coordinate"]}, **CHEAP)
+    assert renamed["posterior"]["z"].dims == (*by_draw, "group", "coordinate")
 
 
 def test_global_latents_have_no_data_dimension():
@@ -104,8 +297,22 @@ def test_global_latents_have_no_data_dimension():
     converted = posterior.to_arviz(num_samples=50)
     assert converted["posterior"]["mean"].shape == (1, 50, 2)
     assert converted["log_likelihood"]["x"].dims == ("chain", "draw")
+    assert converted["posterior_predictive"]["x"].dims == ("chain", "draw", "x_dim_0")
     assert converted["sample_stats"]["log_evidence"].shape == ()
     np.testing.assert_array_equal(converted["observed_data"]["x"], Y[0])
+
+
+def test_observations_without_a_plate_are_replicated_one_by_one():
+    def no_plate(x):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 0.1))
+        numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    posterior = ImportanceSampling(500).run(jax.random.key(0), no_plate, {}, X)
+    converted = posterior.to_arviz()
+    replicated = converted["posterior_predictive"]["x"]
+    assert replicated.dims == ("chain", "draw", "x_dim_0")
+    assert abs(np.corrcoef(replicated.values[0].T)[0, 1]) < 0.25
+    assert converted["log_likelihood"]["x"].dims == ("chain", "draw", "x_dim_0")
 
 
 def test_event_dimensions_of_the_observed_site_are_not_those_of_its_log_likelihood():
@@ -117,21 +324,81 @@ def test_event_dimensions_of_the_observed_site_are_not_those_of_its_log_likeliho
     posterior = ImportanceSampling(200).run(jax.random.key(0), vector, {}, Y)
     converted = posterior.to_arviz(num_samples=20, dims={"x": ["pixel"]})
     assert converted["log_likelihood"]["x"].dims == ("chain", "draw", "rows")
+    assert converted["posterior_predictive"]["x"].dims == ("chain", "draw", "rows", "pixel")
     assert converted["observed_data"]["x"].dims == ("rows", "pixel")
 
 
-def test_several_observed_sites_share_one_log_likelihood():
-    def two_sites(x, y):
+def test_every_observed_site_and_factor_has_its_own_log_likelihood():
+    def two_sites(x, y, rows, weights):
+        with numpyro.plate("rows", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            with numpyro.handlers.mask(mask=rows > 0):
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            numpyro.sample("y", dist.Normal(z[..., None], 1.0).expand([*z.shape, 2]).to_event(1), obs=y)
+            numpyro.factor("bonus", weights["bonus"] * z)
+
+    present, bonus = np.array([1, 0, 1]), np.array([0.1, 0.2, 0.3], np.float32)
+    posterior = ImportanceSampling(200).run(jax.random.key(0), two_sites, {}, X, Y, present, {"bonus": bonus})
+    converted = posterior.to_arviz(num_samples=20)
+    terms, z = converted["log_likelihood"], converted["posterior"]["z"].values
+    assert dims_of(terms) == dict.fromkeys(["x", "y", "bonus"], ("chain", "draw", "rows"))
+    np.testing.assert_allclose(terms["x"], dist.Normal(z, 1.0).log_prob(X) * present, rtol=1e-4)
+    np.testing.assert_allclose(terms["bonus"], bonus * z, rtol=1e-4)
+    total = posterior.resample(jax.random.key(0), 20).log_likelihood
+    np.testing.assert_allclose((terms["x"] + terms["y"] + terms["bonus"])[0].T, total, rtol=1e-4, atol=1e-4)
+    assert set(converted["observed_data"].data_vars) == set(converted["posterior_predictive"].data_vars) == {"x", "y"}
+    assert converted["observed_data"]["y"].dims == ("rows", "y_dim_0")
+    assert dims_of(converted["constant_data"]) == {"rows_value": ("rows",), "weights_bonus": ("rows",)}
+    np.testing.assert_array_equal(converted["constant_data"]["rows_value"], present)
+
+
+def test_priors_and_replicated_data_are_those_of_the_datum():
+    def regression(x, loc):
+        with numpyro.plate("rows", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(loc, 0.1))
+            numpyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    loc = np.array([-2.0, 0.0, 2.0], np.float32)
+    posterior = ImportanceSampling(500).run(jax.random.key(0), regression, {}, np.array([0, 1, 1]), loc)
+    converted = posterior.to_arviz()
+    np.testing.assert_allclose(converted["prior"]["z"].mean(("chain", "draw")), loc, atol=0.03)
+    replicated = converted["posterior_predictive"]["x"]
+    assert np.issubdtype(replicated.dtype, np.integer)
+    np.testing.assert_allclose(replicated.mean(("chain", "draw")), 1 / (1 + np.exp(-loc)), atol=0.1)
+    np.testing.assert_array_equal(converted["constant_data"]["loc"], loc)
+
+
+def test_a_site_that_cannot_be_sampled_is_left_out_of_the_predictive():
+    class Unsampled(dist.Normal):
+        def sample(self, key, sample_shape=()):
+            raise NotImplementedError
+
+        def expand(self, batch_shape):
+            return Unsampled(jnp.broadcast_to(self.loc, batch_shape), jnp.broadcast_to(self.scale, batch_shape))
+
+    def two_sites(x):
         with numpyro.plate("rows", x.shape[0]):
             z = numpyro.sample("z", dist.Normal())
             numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            numpyro.sample("y", dist.Normal(z[..., None], 1.0).expand([*z.shape, 2]).to_event(1), obs=y)
+            numpyro.sample("y", Unsampled(z, 1.0), obs=x)
 
-    posterior = ImportanceSampling(200).run(jax.random.key(0), two_sites, {}, X, Y)
-    converted = posterior.to_arviz(num_samples=20)
-    assert list(converted["log_likelihood"].data_vars) == ["log_likelihood"]
-    assert set(converted["observed_data"].data_vars) == {"x", "y"}
-    assert converted["observed_data"]["y"].dims == ("rows", "y_dim_0")
+    posterior = ImportanceSampling(50).run(jax.random.key(0), two_sites, {}, X)
+    with pytest.warns(RuntimeWarning, match="observed site 'y' has a Unsampled that cannot be sampled"):
+        converted = posterior.to_arviz()
+    assert dims_of(converted["posterior_predictive"]) == {"x": ("chain", "draw", "rows")}
+    assert set(converted["log_likelihood"].data_vars) == {"x", "y"}
+
+
+def test_a_model_of_factors_has_no_replicated_data():
+    def factors(x):
+        with numpyro.plate("rows", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.factor("close", -jnp.abs(x - z))
+
+    converted = ImportanceSampling(50).run(jax.random.key(0), factors, {}, X).to_arviz()
+    assert "posterior_predictive" not in group_names(converted)
+    assert dims_of(converted["constant_data"]) == {"x": ("rows",)}
+    assert dims_of(converted["log_likelihood"]) == {"close": ("chain", "draw", "rows")}
 
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
@@ -152,3 +419,28 @@ def test_pareto_k_where_there_is_no_tail_to_fit():
     np.testing.assert_array_equal(k[:3], [np.inf, np.inf, -np.inf])
     assert np.isfinite(k[3])
     assert np.isnan(pareto_k(log_weights[:, :20])).all()
+
+
+def test_smoothed_weights_are_quantiles_of_the_tail():
+    log_weights = np.log(1.0 + np.random.default_rng(0).pareto(1.25, size=(2, 10_000)))
+    smoothed = pareto_smooth(log_weights)
+    order = np.argsort(log_weights[0])
+    tail = order[-300:]
+    np.testing.assert_array_equal(smoothed[0, order[:-300]], log_weights[0, order[:-300]])
+    assert np.all(np.diff(smoothed[0, tail]) >= 0)
+    # The tail of weights above the 97th percentile c is c times a Pareto law of shape 0.8.
+    expected = -0.8 * np.log1p(-(np.arange(300) + 0.5) / 300) + log_weights[0, order[-301]]
+    np.testing.assert_allclose(smoothed[0, tail[:290]], expected[:290], atol=0.3)
+    assert smoothed.max() <= log_weights.max()
+
+
+def test_weights_without_a_tail_are_not_smoothed():
+    rng = np.random.default_rng(0)
+    log_weights = rng.normal(size=(4, 1000))
+    log_weights[0] = -np.inf
+    log_weights[1, 50:] = -np.inf
+    log_weights[2] = 3.0
+    smoothed = pareto_smooth(log_weights)
+    np.testing.assert_array_equal(smoothed[:3], log_weights[:3])
+    assert np.any(smoothed[3] != log_weights[3])
+    np.testing.assert_array_equal(pareto_smooth(log_weights[:, :20]), log_weights[:, :20])

@@ -266,11 +266,132 @@ def test_pareto_k_tells_a_narrow_posterior_from_a_broad_one():
     assert posterior.pareto_k[1] > 0.7
 
 
+def overlap(x, noise):
+    """A prior Normal(0, 1) and a likelihood Normal(z, noise): the ESS of a prior draw falls with the noise."""
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal())
+        numpyro.sample("x", dist.Normal(z, noise), obs=x)
+
+
+NOISES = jnp.array([1.0, 0.03])
+
+
+def test_draws_grow_in_batches_until_every_datum_has_its_ess():
+    sampler = ImportanceSampling(500, target_ess=200)
+    posterior = sampler.run(jax.random.key(0), overlap, {}, jnp.zeros(2), NOISES)
+    assert posterior.num_particles % 500 == 0
+    assert 500 < posterior.num_particles < 50_000
+    assert np.all(posterior.reached_target)
+    assert np.all(posterior.ess >= 200)
+    # One batch fewer would not have done.
+    weights = np.exp(posterior.log_weights[:, :-500])
+    assert np.min(weights.sum(1) ** 2 / (weights**2).sum(1)) < 200
+    exact = dist.Normal(0.0, jnp.sqrt(1 + NOISES**2)).log_prob(0.0)
+    assert np.all(np.abs(posterior.log_evidence - exact) < 3 * posterior.log_evidence_std_error)
+
+
+def test_batches_are_different_draws_and_one_compiled_function():
+    runs = []
+
+    def counted(x, noise):
+        runs.append(None)
+        overlap(x, noise)
+
+    for target in [1.0, 200.0]:
+        runs.append("next sampler")
+        posterior = ImportanceSampling(500, target_ess=target).run(jax.random.key(0), counted, {}, jnp.zeros(2), NOISES)
+    assert posterior.num_particles > 500
+    first = runs.index("next sampler", 1)
+    assert len(runs) - first == first
+    assert len(np.unique(posterior.latents["z"][0])) > 0.99 * posterior.num_particles
+
+
+def test_data_short_of_their_ess_are_named():
+    sampler = ImportanceSampling(500, target_ess=200, max_samples=1_300)
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 data have an ESS below target_ess=200 after 1000 .* \[1\]"):
+        posterior = sampler.run(jax.random.key(0), overlap, {}, jnp.zeros(2), NOISES)
+    np.testing.assert_array_equal(posterior.reached_target, [True, False])
+    assert posterior.ess[1] < 200 <= posterior.ess[0]
+    assert posterior.num_particles == 1_000
+    np.testing.assert_array_equal(posterior.resample(jax.random.key(0), 10).reached_target, [True, False])
+    assert sample(100).reached_target is None
+
+
+def test_draws_by_datum_grow_too():
+    def model(x, covariate):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(covariate, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    covariate = jnp.array([-5.0, 5.0])
+    posterior = ImportanceSampling(200, target_ess=100).run(jax.random.key(0), model, {}, covariate, covariate)
+    assert posterior.latents["z"].shape == (2, posterior.num_particles)
+    assert posterior.num_particles > 200
+    expected = dist.Normal(posterior.latents["z"], 0.1).log_prob(covariate[:, None])
+    np.testing.assert_allclose(posterior.log_weights, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_smoothed_weights_err_less_where_the_weights_have_no_variance():
+    # Weights z^-0.8 of uniform z are Pareto of shape 0.8, with mean 5.
+    def model(x, lowest):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Uniform(lowest, 1.0))
+            numpyro.factor("power", -0.8 * jnp.log(z))
+
+    runs = jnp.zeros(300)
+    raw, smoothed = (
+        ImportanceSampling(1_000, pareto_smoothed=smooth).run(jax.random.key(0), model, {}, runs, runs)
+        for smooth in (False, True)
+    )
+    errors = [np.mean((np.exp(p.log_evidence) - 5.0) ** 2) ** 0.5 for p in (raw, smoothed)]
+    assert errors[1] < 0.7 * errors[0]
+    np.testing.assert_array_equal(smoothed.pareto_k, raw.pareto_k)
+    np.testing.assert_array_equal(smoothed.log_likelihood, raw.log_likelihood)
+    weights = np.exp(smoothed.log_weights.astype(float))
+    np.testing.assert_allclose(np.log(weights.mean(1)), smoothed.log_evidence, rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(1) ** 2 / (weights**2).sum(1), smoothed.ess, rtol=1e-4)
+    assert np.mean(smoothed.ess) > np.mean(raw.ess)
+
+
+def test_smoothing_leaves_a_datum_without_any_likelihood_alone():
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.factor("near", jnp.where(jnp.abs(x - z) < 0.5, -(z**2), -jnp.inf))
+
+    sampler = ImportanceSampling(1_000, pareto_smoothed=True)
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 data have likelihood zero"):
+        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([50.0, 0.0]))
+    assert posterior.log_evidence[0] == -np.inf
+    assert posterior.ess[0] == 0
+    assert np.isfinite(posterior.log_evidence[1])
+    np.testing.assert_array_equal(posterior.log_weights == -np.inf, posterior.log_likelihood == -np.inf)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_broken_likelihood_names_the_datum(bad):
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.factor("broken", jnp.where((z > 0) & (x > 0), bad, 0.0))
+
+    with pytest.raises(ValueError, match=r"NaN or \+inf at \d+ of 100 draws .* of datum 1 \(and of 1 other data\)"):
+        ImportanceSampling(100).run(jax.random.key(0), model, {}, jnp.array([-1.0, 1.0, 1.0]))
+
+
 def test_bad_arguments_are_named(posterior):
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         ImportanceSampling(0)
     with pytest.raises(ValueError, match="chunk_size must be a whole number of at least 1, got -1"):
         ImportanceSampling(10, chunk_size=-1)
+    with pytest.raises(ValueError, match="target_ess must be a positive number, got -5"):
+        ImportanceSampling(10, target_ess=-5)
+    with pytest.raises(ValueError, match="max_samples must be a whole number of at least 10, got 9"):
+        ImportanceSampling(10, target_ess=5, max_samples=9)
+    with pytest.raises(ValueError, match=r"target_ess must be at most .* 10, got 15"):
+        ImportanceSampling(10, target_ess=15, max_samples=19)
+    with pytest.raises(ValueError, match="max_samples=100 needs a target_ess"):
+        ImportanceSampling(10, max_samples=100)
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         posterior.resample(jax.random.key(0), 0)
     with pytest.raises(ValueError, match=r"method must be one of .*systematic.*, got 'bootstrap'"):

@@ -19,9 +19,10 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from numpyro_kaem.checks import check_count
+from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.pairwise import pairwise_log_likelihood
+from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.result import Posterior
 
 # Runs of the model that are held at once where it must run for every pair of a draw and a datum.
@@ -132,6 +133,22 @@ def observed_values(latent_model: LatentModel) -> dict[str, Array]:
     return jax.vmap(observed, in_axes=(0, axis))(jnp.arange(latent_model.num_data), latent_model.rows)
 
 
+def _log_sums(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, "2 num_data"]:
+    """Logarithms of the sums of weights and of their squares, by datum."""
+    largest = log_weights.max(1)
+    largest = np.where(largest == -np.inf, 0.0, largest)
+    weights = np.exp(log_weights.astype(np.float64) - largest[:, None])
+    with np.errstate(divide="ignore"):
+        return np.log([weights.sum(1), (weights**2).sum(1)]) + np.stack([largest, 2 * largest])
+
+
+def _effective_sample_size(log_sums: Float[np.ndarray, "2 num_data"]) -> Float[np.ndarray, " num_data"]:
+    """ESS = (sum w)^2 / sum w^2, which is 0 where all weights are zero."""
+    log_sum, log_sum_of_squares = log_sums
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.exp(2 * log_sum - log_sum_of_squares))
+
+
 class ImportanceSampling:
     """Posterior by importance sampling with the prior as proposal.
 
@@ -142,16 +159,30 @@ class ImportanceSampling:
         log p(x_b) ~ log mean_s w_bs,   standard error sqrt(1 / ESS - 1 / S)  (delta method).
 
     Errors of different data are correlated, because their draws are the same. The estimate of p(x_b) is
-    unbiased; that of its logarithm is too low by about half its squared standard error.
+    unbiased for a fixed S; that of its logarithm is too low by about half its squared standard error.
+
+    With `target_ess`, batches of `num_samples` draws are added until every datum has that ESS, or `max_samples` draws
+    are used. All data keep all draws. The ESS is itself an estimate, which is too large where the draws have missed
+    the posterior: see `pareto_k`.
+
+    With `pareto_smoothed`, the largest weights of each datum are replaced by the quantiles of a generalised Pareto
+    distribution fitted to them, at most the largest. Evidence and ESS are those of the smoothed weights: the estimate
+    of p(x_b) has finite variance also where the weights have none, and is biased downwards.
 
     Args:
-        num_samples: number of prior draws S, at least 1.
+        num_samples: number of prior draws S, at least 1; with `target_ess`, of a batch.
         chunk_size: draws whose likelihoods are computed at once; None for all. It bounds the memory, apart
             from the S x B matrix of weights that is returned, and does not change the result.
         plate: name of the data plate, where the model has several.
+        target_ess: ESS that each datum's weights should reach, before smoothing; None to stop after one batch.
+        max_samples: most draws to use, in whole batches; by default 100 batches.
+        pareto_smoothed: whether to smooth the weights (25 draws or more are needed; otherwise they stay as they are).
 
     Raises:
-        ValueError: for num_samples or chunk_size below 1.
+        ValueError: for numbers out of range, a target_ess above max_samples, max_samples without target_ess.
+
+    References:
+        A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72), 2024.
 
     Example:
         ```python
@@ -173,13 +204,38 @@ class ImportanceSampling:
         assert posterior.latents["z"].shape == (3, 2000, 2)
         exact = dist.Normal(0.0, jnp.sqrt(1.25)).log_prob(x).sum(-1)
         assert jnp.allclose(posterior.log_evidence, exact, atol=0.2)
+
+        posterior = ImportanceSampling(2000, target_ess=400).run(jax.random.key(0), model, {}, x)
+        assert posterior.reached_target.all() and posterior.ess.min() >= 400
         ```
     """
 
-    def __init__(self, num_samples: int, chunk_size: int | None = None, plate: str | None = None):
+    def __init__(
+        self,
+        num_samples: int,
+        chunk_size: int | None = None,
+        plate: str | None = None,
+        *,
+        target_ess: float | int | None = None,
+        max_samples: int | None = None,
+        pareto_smoothed: bool = False,
+    ):
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
-        self.plate = plate
+        self.plate, self.pareto_smoothed = plate, pareto_smoothed
+        self.target_ess = None if target_ess is None else check_positive("target_ess", float(target_ess))
+        if self.target_ess is None:
+            if max_samples is not None:
+                raise ValueError(f"max_samples={max_samples} needs a target_ess; without one, num_samples are drawn")
+            self.max_batches = 1
+            return
+        max_samples = 100 * self.num_samples if max_samples is None else max_samples
+        self.max_batches = check_count("max_samples", max_samples, self.num_samples) // self.num_samples
+        if self.target_ess > self.max_batches * self.num_samples:
+            raise ValueError(
+                f"target_ess must be at most max_samples in whole batches of num_samples, "
+                f"{self.max_batches * self.num_samples}, got {target_ess}"
+            )
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -197,10 +253,12 @@ class ImportanceSampling:
             Weighted draws, evidence and diagnostics of every datum.
 
         Warns:
-            RuntimeWarning: if a datum has likelihood zero at every draw; its `log_evidence` is -inf.
+            RuntimeWarning: if a datum has likelihood zero at every draw, its `log_evidence` is -inf; if a datum falls
+                short of `target_ess`, `reached_target` says which.
 
         Raises:
-            ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing.
+            ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing; for a
+                log-likelihood that is NaN or +inf.
         """
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
 
@@ -210,35 +268,63 @@ class ImportanceSampling:
             latent_model = LatentModel(model, params, *data, plate=self.plate, check=False, **model_kwargs)
             draws = sample_prior(latent_model, key, self.num_samples)
             log_weights = map_chunks(partial(log_likelihood, latent_model), draws, self.chunk_size)
-            weights = jnp.exp(log_weights - jnp.max(log_weights, axis=0))
-            ess = jnp.sum(weights, axis=0) ** 2 / jnp.sum(weights**2, axis=0)
-            evidence = log_sum_exp(log_weights) - jnp.log(self.num_samples)
-            ess = jnp.where(evidence == -jnp.inf, 0.0, ess)
-            return draws, log_weights.T, evidence, ess, observed_values(latent_model)
+            bad = jnp.sum(jnp.isnan(log_weights) | (log_weights == jnp.inf), axis=0)
+            return draws, log_weights.T, bad
 
-        draws, log_weights, evidence, ess, observed = jax.device_get(weigh(key, params, data, model_kwargs))
-        if zero := np.flatnonzero(ess == 0).tolist():
-            warnings.warn(
-                f"{len(zero)} of {len(ess)} data have likelihood zero at each of {self.num_samples} prior "
-                f"draws, the first at index {zero[0]}: their log_evidence is -inf",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        by_datum = draws_differ_by_datum(latent_model)
+        num_data = latent_model.num_data
+        keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
+        batches, log_sums = [], np.full((2, num_data), -np.inf)
+        for batch_key in keys:
+            draws, log_weights, bad = jax.device_get(weigh(batch_key, params, data, model_kwargs))
+            check_log_likelihood(bad, np.arange(num_data), self.num_samples)
+            batches.append((draws, log_weights))
+            log_sums = np.logaddexp(log_sums, _log_sums(log_weights))
+            if self.target_ess is not None and np.all(_effective_sample_size(log_sums) >= self.target_ess):
+                break
+        all_draws, all_log_weights = zip(*batches, strict=True)
+        draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
+        return self._posterior(latent_model, draws, np.concatenate(all_log_weights, axis=1), log_sums)
+
+    def _posterior(
+        self, latent_model: LatentModel, draws: dict[str, np.ndarray], log_weights: np.ndarray, log_sums: np.ndarray
+    ) -> Posterior:
+        num_data, num_samples = log_weights.shape
+        warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} prior draws")
+        reached_target = None
+        if self.target_ess is not None:
+            reached_target = _effective_sample_size(log_sums) >= self.target_ess
+            if short := np.flatnonzero(~reached_target).tolist():
+                warnings.warn(
+                    f"{len(short)} of {num_data} data have an ESS below target_ess={self.target_ess:g} after "
+                    f"{num_samples} draws, the first at indices {short[:5]} (`reached_target` has all): raise "
+                    "max_samples, or sample these with TemperedSMC or ParallelTempering",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        raw_log_weights = log_weights
+        if self.pareto_smoothed:
+            # ArviZ is slow to import, and few need it here.
+            from numpyro_kaem.arviz import pareto_smooth
+
+            log_weights = pareto_smooth(raw_log_weights)
+            log_sums = _log_sums(log_weights)
+        ess = _effective_sample_size(log_sums)
         with np.errstate(divide="ignore"):
-            std_error = np.sqrt(np.maximum(1.0 / ess - 1.0 / self.num_samples, 0.0))
+            std_error = np.sqrt(np.maximum(1.0 / ess - 1.0 / num_samples, 0.0))
+        by_datum = draws_differ_by_datum(latent_model)
         return Posterior(
             latents={
-                name: np.swapaxes(z, 0, 1) if by_datum else np.broadcast_to(z, (len(ess), *z.shape))
+                name: np.swapaxes(z, 0, 1) if by_datum else np.broadcast_to(z, (num_data, *z.shape))
                 for name, z in draws.items()
             },
             log_weights=log_weights,
-            log_likelihood=log_weights,
-            log_evidence=evidence,
+            log_likelihood=raw_log_weights,
+            log_evidence=(log_sums[0] - np.log(num_samples)).astype(log_weights.dtype),
             log_evidence_std_error=std_error,
             ess=ess,
-            observed=observed,
+            observed=jax.device_get(observed_values(latent_model)),
             plate=latent_model.plate,
-            proposal_log_weights=log_weights,
+            proposal_log_weights=raw_log_weights,
+            reached_target=reached_target,
             latent_model=latent_model,
         )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.latent_model import LatentModel
@@ -83,8 +83,11 @@ class Posterior:
         plate: name of the data plate; None for a model with global latents.
         proposal_log_weights: log-weights of the importance sampler that made the draws, from which `pareto_k`
             is computed; None for other samplers. Resampling keeps them.
+        reached_target: whether the ESS of each datum reached the `target_ess` of `ImportanceSampling`; None without.
         num_chains: independent chains or runs that the particles are divided into, in equal shares.
         evidence: every estimate of the evidence that the sampler has, by name.
+        run_log_evidence: the estimates of independent runs of SMC, of whose exponentials `log_evidence` is the log of
+            the mean; None for other samplers.
         divergences: steps of the chains of each datum that diverged; None for samplers without chains.
         rungs: statistics by temperature; None for samplers without temperatures.
         latent_model: the model that was sampled.
@@ -99,8 +102,10 @@ class Posterior:
     observed: dict[str, np.ndarray]
     plate: str | None
     proposal_log_weights: Float[np.ndarray, "num_data num_proposals"] | None = None
+    reached_target: Bool[np.ndarray, " num_data"] | None = None
     num_chains: int = 1
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    run_log_evidence: Float[np.ndarray, "num_data num_chains"] | None = None
     divergences: Shaped[np.ndarray, " num_data"] | None = None
     rungs: Rungs | None = None
     latent_model: LatentModel | None = None

@@ -1,0 +1,99 @@
+"""Names for the axes of a posterior's arrays: xarray datasets with the dimensions of the model's plates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from numpyro_kaem.latent_model import LatentModel
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Variable = tuple[list[str], np.ndarray]
+
+
+class Labels:
+    """Dimensions and coordinates of what a sampler and its model give.
+
+    Arrays lead with the data axis, which the datasets have only where the model has a data plate.
+
+    Args:
+        latent_model: the model, whose plates name axes.
+        coords: coordinate values of dimensions.
+        dims: names of a variable's axes without plate, or of all after that of the data.
+    """
+
+    def __init__(
+        self, latent_model: LatentModel, coords: Mapping[str, Any] | None, dims: Mapping[str, Sequence[str]] | None
+    ):
+        self.latent_model = latent_model
+        self.coords, self.dims = dict(coords or {}), dict(dims or {})
+        self.data_dims = [] if latent_model.plate is None else [latent_model.plate]
+
+    def of_site(self, name: str, num_axes: int) -> list[str]:
+        """Names of the axes of a site's value, after that of the data.
+
+        Raises:
+            ValueError: where the user's names are too few or too many.
+        """
+        site = self.latent_model.program.structure.sites[name]
+        plates: list[str | None] = [None] * num_axes
+        data_dim = site.plates.get(self.latent_model.plate)
+        for plate, dim in site.plates.items():
+            # Without the data axis, what was left of it is one closer to the end.
+            axis = dim - site.event_dim + (data_dim is not None and dim < data_dim)
+            if plate != self.latent_model.plate and -axis <= num_axes:
+                plates[axis] = plate
+        return self._complete(name, plates)
+
+    def of_array(self, name: str, num_axes: int) -> list[str]:
+        """Names of the axes of an array that is no site, after that of the data."""
+        return self._complete(name, [None] * num_axes)
+
+    def _complete(self, name: str, plates: list[str | None]) -> list[str]:
+        given, without_plate = self.dims.get(name), plates.count(None)
+        if given is None:
+            given = [f"{name}_dim_{i}" for i in range(without_plate)]
+        elif len(given) == len(plates):
+            return list(given)
+        elif len(given) != without_plate:
+            raise ValueError(
+                f"dims[{name!r}] must name the {without_plate} axes without a plate, or all {len(plates)} after the "
+                f"data axis, got {list(given)}"
+            )
+        names = iter(given)
+        return [next(names) if plate is None else plate for plate in plates]
+
+    def by_datum(self, value: np.ndarray, names: Sequence[str] = ()) -> Variable:
+        """Xarray's dimensions and values of an array `(num_data, ...)`."""
+        return [*self.data_dims, *names], value if self.data_dims else value.squeeze(0)
+
+    def by_draw(self, value: np.ndarray, num_chains: int, names: Sequence[str] = ()) -> Variable:
+        """Xarray's dimensions and values of an array `(num_data, num_chains * num_draws, ...)`."""
+        value = value.reshape(len(value), num_chains, -1, *value.shape[2:])
+        value = np.moveaxis(value, 0, 2) if self.data_dims else value[0]
+        return ["chain", "draw", *self.data_dims, *names], value
+
+    def sites_by_draw(self, values: dict[str, np.ndarray], num_chains: int) -> dict[str, Variable]:
+        """The variables of draws of several sites."""
+        return {name: self.by_draw(x, num_chains, self.of_site(name, x.ndim - 2)) for name, x in values.items()}
+
+    def terms_by_draw(self, terms: dict[str, np.ndarray], num_chains: int) -> dict[str, Variable]:
+        """The variables of log-likelihoods by site, which lack the axes of events."""
+        variables = {}
+        for name, value in terms.items():
+            num_axes = value.ndim - 2
+            event_dim = self.latent_model.program.structure.sites[name].event_dim
+            variables[name] = self.by_draw(value, num_chains, self.of_site(name, num_axes + event_dim)[:num_axes])
+        return variables
+
+    def dataset(self, variables: dict[str, Variable], **coords: np.ndarray) -> xr.Dataset:
+        """An xarray dataset whose dimensions have the user's coordinates, those given here, or numbers."""
+        import xarray as xr
+
+        data = xr.Dataset(variables)
+        numbered = {dim: coords.get(dim, np.arange(size)) for dim, size in data.sizes.items()}
+        return data.assign_coords({dim: self.coords.get(dim, numbers) for dim, numbers in numbered.items()})

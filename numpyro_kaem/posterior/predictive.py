@@ -1,0 +1,167 @@
+"""What the model says of a posterior: draws from the prior, replicated data, log-likelihoods by observation."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.row_program import scaled_log_prob
+
+# Runs of the model that are held at once, and numbers that they may give.
+_RUNS_AT_ONCE = 2**10
+_NUMBERS_AT_ONCE = 2**22
+
+
+class PointwiseDensity(NamedTuple):
+    """Log-densities of draws.
+
+    Attributes:
+        log_prior: log p(z) of each datum's draws.
+        log_likelihood: by observed site, the terms of log p(x | z): one for each element of the site's batch shape,
+            without the axis of the data plate.
+    """
+
+    log_prior: Float[np.ndarray, "num_data num_draws"]
+    log_likelihood: dict[str, Float[np.ndarray, "num_data num_draws ..."]]
+
+
+def prior_draws(
+    latent_model: LatentModel, key: PRNGKeyArray, num_samples: int
+) -> dict[str, Shaped[np.ndarray, "num_data num_samples ..."]]:
+    """Draw from the prior, independently for each datum."""
+
+    def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
+        return latent_model.sample_prior(args[0], num_samples, *args[1])
+
+    keys = jax.random.split(key, latent_model.num_data)
+    rows = _rows(latent_model)
+    batch_size = _batch_size(num_samples * sum(map(math.prod, latent_model.latent_shapes.values())))
+    return jax.device_get(jax.jit(lambda: jax.lax.map(of_datum, (keys, rows), batch_size=batch_size))())
+
+
+def predictive_draws(
+    latent_model: LatentModel, key: PRNGKeyArray, latents: dict[str, np.ndarray], observed: dict[str, np.ndarray]
+) -> dict[str, Shaped[np.ndarray, "num_data num_draws ..."]]:
+    """Draw each observed site from its distribution in the model run at each draw of the latents.
+
+    Args:
+        latent_model: the model.
+        key: a random key.
+        latents: draws by site, `(num_data, num_draws, *shape)`.
+        observed: values of the observed sites, `(num_data, *shape)`, whose shapes the draws have.
+
+    Returns:
+        Draws by site, `(num_data, num_draws, *shape)`.
+
+    Warns:
+        RuntimeWarning: where the distribution of a site cannot be sampled: the site is left out.
+    """
+    program = latent_model.program
+    axes = {name: None if latent_model.plate is None else program.row_axis(name) for name in observed}
+
+    def draw_site(name: str, fn: Any, key: Array) -> Array | None:
+        shape, axis = observed[name].shape[1:], axes[name]
+        if axis is not None:
+            split = len(shape) + 1 + axis
+            shape = (*shape[:split], 1, *shape[split:])
+        # A site outside every plate takes an observed array to a scalar distribution.
+        fn = fn.expand(shape[: len(shape) - fn.event_dim])
+        try:
+            value = fn.sample(key)
+        except NotImplementedError:
+            warnings.warn(
+                f"observed site {name!r} has a {type(fn).__name__} that cannot be sampled: it is left out of the "
+                "posterior predictive",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        return value if axis is None else jnp.squeeze(value, axis)
+
+    def run(key: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+        distributions = program.staged.evaluate(
+            lambda out: {name: out["distributions"][name] for name in observed}, program.lead(z), program.lead(row)
+        )
+        keys = jax.random.split(key, len(observed))
+        draws = {name: draw_site(name, distributions[name], k) for name, k in zip(observed, keys, strict=True)}
+        return {name: value for name, value in draws.items() if value is not None}
+
+    return _map_draws(latent_model, run, key, latents, sum(value[0].size for value in observed.values()))
+
+
+def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray]) -> PointwiseDensity:
+    """The log-densities of draws of the latents, `(num_data, num_draws, *shape)`, term by term."""
+    program, plate = latent_model.program, latent_model.plate
+
+    def terms(sites: dict[str, dict], name: str) -> Array:
+        log_prob = scaled_log_prob(sites[name])
+        return log_prob if plate is None else jnp.squeeze(log_prob, program.structure.sites[name].plates[plate])
+
+    def run(_: Array, z: dict[str, Array], row: tuple) -> PointwiseDensity:
+        sites, _ = program.run(program.lead(z), program.lead(row))
+        log_prior = sum(jnp.sum(program.site_terms(sites, name)) for name in z)
+        return PointwiseDensity(log_prior, {name: terms(sites, name) for name in latent_model.observed_names})
+
+    size = sum(math.prod(program.structure.sites[name].shape) for name in latent_model.observed_names)
+    return _map_draws(latent_model, run, jax.random.key(0), latents, size)
+
+
+def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The positional array arguments of the model that are no observed values, by the names of its signature.
+
+    `(num_data, ...)`. The name of the data plate, which an xarray dimension bears, is followed by `_value`.
+    """
+    program = latent_model.program
+    arguments = inspect.signature(program.model).bind_partial(*latent_model.rows).arguments
+    constants = {}
+    for path, leaf in jax.tree.leaves_with_path(arguments):
+        value = np.asarray(leaf)
+        by_datum = value[None] if latent_model.plate is None else value
+        if not any(_same(by_datum, other) for other in observed.values()):
+            name = jax.tree_util.keystr(path, simple=True, separator="_")
+            constants[f"{name}_value" if name == latent_model.plate else name] = by_datum
+    return constants
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    missing = [np.isnan(x) if np.issubdtype(x.dtype, np.floating) else np.zeros(x.shape, bool) for x in (a, b)]
+    return a.shape == b.shape and bool(np.all((a == b) | (missing[0] & missing[1])))
+
+
+def _rows(latent_model: LatentModel) -> tuple:
+    """The positional data with the data axis first, also where the whole data set is one datum."""
+    rows = latent_model.rows
+    return jax.tree.map(lambda leaf: leaf[None], rows) if latent_model.plate is None else rows
+
+
+def _batch_size(numbers_per_run: int) -> int:
+    return min(_RUNS_AT_ONCE, max(1, _NUMBERS_AT_ONCE // max(1, numbers_per_run)))
+
+
+def _map_draws(
+    latent_model: LatentModel, run: Callable, key: PRNGKeyArray, latents: dict[str, np.ndarray], numbers_per_run: int
+) -> Any:
+    """Apply `run(key, latents, row)` to every draw of every datum, some at a time."""
+    num_data, num_draws = next(iter(latents.values())).shape[:2]
+
+    @jax.jit
+    def of_all(keys: Array, latents: dict[str, Array], rows: tuple) -> Any:
+        def of_pair(args: tuple[Array, dict[str, Array], Array]) -> Any:
+            key, z, index = args
+            return run(key, z, jax.tree.map(lambda leaf: leaf[index], rows))
+
+        flat = jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), latents)
+        indices = jnp.repeat(jnp.arange(num_data), num_draws)
+        return jax.lax.map(of_pair, (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
+
+    results = jax.device_get(of_all(jax.random.split(key, num_data * num_draws), latents, _rows(latent_model)))
+    return jax.tree.map(lambda x: x.reshape(num_data, num_draws, *x.shape[1:]), results)
