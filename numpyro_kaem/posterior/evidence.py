@@ -107,14 +107,26 @@ def thermodynamic(
     log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood, np.nan)
     steps = np.diff(temperatures)
     integral = np.sum(steps / 2 * (log_likelihood[..., 1:] + log_likelihood[..., :-1]), -1)
-    variances = log_likelihood.var((1, 2))
+    with np.errstate(invalid="ignore"):
+        variances = log_likelihood.var((1, 2))
     bias = np.sum(steps**2 / 12 * np.diff(variances, axis=-1), -1)
     return Evidence(integral.mean((1, 2)), _std_error(integral), bias)
 
 
 def _std_error(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:
     """Standard error of the mean of each datum's chains."""
-    return np.sqrt(series.var((1, 2)) / chain_ess(series))
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(series.var((1, 2)) / chain_ess(series))
+
+
+def finite_std(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Standard deviation of what is finite, NaN where nothing is."""
+    finite = np.isfinite(values)
+    values = np.where(finite, values, 0.0).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        count = finite.sum(axis, keepdims=True)
+        squares = np.where(finite, (values - values.sum(axis, keepdims=True) / count) ** 2, 0.0)
+        return np.sqrt(squares.sum(axis) / count.squeeze(axis))
 
 
 def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:

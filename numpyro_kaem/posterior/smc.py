@@ -16,7 +16,7 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
-from numpyro_kaem.posterior.evidence import Evidence
+from numpyro_kaem.posterior.evidence import Evidence, finite_std
 from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
@@ -262,11 +262,7 @@ class TemperedSMC:
         warn_if_impossible(impossible, "at every particle")
         std_error = self._std_error(rungs, log_evidence)
         flat = log_likelihood.reshape(num_data, -1)
-        with np.errstate(invalid="ignore"):
-            last = [
-                np.nanmean(log_likelihood, (1, 2)),
-                np.std(log_likelihood, axis=(1, 2), where=np.isfinite(log_likelihood)),
-            ]
+        last = [flat.mean(1), finite_std(flat, 1)]
         mean = _mean_over_runs
         start, nan = np.zeros((num_data, 1)), np.full((num_data, 1), np.nan)
 
@@ -286,6 +282,7 @@ class TemperedSMC:
             plate=target.latent_model.plate,
             num_chains=self.num_runs,
             evidence={"smc": Evidence(total, std_error, np.zeros(num_data))},
+            run_log_evidence=log_evidence,
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
             latent_model=target.model,
             rungs=Rungs(

@@ -31,11 +31,11 @@ class Point(NamedTuple):
     prior_gradient: Float[Array, "*batch dim"]
     likelihood_gradient: Float[Array, "*batch dim"]
 
-    def log_density(self, temperature: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    def log_density(self, temperature: Array | float) -> Float[Array, "*batch"]:
         """Log p(z) + t log p(x | z); at t = 0 the prior alone, also where the likelihood is zero."""
         return self.log_prior + tempered(self.log_likelihood, temperature)
 
-    def gradient(self, temperature: Float[Array, "*batch"]) -> Float[Array, "*batch dim"]:
+    def gradient(self, temperature: Array | float) -> Float[Array, "*batch dim"]:
         """Gradient of `log_density`, zero where it is not finite: there a proposal is a random walk."""
         temperature = jnp.asarray(temperature)[..., None]
         gradient = self.prior_gradient + tempered(self.likelihood_gradient, temperature)

@@ -16,7 +16,7 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Course, Population, Problem
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
-from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
+from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
 from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
@@ -221,8 +221,7 @@ class ParallelTempering:
         best = evidence.get("steppingstone")
         zeros = np.zeros_like(at_one)
         with np.errstate(invalid="ignore"):
-            finite = np.where(np.isfinite(log_likelihood), log_likelihood, np.nan)
-            mean, std = log_likelihood.mean((1, 2)), finite.std((1, 2))
+            mean = log_likelihood.mean((1, 2))
         return Posterior(
             latents=latents,
             log_weights=zeros if best is None else zeros + best.log_evidence[:, None],
@@ -242,7 +241,7 @@ class ParallelTempering:
                 step_size=step_size,
                 ess=np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1),
                 log_likelihood_mean=mean,
-                log_likelihood_std=std,
+                log_likelihood_std=finite_std(log_likelihood, (1, 2)),
                 swap_acceptance=swaps,
                 round_trip_rate=round_trips,
             ),

@@ -1,0 +1,144 @@
+"""Markov kernels leave the tempered posterior as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+from tempered_models import GRID, NOISE, PRIOR, decode, distance, ks_bound, quadrature, two_modes
+
+from numpyro_kaem import HMC, MALA, NUTS, PCNL, ULA, Barker, EllipticalSlice, LatentGaussian
+from numpyro_kaem.posterior.target import Target
+
+NUM_CHAINS, NUM_STEPS = 20_000, 8
+X = np.array([1.0], np.float32)
+KERNELS = [
+    MALA(step_size=0.3),
+    MALA(step_size=0.6, whiten=True),
+    Barker(step_size=0.7),
+    HMC(step_size=0.3, num_integration_steps=3),
+    pytest.param(NUTS(step_size=0.3, max_num_doublings=3), marks=pytest.mark.slow),
+    PCNL(step_size=0.5),
+    EllipticalSlice(),
+    LatentGaussian(step_size=1.0),
+]
+
+
+def run(kernel, z, temperature, num_steps, scale=0.7):
+    """Latents and mean acceptance after some steps from latents z."""
+    target = Target(two_modes, {}, (jnp.asarray(X),), {}, whiten=kernel.whiten, gradients=kernel.needs_gradients)
+    row = (jnp.asarray(X[0]),)
+    scale = jnp.full(1, scale if kernel.precondition else 1.0)
+
+    def evaluate(u):
+        return target.evaluate(u, row)
+
+    if kernel.whiten:
+        # Each tail from its own side.
+        density = np.exp(np.asarray(PRIOR.log_prob(jnp.asarray(GRID)), float))
+        below, above = np.cumsum(density), np.cumsum(density[::-1])[::-1]
+        eps = np.where(GRID < 0, norm.ppf(below / below[-1]), norm.isf(above / above[0]))
+        start = np.interp(z, GRID[1:-1], eps[1:-1])
+    else:
+        start = z
+
+    @jax.jit
+    def chains(key, start):
+        points = jax.vmap(evaluate)(start[:, None])
+        step_size = jnp.asarray(kernel.initial_step_size(1))
+
+        def step(points, key):
+            keys = jax.random.split(key, len(start))
+            moves = jax.vmap(lambda k, p: kernel.step(k, p, jnp.asarray(temperature), step_size, scale, evaluate))(
+                keys, points
+            )
+            return moves.point, moves.acceptance.mean()
+
+        points, acceptance = jax.lax.scan(step, points, jax.random.split(key, num_steps))
+        return jax.vmap(lambda u: target.latents(u, row)["z"])(points.position), acceptance.mean()
+
+    z, acceptance = chains(jax.random.key(0), jnp.asarray(start, jnp.float32))
+    return np.asarray(z), float(acceptance)
+
+
+def exact_draws(temperature):
+    cdf, _ = quadrature(X[0], temperature)
+    return np.interp(np.random.default_rng(1).uniform(size=NUM_CHAINS), cdf, GRID), cdf
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__ + "-whitened" * kernel.whiten)
+def test_exact_draws_stay_exact(kernel):
+    """Detailed balance: a wrong acceptance rule shows at once. False alarm: 1e-6."""
+    temperature = 0.6
+    z, cdf = exact_draws(temperature)
+    moved, acceptance = run(kernel, z, temperature, NUM_STEPS)
+    assert np.mean(np.abs(moved - z) > 1e-4) > 0.5
+    assert 0.2 < acceptance <= 1.0
+    assert distance(moved, cdf) < ks_bound(NUM_CHAINS)
+
+
+def test_a_rule_that_accepts_everything_does_not():
+    """The test above can fail: the unadjusted algorithm takes the same steps."""
+    z, cdf = exact_draws(0.6)
+    moved, _ = run(ULA(step_size=0.3), z, 0.6, NUM_STEPS)
+    assert distance(moved, cdf) > 2 * ks_bound(NUM_CHAINS)
+
+
+def test_at_temperature_zero_the_prior_is_left_alone():
+    u = np.random.default_rng(1).uniform(size=NUM_CHAINS)
+    cdf = np.asarray(PRIOR.cdf(jnp.asarray(GRID)))
+    z = np.interp(u, cdf, GRID)
+    moved, acceptance = run(PCNL(step_size=1.0), z, 0.0, 3)
+    assert acceptance == 1.0
+    assert distance(moved, cdf) < ks_bound(NUM_CHAINS)
+
+
+def test_the_generator_of_the_quadrature_is_the_model_s():
+    target = Target(two_modes, {}, (jnp.asarray(X),), {})
+    z = jnp.array([0.7])
+    expected = -0.5 * ((X[0] - decode(0.7)) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(target.evaluate(z, (jnp.asarray(X[0]),)).log_likelihood, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("h", [0.2, 0.5])
+def test_the_bias_of_ula_is_as_documented(h):
+    """Variance s^2 / (1 - h / (2 s^2)) on a normal target; ten standard errors."""
+    import numpyro
+    import numpyro.distributions as dist
+
+    target = Target(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0)), {}, (), {})
+
+    @jax.jit
+    def chains(key):
+        points = jax.vmap(lambda u: target.evaluate(u, ()))(jax.random.normal(key, (NUM_CHAINS, 1)))
+
+        def step(points, key):
+            move = jax.vmap(
+                lambda k, p: ULA().step(
+                    k, p, jnp.ones(()), jnp.asarray(h), jnp.ones(1), lambda u: target.evaluate(u, ())
+                )
+            )
+            return move(jax.random.split(key, NUM_CHAINS), points).point, None
+
+        return jax.lax.scan(step, points, jax.random.split(key, 60))[0].position
+
+    variance = chains(jax.random.key(0)).var()
+    np.testing.assert_allclose(variance, 1 / (1 - h / 2), rtol=10 * (2 / NUM_CHAINS) ** 0.5)
+
+
+def test_a_point_knows_its_density_at_every_temperature():
+    target = Target(two_modes, {}, (jnp.asarray(X),), {})
+    row = (jnp.asarray(X[0]),)
+    point = target.evaluate(jnp.array([1.3]), row)
+
+    def log_density(u, t):
+        point = target.evaluate(u, row)
+        return point.log_prior + t * point.log_likelihood
+
+    for t in (0.0, 0.3, 1.0):
+        np.testing.assert_allclose(point.log_density(t), log_density(point.position, t), rtol=1e-6)
+        np.testing.assert_allclose(point.gradient(t), jax.grad(log_density)(point.position, t), rtol=1e-5)
+    impossible = point._replace(log_likelihood=jnp.array(-jnp.inf), likelihood_gradient=jnp.full(1, jnp.nan))
+    assert impossible.log_density(0.0) == point.log_prior
+    assert jnp.all(impossible.gradient(0.0) == point.prior_gradient)
+    assert jnp.all(jnp.isfinite(impossible.gradient(0.5)))

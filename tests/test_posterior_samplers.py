@@ -1,0 +1,383 @@
+"""Samplers over a temperature ladder against closed forms and quadrature."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from tempered_models import GRID, TWO_MODES, distance, ks_bound, linear_gaussian, quadrature, two_modes
+
+from numpyro_kaem import (
+    HMC,
+    MALA,
+    PCNL,
+    ULA,
+    BSpline,
+    EllipticalSlice,
+    ImportanceSampling,
+    KAPrior,
+    Ladder,
+    Langevin,
+    ParallelTempering,
+    TemperedSMC,
+    UnivariateEnergy,
+)
+from numpyro_kaem.posterior import chains, swarm
+from numpyro_kaem.posterior.chains import Problem
+
+KEY = jax.random.key(1)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def tempering(**kwargs):
+    return ParallelTempering(Ladder.power(6, 3.0), num_chains=4, progress=False, **kwargs)
+
+
+def smc(**kwargs):
+    return TemperedSMC(**{"num_runs": 4, "progress": False} | kwargs)
+
+
+@pytest.mark.parametrize(
+    ("dim", "sampler"),
+    [
+        (10, tempering(num_steps=3000)),
+        (10, smc()),
+        slow(10, Langevin(num_steps=4000, progress=False)),
+        slow(10, smc(waste_free=True, num_particles=2000, num_mcmc_steps=19, num_runs=8)),
+        slow(10, smc(persistent=True, num_particles=500, max_rungs=30, num_runs=8)),
+        slow(10, smc(kernel=HMC())),
+        slow(1, tempering(num_steps=3000)),
+        slow(1, smc()),
+        slow(1, Langevin(num_steps=4000, progress=False)),
+        slow(40, tempering(num_steps=4000)),
+        slow(40, smc(num_mcmc_steps=20)),
+        slow(40, Langevin(HMC(), num_steps=4000, progress=False)),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
+)
+def test_linear_gaussian_moments_and_evidence_are_within_three_standard_errors(dim, sampler):
+    model, x, mean, deviation, log_evidence = linear_gaussian(dim)
+    posterior = sampler.run(KEY, model, {}, x)
+    z = posterior.latents["z"].astype(float)
+    # Root mean squares over the coordinates, each in standard errors.
+    error = deviation / posterior.ess[:, None] ** 0.5
+    assert np.sqrt(np.mean(((z.mean(1) - mean) / error) ** 2)) < 3
+    error = 1 / (2 * posterior.ess[:, None]) ** 0.5
+    assert np.sqrt(np.mean(((z.std(1) / deviation - 1) / error) ** 2)) < 3
+    assert np.all(posterior.ess > 100)
+    assert posterior.rhat.max() < 1.05
+    if posterior.log_evidence is not None:
+        for estimate in posterior.evidence.values():
+            assert np.all(np.abs(estimate.log_evidence - estimate.bias - log_evidence) < 3 * estimate.std_error + 0.02)
+        assert np.all(posterior.log_evidence_std_error < 0.3)
+
+
+SAMPLERS = [
+    ImportanceSampling(20_000),
+    tempering(num_steps=4000, kernel=MALA()),
+    slow(smc(num_particles=2000)),
+    slow(tempering(num_steps=4000, kernel=PCNL())),
+    slow(tempering(num_steps=4000, kernel=EllipticalSlice())),
+    slow(smc(num_particles=2000, kernel=MALA(whiten=True))),
+    slow(smc(num_particles=2000, waste_free=True, num_mcmc_steps=9)),
+    slow(smc(num_particles=2000, persistent=True, max_rungs=20)),
+    slow(Langevin(EllipticalSlice(), num_steps=10_000, progress=False)),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+def test_a_bimodal_posterior_is_that_of_quadrature(sampler):
+    """False alarm: about 1e-6 per datum, at the effective sample size."""
+    posterior = sampler.run(KEY, two_modes, {}, TWO_MODES)
+    for i, x in enumerate(TWO_MODES):
+        cdf, log_evidence = quadrature(x)
+        weights = np.exp(posterior.log_weights[i] - posterior.log_weights[i].max())
+        size = min(posterior.ess[i], posterior.num_particles)
+        assert distance(posterior.latents["z"][i], cdf, weights) < ks_bound(size)
+        if posterior.log_evidence is not None:
+            bound = 4 * posterior.log_evidence_std_error[i] + 1e-3
+            assert abs(posterior.log_evidence[i] - log_evidence) < bound
+
+
+@pytest.mark.slow
+def test_langevin_does_not_cross_between_the_modes():
+    """Why one tempers: each chain stays in the mode that it began in, and R-hat says so."""
+    posterior = Langevin(MALA(), num_steps=2000, num_chains=8, progress=False).run(KEY, two_modes, {}, TWO_MODES[:1])
+    positive = (posterior.latents["z"].reshape(8, -1) > 0).mean(1)
+    assert np.all((positive < 0.01) | (positive > 0.99))
+    assert posterior.rhat[0] > 1.5
+
+
+@pytest.mark.parametrize("kwargs", [{}, slow({"waste_free": True, "num_mcmc_steps": 4, "num_particles": 100})])
+def test_the_evidence_is_unbiased_at_a_fixed_ladder_and_kernel(kwargs):
+    """Mean of exp(log Z_hat - log Z) over 200 runs within three standard errors of 1."""
+    model, x, *_, log_evidence = linear_gaussian(3, num_data=1)
+    kernel = MALA(step_size=0.1, precondition=False)
+    sampler = smc(
+        **{"ladder": Ladder.power(5, 3.0), "kernel": kernel, "num_particles": 100, "num_mcmc_steps": 3} | kwargs,
+        num_runs=200,
+    )
+    posterior = sampler.run(KEY, model, {}, x)
+    ratios = np.exp(posterior.run_log_evidence[0] - log_evidence[0])
+    error = ratios.std(ddof=1) / len(ratios) ** 0.5
+    assert abs(ratios.mean() - 1) < 3 * error
+    assert error < 0.05
+    # The error that a run states is the spread of the runs.
+    stated = posterior.log_evidence_std_error[0] * len(ratios) ** 0.5
+    np.testing.assert_allclose(stated, posterior.run_log_evidence[0].std(ddof=1), rtol=0.25)
+
+
+def half_line(x):
+    """A normal latent of which half the values are impossible."""
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("positive", jnp.where(z > 0, 0.0, -jnp.inf))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ImportanceSampling(20_000),
+        slow(tempering(num_steps=4000)),
+        smc(num_particles=2000),
+        slow(smc(num_particles=2000, persistent=True, max_rungs=20)),
+        slow(smc(num_particles=2000, waste_free=True, num_mcmc_steps=9)),
+        slow(Langevin(EllipticalSlice(), num_steps=8000, progress=False)),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_zero_likelihood_at_half_of_the_prior_draws(sampler):
+    x = np.array([0.0, 1.0], np.float32)
+    posterior = sampler.run(KEY, half_line, {}, x)
+    for i, value in enumerate(x):
+        # z | x without the restriction is Normal(x / 2, 1 / 2).
+        grid = np.where(GRID > 0, np.exp(-((GRID - value / 2) ** 2)), 0.0)
+        cdf = np.cumsum(grid) / grid.sum()
+        weights = np.exp(posterior.log_weights[i] + np.where(np.isfinite(posterior.log_likelihood[i]), 0.0, -np.inf))
+        assert distance(posterior.latents["z"][i], cdf, weights) < ks_bound(posterior.ess[i]) + 1e-3
+        if posterior.log_evidence is not None:
+            free = dist.Normal(0.0, 2**0.5).log_prob(value)
+            exact = free + jnp.log(
+                dist.Normal(value / 2, 0.5**0.5).cdf(10.0) - dist.Normal(value / 2, 0.5**0.5).cdf(0.0)
+            )
+            assert abs(posterior.log_evidence[i] - exact) < 4 * posterior.log_evidence_std_error[i] + 1e-3
+
+
+def ten_modes(x):
+    """A latent uniform on (0, 10) of which the datum tells the fractional part, about."""
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", TEN_MODES_PRIOR)
+        numpyro.sample("x", dist.Normal(jnp.cos(2 * jnp.pi * z), 0.1), obs=x)
+
+
+def _ten_modes_prior():
+    steps = 0.5 * jax.random.normal(jax.random.key(3), (10,))
+    energy = UnivariateEnergy(jnp.zeros(()), jnp.ones(()), steps, BSpline(10, 0, (0.0, 10.0)))
+    return KAPrior(energy, dist.Uniform(0.0, 10.0))
+
+
+TEN_MODES_PRIOR = _ten_modes_prior()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        smc(num_particles=4000, num_runs=1),
+        slow(tempering(num_steps=4000)),
+        slow(smc(num_particles=4000, num_runs=1, waste_free=True, num_mcmc_steps=9)),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_ten_modes_are_found_with_their_weights(sampler):
+    posterior = sampler.run(KEY, ten_modes, {}, np.array([-1.0], np.float32))
+    z = posterior.latents["z"][0]
+    found = np.histogram(z, np.arange(11))[0] / len(z)
+    # Every mode is in the middle of an interval of the energy, on which the prior is constant.
+    exact = np.exp(np.asarray(TEN_MODES_PRIOR.log_prob(jnp.arange(10) + 0.5), float))
+    np.testing.assert_allclose(found, exact / exact.sum(), atol=0.05)
+    assert np.abs(np.cos(2 * np.pi * z) + 1).max() < 1.0
+
+
+@pytest.mark.slow
+def test_a_single_chain_finds_fewer_than_half_of_ten_modes():
+    posterior = Langevin(MALA(), num_steps=4000, num_chains=1, progress=False).run(
+        KEY, ten_modes, {}, np.array([-1.0], np.float32)
+    )
+    found = np.histogram(posterior.latents["z"][0], np.arange(11))[0]
+    assert np.sum(found > 0) < 5
+
+
+def permuted(tree, order):
+    return jax.tree.map(lambda leaf: leaf[order], tree)
+
+
+def test_swaps_and_resampling_never_mix_data():
+    """With the data and their keys in another order every result is in that order, and otherwise the same."""
+    model, x, *_ = linear_gaussian(2, num_data=3)
+    problem, kernel, order = Problem(model, {}, (x,), {}, None), MALA(), np.array([2, 0, 1])
+    keys = jax.random.split(KEY, len(x))
+    temperatures = jnp.array([0.0, 0.3, 1.0])
+
+    def run_chains(rows, keys):
+        population, _ = chains.start(problem, kernel, rows, keys, 2, 3, 20)
+        course = chains.Course(problem, kernel, rows, keys, temperatures, True, 1, 1)
+        return chains.advance((course, jnp.asarray(0), jnp.asarray(20), jnp.asarray(True)), population)
+
+    plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, 0)
+
+    def run_swarm(rows, keys):
+        particles, _ = swarm.start(problem, kernel, plan, rows, keys[:, None], 50)
+        course = swarm.Course(problem, kernel, plan, rows, keys[:, None])
+        for number in range(3):
+            particles, _ = swarm.advance((course, jnp.asarray(number), jnp.asarray(1.0)), particles)
+        return particles
+
+    for run in (run_chains, run_swarm):
+        result, moved = run((x,), keys), run((x[order],), keys[order])
+        result = permuted(jax.tree.map(lambda a: a if a.ndim else a[None].repeat(3), result), order)
+        moved = jax.tree.map(lambda a: a if a.ndim else a[None].repeat(3), moved)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result, moved)
+
+
+@pytest.mark.parametrize(
+    ("make", "small"),
+    [(tempering, 28), (tempering, 1), (smc, 800), (smc, 60)],
+    ids=["tempering", "tempering, one datum", "smc", "smc, parts of a datum"],
+)
+@pytest.mark.slow
+def test_chunks_do_not_change_the_result(make, small):
+    kwargs = {"num_steps": 30} if make is tempering else {"num_particles": 100, "num_mcmc_steps": 2}
+    whole = make(**kwargs).run(KEY, two_modes, {}, TWO_MODES)
+    parts = make(**kwargs, chunk_size=small).run(KEY, two_modes, {}, TWO_MODES)
+    np.testing.assert_allclose(parts.latents["z"], whole.latents["z"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-4)
+    np.testing.assert_allclose(parts.rungs.acceptance, whole.rungs.acceptance, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_adapted_rungs_are_equally_far_apart():
+    """Half of the rungs' swap rates are alike after adaptation, of a ladder that was evenly spaced before it."""
+    ladder = Ladder(np.linspace(0.0, 1.0, 8))
+    model, x, *_ = linear_gaussian(10)
+    sampler = ParallelTempering(ladder, num_steps=1500, num_chains=2, progress=False)
+    before = sampler.run(KEY, model, {}, x)
+    after = ParallelTempering(ladder.adapt(before), num_steps=1500, num_chains=2, progress=False).run(KEY, model, {}, x)
+    spread = [p.rungs.swap_acceptance.mean(0).std() for p in (before, after)]
+    assert spread[1] < 0.5 * spread[0]
+    assert after.log_evidence_std_error.mean() < before.log_evidence_std_error.mean()
+
+
+def test_ladders():
+    np.testing.assert_allclose(Ladder.power(4, 2.0).temperatures, [0, 1 / 16, 1 / 4, 9 / 16, 1])
+    np.testing.assert_allclose(Ladder.geometric(3, 0.01).temperatures, [0, 0.01, 0.1, 1])
+    assert len(Ladder([0.5, 1.0])) == 2
+
+
+def nan_at_negative(x):
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(jnp.sqrt(jnp.where(x > 0, z, 1.0)), 1.0, validate_args=False), obs=x)
+
+
+def gamma_latent(x):
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Dirichlet(jnp.ones(3)))
+        numpyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+
+def discrete_latent(x):
+    with numpyro.plate("data", x.shape[0]):
+        k = numpyro.sample("k", dist.Categorical(jnp.ones(2) / 2))
+        numpyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+
+BAD = {
+    "Ladder([0.0, 0.5, 0.4, 1.0])": "temperatures must increase, but 0.5 is followed by 0.4 at index 2",
+    "Ladder([0.0, 0.5])": "temperatures must lie in [0, 1] and end at 1, got 0 to 0.5",
+    "Ladder([-0.1, 1.0])": "temperatures must lie in [0, 1] and end at 1, got -0.1 to 1",
+    "Ladder.power(0)": "num_intervals must be a whole number of at least 1, got 0",
+    "Ladder.power(3, exponent=-1.0)": "exponent must be a positive number, got -1.0",
+    "Ladder.geometric(4, 2.0)": "smallest must lie in (0, 1), got 2.0",
+    "TemperedSMC(target_ess=1.0)": "target_ess must lie in (0, 1), got 1.0",
+    "TemperedSMC(target_ess=0.0)": "target_ess must lie in (0, 1), got 0.0",
+    "TemperedSMC([0.0, 1.0], target_ess=0.5)": "give ladder or target_ess, not both",
+    "TemperedSMC(num_particles=1)": "num_particles must be a whole number of at least 2, got 1",
+    "TemperedSMC(num_particles=100, num_mcmc_steps=10, waste_free=True)": "must be a multiple",
+    "TemperedSMC(waste_free=True, persistent=True)": "do not go together",
+    "TemperedSMC(resampling='none')": "resampling must be one of",
+    "ParallelTempering([0.0, 1.0], num_steps=10, thin=3)": "thin must divide num_steps, got thin 3 and num_steps 10",
+    "ParallelTempering([0.0, 1.0], swap_every=0)": "swap_every must be a whole number of at least 1, got 0",
+    "Langevin(num_chains=0)": "num_chains must be a whole number of at least 1, got 0",
+    "MALA(step_size=-0.1)": "step_size must be a positive number, got -0.1",
+    "PCNL(step_size=3.0)": "step_size of PCNL must be at most 2, got 3.0",
+    "PCNL(whiten=False)": "PCNL needs a standard normal prior: whiten must be True",
+    "EllipticalSlice(precondition=True)": "precondition must be False",
+    "EllipticalSlice(step_size=0.1)": "EllipticalSlice has no step size",
+}
+
+
+@pytest.mark.parametrize("call", BAD)
+def test_bad_arguments_are_named(call):
+    with pytest.raises(ValueError, match=re.escape(BAD[call])):
+        eval(call)
+
+
+def test_a_kernel_is_asked_for():
+    with pytest.raises(TypeError, match="kernel"):
+        Langevin(kernel="mala")
+
+
+RUNS = {
+    "nan": (nan_at_negative, MALA(), r"NaN or \+inf at \d+ of \d+ draws from the prior of datum 1 \(and of 0 other"),
+    "no icdf": (gamma_latent, PCNL(), r"site 'z' has a Dirichlet"),
+    "discrete": (discrete_latent, MALA(), r"'k'"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("make", ["smc", "tempering"])
+def test_models_that_cannot_be_sampled_are_named(name, make):
+    model, kernel, message = RUNS[name]
+    sampler = smc(kernel=kernel, num_particles=50) if make == "smc" else tempering(kernel=kernel, num_steps=10)
+    with pytest.raises(ValueError, match=message):
+        sampler.run(KEY, model, {}, np.array([-1.0, 1.0], np.float32))
+
+
+def impossible_second(x):
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("x", jnp.where(jnp.abs(x - z) < 10.0, -jnp.log(20.0), -jnp.inf))
+
+
+@pytest.mark.parametrize("make", [slow(smc), tempering], ids=["smc", "tempering"])
+def test_impossible_data_are_flagged_and_harm_no_others(make):
+    sampler = make(num_particles=100) if make is smc else make(num_steps=50)
+    x = np.array([0.0, 100.0, 1.0], np.float32)
+    with pytest.warns(RuntimeWarning, match="1 of 3 data have likelihood zero .* first at index 1"):
+        posterior = sampler.run(KEY, impossible_second, {}, x)
+    assert posterior.log_evidence[1] == -np.inf
+    assert posterior.ess[1] == 0
+    np.testing.assert_allclose(posterior.log_evidence[[0, 2]], -np.log(20.0), atol=1e-4)
+    assert np.all(posterior.ess[[0, 2]] > 10)
+    assert np.all(np.isfinite(posterior.latents["z"]))
+
+
+@pytest.mark.slow
+def test_a_ladder_that_does_not_arrive_says_so():
+    with pytest.raises(RuntimeError, match=r"datum 0 is at temperature .* after 2 rungs: raise max_rungs"):
+        smc(target_ess=0.99, num_particles=50, max_rungs=2).run(KEY, two_modes, {}, TWO_MODES[:1])
+
+
+def test_ula_takes_the_steps_of_the_paper():
+    """Twenty unadjusted steps from the prior, as the KAEM paper has them: every state is kept."""
+    sampler = Langevin(ULA(step_size=0.01), num_steps=20, num_chains=3, warmup=0, progress=False)
+    posterior = sampler.run(KEY, two_modes, {}, TWO_MODES)
+    assert posterior.latents["z"].shape == (3, 60)
+    np.testing.assert_allclose(posterior.rungs.step_size, 0.01, rtol=1e-6)
