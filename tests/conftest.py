@@ -4,9 +4,11 @@ import gc
 import os
 from pathlib import Path
 
-# Both must precede the first import of what they configure.
+# All must precede the first import of what they configure.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two threads of one small product wait for each other, spinning, wherever pytest's processes share the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
@@ -18,6 +20,9 @@ import pytest
 # Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
 MEMORY_MAPS = Path("/proc/self/maps")
 MANY_MEMORY_MAPS = 20_000
+
+# Tracing makes many objects and next to no garbage in cycles.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(autouse=True)

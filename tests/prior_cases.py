@@ -151,6 +151,7 @@ def make_case(case, basis, dtype, num_components=None, stds=(0.1, 1.0, 5.0), rep
         energy = components = random_energy(functions, (*batch_shape, num_components), std[..., None], seed, dtype)
         logits = np.random.default_rng(seed + 1).normal(size=(*batch_shape, num_components)).astype(dtype)
         prior = KAMixture(KAPrior(energy, reference), jnp.asarray(logits))
+    components = jax.tree.map(np.asarray, components)  # indexed without compiling anything
     densities = [
         [ReferenceDensity(element(components, i, j), scipy_reference, logits[i, j]) for j in range(repeats)]
         for i in range(len(stds))
@@ -178,7 +179,22 @@ def call(distribution, method, *arguments):
     return getattr(distribution, method)(*arguments)
 
 
-evaluate = jax.jit(call, static_argnums=1)
+def known(options):
+    """Those of XLA's options that this version of it has."""
+    names = []
+    for name, value in options.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value})()
+        except jax.errors.JaxRuntimeError:
+            continue
+        names.append(name)
+    return {name: options[name] for name in names}
 
-# For tests whose bounds are wide: optimised code would only take longer to compile.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+# For tests whose bounds are wide: optimised code would only take longer to compile, as do kernels that are made by way
+# of MLIR, one for each fusion.
+quick_jit = functools.partial(
+    jax.jit, compiler_options=known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+)
+evaluate = jax.jit(call, static_argnums=1)
+evaluate_quickly = quick_jit(call, static_argnums=1)

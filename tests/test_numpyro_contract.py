@@ -66,18 +66,25 @@ one_of_each_form = pytest.mark.parametrize(
 def test_shapes_with_sample_and_batch_dimensions_in_front(row):
     d, batch_shape = make(row), row[-1]
     assert d.batch_shape == batch_shape and d.event_shape == ()
-    for sample_shape, in_front in itertools.product([(), (5, 4)], [(), (7,), (6, 1)]):
-        expanded = d.expand(in_front + batch_shape)
-        shape = sample_shape + in_front + batch_shape
-        assert expanded.shape(sample_shape) == shape
-        assert jax.eval_shape(lambda e=expanded, s=sample_shape: e.sample(jax.random.key(0), s)).shape == shape
-        for method in ("log_prob", "cdf", "icdf"):
-            assert jax.eval_shape(getattr(expanded, method), jnp.full(shape, 0.5)).shape == shape
-        # a value without the batch dimensions broadcasts, as does one with more of them
-        assert jax.eval_shape(expanded.log_prob, jnp.float32(0.5)).shape == in_front + batch_shape
-    for moment in ("mean", "variance", "entropy"):
-        value = jax.eval_shape(lambda m=moment: getattr(d, m)() if m == "entropy" else getattr(d, m))
-        assert value.shape == batch_shape
+    combinations = list(itertools.product([(), (5, 4)], [(), (7,), (6, 1)]))
+
+    def check():
+        # Tables have the batch shape alone: they are built anew with the fewest and with the most dimensions in front.
+        kept = d.tabulate()
+        for sample_shape, in_front in combinations:
+            shape = sample_shape + in_front + batch_shape
+            anew = (sample_shape, in_front) in (combinations[0], combinations[-1])
+            for expanded in (tables.expand(in_front + batch_shape) for tables in ((kept, d) if anew else (kept,))):
+                assert expanded.shape(sample_shape) == shape
+                assert expanded.sample(jax.random.key(0), sample_shape).shape == shape
+                for method in ("log_prob", "cdf", "icdf"):
+                    assert getattr(expanded, method)(jnp.full(shape, 0.5)).shape == shape
+                # a value without the batch dimensions broadcasts, as does one with more of them
+                assert expanded.log_prob(jnp.float32(0.5)).shape == in_front + batch_shape
+        for value in (d.mean, d.variance, d.entropy()):
+            assert value.shape == batch_shape
+
+    jax.eval_shape(check)  # traced, not computed
 
 
 @row_of_each_basis
