@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpyro.infer import SVI
+from prior_cases import quick_jit
 
 from numpyro_kaem import (
     RBF,
@@ -183,9 +184,9 @@ def no_guide(y):
 def test_training_alone_leaves_the_grid_where_it_is(optimizer):
     y = jnp.asarray(samples(0.8, 64))
     svi = SVI(model, no_guide, optimizer, loss=ImportanceMLE(50))
-    state = svi.init(jax.random.key(1), y)
+    state = quick_jit(svi.init)(jax.random.key(1), y)
     before = np.asarray(state.mutable_state["energy$grid"]["points"])
-    state, _ = jax.lax.scan(lambda state, _: svi.update(state, y), state, length=3)
+    state, _ = quick_jit(lambda state: jax.lax.scan(lambda s, _: svi.update(s, y), state, length=3))(state)
     np.testing.assert_array_equal(state.mutable_state["energy$grid"]["points"], before)
     assert not np.allclose(svi.get_params(state)["energy$params"].coefficients, INITIAL.coefficients)
 
@@ -194,7 +195,7 @@ def test_training_alone_leaves_the_grid_where_it_is(optimizer):
 def test_a_compiled_loop_adapts_every_few_steps_and_resets_the_moments():
     y = jnp.asarray(samples(0.8, 64))
     svi = SVI(model, no_guide, optax.adam(1e-2), loss=ImportanceMLE(50))
-    state = svi.init(jax.random.key(1), y)
+    state = quick_jit(svi.init)(jax.random.key(1), y)
 
     def step(state, index):
         state, loss = svi.update(state, y)
@@ -203,7 +204,7 @@ def test_a_compiled_loop_adapts_every_few_steps_and_resets_the_moments():
         )
         return adapted, (loss, state, adapted)
 
-    _, (losses, before, after) = jax.lax.scan(step, state, jnp.arange(8))
+    _, (losses, before, after) = quick_jit(lambda state: jax.lax.scan(step, state, jnp.arange(8)))(state)
     assert np.all(np.isfinite(losses))
     points = np.asarray(after.mutable_state["energy$grid"]["points"])
     assert np.array_equal(points[0], points[2]) and not np.array_equal(points[2], points[3])
@@ -220,11 +221,12 @@ def test_a_compiled_loop_adapts_every_few_steps_and_resets_the_moments():
 def test_the_density_hardly_changes_and_training_goes_on_from_there():
     y = jnp.asarray(samples(0.8, 64))
     svi = SVI(model, no_guide, optax.adam(1e-2), loss=ImportanceMLE(50))
-    state = svi.init(jax.random.key(1), y)
+    state = quick_jit(svi.init)(jax.random.key(1), y)
     adapted, change = adapt_svi_grid(svi, state, "energy", INITIAL, y, uniform_fraction=0.5)
     values = [svi.get_params(s) | s.mutable_state for s in (state, adapted)]
     z = jnp.linspace(-2.5, 2.5, 7)[:, None] * jnp.ones(2)
-    densities = [jax.vmap(lambda z, v=v: LatentModel(model, v, y).log_prior({"z": z}))(z) for v in values]
+    log_prior = quick_jit(jax.vmap(lambda v, z: LatentModel(model, v, y).log_prior({"z": z}), (None, 0)))
+    densities = [log_prior(v, z) for v in values]
     assert np.all(change < 0.2)
     np.testing.assert_allclose(*densities, atol=4 * float(change.max()) + 1e-5)
     with pytest.raises(ValueError, match=r"name must be that of an energy_module of the model, one of \['energy'\]"):
