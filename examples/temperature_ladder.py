@@ -126,16 +126,16 @@ figure.savefig(outputs / "temperature_ladder_powers.png", dpi=120)
 # %%
 ladders, runs = {"equally spaced": Ladder.power(8, exponent=1.0)}, {}
 for before, after in [("equally spaced", "adapted"), ("adapted", "adapted twice")]:
-    sampler = ParallelTempering(ladders[before], num_steps=num_steps, num_chains=4, progress=False)
+    sampler = ParallelTempering(ladders[before], num_steps=num_steps, num_chains=10, progress=False)
     runs[before] = sampler.run(jax.random.key(2), gauge, {}, readings)
     ladders[after] = ladders[before].adapt(runs[before])
 ladders["power law, exponent 5"] = Ladder.power(8)
 for name in ["adapted twice", "power law, exponent 5"]:
-    sampler = ParallelTempering(ladders[name], num_steps=num_steps, num_chains=4, progress=False)
+    sampler = ParallelTempering(ladders[name], num_steps=num_steps, num_chains=10, progress=False)
     runs[name] = sampler.run(jax.random.key(2), gauge, {}, readings)
 
 for name, ladder in ladders.items():
-    print(f"{name:22}", " ".join(f"{t:.4f}" for t in ladder.temperatures))
+    print(f"{name:22}", " ".join(f"{t:.5f}" for t in ladder.temperatures))
 print(f"\n{'':22}share of short petals    lowest swap rate    round trips per 100 steps    ESS")
 print(f"{'quadrature':22}{exact_short.round(3)!s:25}")
 for name, run in runs.items():
