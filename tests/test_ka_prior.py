@@ -339,3 +339,11 @@ def test_adding_a_constant_to_the_energy_changes_nothing(prior, grid):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=5e-6)
     log_normalizer = quick_jit(lambda p: p.log_normalizer)
     np.testing.assert_allclose(log_normalizer(shifted) - log_normalizer(prior), 7.0, atol=5e-6)
+
+
+def test_vmapped_draws_share_the_tables(prior):
+    """Of many single draws under vmap none builds tables of its own: memory by draw is that of draws in one call."""
+    keys = jax.random.split(jax.random.key(0), 1000)
+    singly = jax.jit(jax.vmap(prior.sample)).lower(keys).compile().memory_analysis()
+    together = jax.jit(lambda key: prior.sample(key, (1000,))).lower(keys[0]).compile().memory_analysis()
+    assert singly.temp_size_in_bytes < 4 * together.temp_size_in_bytes + 10**5

@@ -351,7 +351,12 @@ class TabulatedDistribution(dist.Distribution):
         z = table_icdf(inverse, *rows)
         lower, upper = (end.reshape(-1, 1) for end in (inverse.lower_end, inverse.upper_end))
         in_table = (rows[0] > lower) & ((1.0 - rows[0] if complement is None else rows[1]) > upper)
-        z = jax.lax.cond(jnp.all(in_table), lambda z, *_: z, self._with_ends, z, inverse, q, complement)
+        # A loop of at most one round, because lax.cond under vmap would build the tables anew for every element.
+        z, _ = jax.lax.while_loop(
+            lambda state: state[1],
+            lambda state: (self._with_ends(state[0], inverse, q, complement), jnp.zeros((), bool)),
+            (z, ~jnp.all(in_table)),
+        )
         return self._out_of_rows(z, q.shape)
 
     def _with_ends(self, rows, inverse, q, complement):

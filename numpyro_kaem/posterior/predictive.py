@@ -112,7 +112,7 @@ def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray])
         return PointwiseDensity(log_prior, {name: terms(sites, name) for name in latent_model.observed_names})
 
     size = sum(math.prod(program.structure.sites[name].shape) for name in latent_model.observed_names)
-    return _map_draws(latent_model, run, jax.random.key(0), latents, size)
+    return _map_draws(latent_model, run, jax.random.key(0), latents, size // latent_model.num_data)
 
 
 def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
