@@ -134,6 +134,38 @@ def main() -> None:
         first, second = total(sampler, x[:8]), total(sampler, x[:8])
         rows.append((name, f"{first:.1f} s", f"{second:.1f} s", f"{first - second:.1f} s"))
     print_rows("First run of a sampler and the next", ("", "first", "second", "compilation"), rows)
+    scaling()
+
+
+def scaling() -> None:
+    """Print how the time of a run grows when one of its sizes doubles, compilation left out."""
+    model, params, x, _ = make_problem(16)
+    base = {"data": 8, "particles": 32, "rungs": 3, "steps": 3}
+
+    def smc(data, particles, rungs, steps):
+        ladder = jnp.linspace(0.0, 1.0, rungs + 1)
+        return TemperedSMC(ladder, MALA(step_size=1e-3), particles, steps, progress=False), x[:data]
+
+    def tempering(data, particles, rungs, steps):
+        ladder = jnp.linspace(0.0, 1.0, rungs + 1)
+        sampler = ParallelTempering(
+            ladder, MALA(step_size=1e-3), 3 * steps, num_chains=particles // 8, warmup=0, progress=False
+        )
+        return sampler, x[:data]
+
+    rows = []
+    for name, make in {"TemperedSMC": smc, "ParallelTempering": tempering}.items():
+        functions = {}
+        for doubled in ("", *base):
+            sampler, images = make(**{size: number * (2 if size == doubled else 1) for size, number in base.items()})
+            functions[doubled] = lambda sampler=sampler, images=images: (
+                sampler.run(jax.random.key(7), model, params, images).latents
+            )
+        seconds = alternate(functions, runs=3)
+        ratios = [f"{min(seconds[size]) / min(seconds['']):.2f}" for size in base]
+        rows.append((name, f"{min(seconds['']):.2f} s", *ratios))
+    header = ("", "{data} data, {particles} particles, {rungs} rungs, {steps} steps".format(**base))
+    print_rows("Time of a run when one size doubles", (*header, *(f"2 x {size}" for size in base)), rows)
 
 
 if __name__ == "__main__":
