@@ -406,3 +406,22 @@ def test_running_warns_of_nothing_where_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sample(100).resample(jax.random.key(0), 10)
+
+
+def test_expectations_are_weighted_means():
+    x = np.array([0.0, 100.0, 2.0], np.float32)
+
+    def normal(x):
+        with numpyro.plate("rows", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+            numpyro.factor("near", jnp.where(x < 50.0, 0.0, -jnp.inf))
+            numpyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    with pytest.warns(RuntimeWarning, match="index 1"):
+        posterior = ImportanceSampling(5_000).run(jax.random.key(0), normal, {}, x)
+    found = posterior.expectation(lambda latents: {"z": latents["z"], "sum": latents["z"].sum()})
+    weights = np.exp(posterior.log_weights[2] - posterior.log_weights[2].max())
+    expected = np.average(posterior.latents["z"][2], axis=0, weights=weights)
+    np.testing.assert_allclose(found["z"][2], expected, rtol=1e-4)
+    np.testing.assert_allclose(found["sum"][[0, 2]], [0.0, 4 / 3], atol=0.1)
+    assert np.all(np.isnan(found["z"][1])) and np.all(np.isfinite(found["z"][0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -151,6 +152,47 @@ class Posterior:
             return None
 
         return pareto_k(self.proposal_log_weights)
+
+    def expectation(self, function: Callable[[dict[str, Array]], Any]) -> Any:
+        """Posterior mean of a function of the latents, for each datum: the weighted mean over its particles.
+
+        Args:
+            function: from the latents of one particle of one datum to an array, or a pytree of arrays. It is mapped by
+                `jax.vmap`, and so written in JAX.
+
+        Returns:
+            The means, with a leading axis of data; NaN for a datum whose likelihood is zero.
+
+        Example:
+            ```python
+            import jax
+            import jax.numpy as jnp
+            import numpyro
+            import numpyro.distributions as dist
+            from numpyro_kaem import ImportanceSampling
+
+
+            def model(x):
+                with numpyro.plate("data", x.shape[0]):
+                    z = numpyro.sample("z", dist.Normal())
+                    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+            posterior = ImportanceSampling(20_000).run(jax.random.key(0), model, {}, jnp.array([0.0, 2.0]))
+            mean, square = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
+            assert abs(mean[1] - 1.0) < 0.05 and abs(square[0] - 0.5) < 0.05
+            ```
+        """
+        values = jax.vmap(jax.vmap(function))(self.latents)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weights = np.exp(self.log_weights - self.log_weights.max(1, keepdims=True))
+            weights = np.where(self.ess[:, None] > 0, weights / weights.sum(1, keepdims=True), np.nan)
+
+        def mean(value: Array) -> np.ndarray:
+            by_axis = weights.reshape(weights.shape + (1,) * (value.ndim - 2))
+            return np.sum(by_axis * np.asarray(value), axis=1)
+
+        return jax.tree.map(mean, values)
 
     def resample(self, key: PRNGKeyArray, num_samples: int, method: str = "systematic") -> Posterior:
         """Draw particles with probability proportional to their weights, for each datum on its own.
