@@ -242,5 +242,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
         pytest.skip("numpyro_kaem is on the path but not installed")
     runtime = {r.split(">")[0].strip().lower() for r in requires if "extra ==" not in r}
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
-    parts_of_arviz, optional = {"arviz_stats", "xarray"}, {"sklearn"}
+    parts_of_arviz, optional = {"arviz_stats", "pandas", "xarray"}, {"sklearn"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime
