@@ -262,6 +262,18 @@ def test_chunks_do_not_change_the_result(make, small):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", [MALA(), HMC(), PCNL()], ids=lambda kernel: type(kernel).__name__)
+def test_step_sizes_reach_the_best_acceptance_rate(kernel):
+    """At every rung, of a ladder that SMC makes short on purpose and of one for chains."""
+    model, x, *_ = linear_gaussian(10)
+    particles = smc(kernel=kernel, target_ess=0.3).run(KEY, model, {}, x)
+    chains = tempering(kernel=kernel, num_steps=500, warmup=1000).run(KEY, model, {}, x)
+    for rungs in (particles.rungs, chains.rungs):
+        there = np.isfinite(rungs.temperatures[:, 1:])
+        assert np.all(np.abs(rungs.acceptance[:, 1:] - kernel.target_acceptance)[there] < 0.15)
+
+
+@pytest.mark.slow
 def test_adapted_rungs_are_equally_far_apart():
     """Half of the rungs' swap rates are alike after adaptation, of a ladder that was evenly spaced before it."""
     ladder = Ladder(np.linspace(0.0, 1.0, 8))

@@ -152,7 +152,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
 
     Returns:
         A table with a row per model, the best first: `log_evidence` (the sum over the data), `std_error` (errors of
-        different data taken as independent), `log_bayes_factor` against the best, its `bayes_factor_std_error`, and
+        different data are independent, but for importance sampling, whose data share their draws: there it is their
+        sum, the most it can be), `log_bayes_factor` against the best, its `bayes_factor_std_error`, and
         the `probability` of the model where all are as probable beforehand.
 
     Raises:
@@ -186,7 +187,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
 
     if len(posteriors) < 2:
         raise ValueError(f"posteriors must hold at least two models, got {list(posteriors)}")
-    sizes = {name: posterior.num_data for name, posterior in posteriors.items()}
+    # Of a model with global latents all the data are one datum.
+    sizes = {name: posterior.num_data for name, posterior in posteriors.items() if posterior.plate is not None}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"posteriors must be of the same data, got numbers of data {sizes}")
     rows = {}
@@ -196,7 +198,9 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
                 f"posterior {name!r} has no log_evidence: use ImportanceSampling, TemperedSMC, or ParallelTempering "
                 "over a ladder that begins at 0"
             )
-        rows[name] = posterior.log_evidence.sum(), np.sqrt(np.sum(posterior.log_evidence_std_error**2))
+        errors = posterior.log_evidence_std_error
+        shared = posterior.proposal_log_weights is not None
+        rows[name] = posterior.log_evidence.sum(), errors.sum() if shared else np.sqrt(np.sum(errors**2))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["log_evidence", "std_error"], dtype=float)
     table = table.sort_values("log_evidence", ascending=False)
     table["log_bayes_factor"] = table["log_evidence"] - table["log_evidence"].iloc[0]

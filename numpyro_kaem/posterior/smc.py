@@ -39,8 +39,8 @@ class TemperedSMC:
     an effective sample size of `target_ess` times the number of particles. Data that arrive early wait for the others
     of their chunk; chunks are formed of data that need about as many rungs.
 
-    The step size adapts from rung to rung to the kernel's best acceptance rate; coordinates are rescaled by the
-    particles' standard deviations.
+    At every rung a few particles find the step size of the kernel's best acceptance rate before all move; coordinates
+    are rescaled by the particles' standard deviations.
 
     Args:
         ladder: temperatures, a `Ladder` or the numbers; a rung t = 0 is implied. None with `target_ess`.

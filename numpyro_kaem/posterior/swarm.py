@@ -24,7 +24,8 @@ from numpyro_kaem.posterior.target import Point, count_invalid, tempered
 _IMPOSSIBLE = -1e30
 # Halvings of the interval of log temperatures, wide as from 1e-12 to 1: to 1e-10 of it.
 _BISECTIONS = 40
-_GAIN = 2.0
+# Before the particles of a rung move, a few of them find the step size, by as many steps.
+_PILOTS, _PILOT_STEPS, _PILOT_GAIN = 64, 12, 2.0
 
 
 class Swarm(NamedTuple):
@@ -181,18 +182,18 @@ def _to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tempe
     increment = logsumexp(log_weights) - jnp.log(num_particles)
     weights = jax.nn.softmax(log_weights)
     # Of all the particles that history holds, those of the last rung are what the next one's kernel is tuned on.
-    scale = _spread(weights if not plan.persistent else _last_rung_weights(swarm, temperature), swarm.particles, kernel)
+    local_weights = weights if not plan.persistent else _last_rung_weights(swarm, temperature)
+    scale = _spread(local_weights, swarm.particles, kernel)
+    step_size = swarm.step_size
+    if kernel.adapts_step_size:
+        key, key_tune = jax.random.split(key)
+        step_size = _tune(key_tune, evaluate, kernel, swarm, local_weights, temperature, scale)
 
-    parameters = {"temperature": temperature, "step_size": swarm.step_size, "scale": scale}
+    parameters = {"temperature": temperature, "step_size": step_size, "scale": scale}
     parameters = {name: value[None] for name, value in parameters.items()}
     moved, history, ancestors, moves = _resample_and_move(
         key, evaluate, kernel, plan, swarm, weights, temperature, parameters
     )
-    acceptance = moves.acceptance.mean()
-    step_size = swarm.step_size
-    if kernel.adapts_step_size:
-        log_step_size = jnp.log(step_size) + _GAIN * (acceptance - kernel.target_acceptance)
-        step_size = jnp.minimum(jnp.exp(log_step_size), kernel.largest_step_size(scale.size))
     zero = jnp.zeros_like(temperature)
     variance, relative_variance, ancestor, noise = zero, zero, swarm.ancestor, zero
     if plan.persistent:
@@ -215,9 +216,9 @@ def _to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tempe
         log_likelihood_std=jnp.std(log_likelihood, where=finite),
         weight_variance=variance,
         relative_variance=relative_variance,
-        acceptance=acceptance,
+        acceptance=moves.acceptance.mean(),
         divergences=moves.divergent.sum(),
-        step_size=swarm.step_size,
+        step_size=step_size,
     )
     return Swarm(moved, temperature, log_evidence, step_size, ancestor, noise, history), rung
 
@@ -315,6 +316,30 @@ def _resample(method, key: Array, weights: Array, num_samples: int) -> Array:
     key_order, key_draw = jax.random.split(key)
     order = jax.random.permutation(key_order, len(weights))
     return order[method(key_draw, weights[order], num_samples)]
+
+
+def _tune(key, evaluate, kernel: Kernel, swarm: Swarm, weights: Array, temperature, scale) -> Array:
+    """The step size of the kernel's best acceptance rate at the next rung, by stochastic approximation."""
+    from blackjax.smc.resampling import systematic
+
+    key_draw, key_move = jax.random.split(key)
+    num_pilots = min(_PILOTS, len(weights))
+    chosen = systematic(key_draw, weights, num_pilots)
+    largest = jnp.log(kernel.largest_step_size(scale.size))
+
+    def step(i, state):
+        points, log_step_size = state
+        keys = jax.random.split(jax.random.fold_in(key_move, i), num_pilots)
+        moves = jax.vmap(lambda k, p: kernel.step(k, p, temperature, jnp.exp(log_step_size), scale, evaluate))(
+            keys, points
+        )
+        error = moves.acceptance.mean() - kernel.target_acceptance
+        log_step_size += _PILOT_GAIN * error / (1.0 + i / 3.0)
+        return moves.point, jnp.minimum(log_step_size, largest)
+
+    points = jax.tree.map(lambda x: x[chosen], swarm.particles)
+    _, log_step_size = jax.lax.fori_loop(0, _PILOT_STEPS, step, (points, jnp.log(swarm.step_size)))
+    return jnp.exp(log_step_size)
 
 
 def _spread(weights: Array, particles: Point, kernel: Kernel) -> Float[Array, " dim"]:
