@@ -191,7 +191,7 @@ TEN_MODES_PRIOR = _ten_modes_prior()
     [
         smc(num_particles=4000, num_runs=1),
         slow(tempering(num_steps=4000)),
-        slow(smc(num_particles=4000, num_runs=1, waste_free=True, num_mcmc_steps=9)),
+        slow(smc(num_particles=20_000, num_runs=1, waste_free=True, num_mcmc_steps=9)),
     ],
     ids=lambda s: type(s).__name__,
 )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numpyro_kaem.posterior.result import Posterior
 
 
+_NUM_BATCHES = 20
+
+
 class Evidence(NamedTuple):
     """An estimate of the log-evidence of each datum.
 
@@ -130,18 +133,26 @@ def finite_std(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
 
 
 def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:
-    """Effective sample size of the mean of each datum's chains, by NumPyro; at least 1."""
+    """Effective sample size of the mean of each datum's chains; at least 1.
+
+    The smaller of NumPyro's estimate, from autocorrelations, and that of the means of twenty batches of each chain,
+    which sees slow and faint correlations, such as those of chains that come back by swaps.
+    """
     from numpyro.diagnostics import effective_sample_size
 
     num_data, num_chains, num_draws = series.shape
     if num_draws < 4:
         return np.full(num_data, float(num_chains))
+    total = num_chains * num_draws
     constant = np.ptp(series, axis=(1, 2)) == 0
-    moved = np.moveaxis(np.where(np.isfinite(series), series, 0.0), 0, -1)
+    series = np.where(np.isfinite(series), series, 0.0).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ess = effective_sample_size(moved)
-    ess = np.where(constant | ~np.isfinite(ess), num_chains * num_draws, ess)
-    return np.clip(ess, 1.0, num_chains * num_draws)
+        ess = effective_sample_size(np.moveaxis(series, 0, -1))
+        if (length := num_draws // _NUM_BATCHES) >= 4:
+            batches = series[..., : length * _NUM_BATCHES].reshape(num_data, -1, length).mean(-1)
+            ess = np.minimum(ess, total * series.var((1, 2)) / (length * batches.var(1, ddof=1)))
+    ess = np.where(constant | ~np.isfinite(ess), total, ess)
+    return np.clip(ess, 1.0, total)
 
 
 def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:

@@ -78,8 +78,8 @@ class Posterior:
         log_likelihood: log p(x_b | z_bs), summed over the observed sites of a datum.
         log_evidence: estimate of log p(x_b); None where the sampler has none.
         log_evidence_std_error: its standard error.
-        ess: effective sample size of the sampler that made the draws, at most its number of particles. Of chains, the
-            smallest over the coordinates.
+        ess: effective sample size of the sampler that made the draws, at most its number of particles. Of chains and of
+            SMC, the smallest over the latents' elements.
         observed: values of the observed sites, with the data axis first.
         plate: name of the data plate; None for a model with global latents.
         proposal_log_weights: log-weights of the importance sampler that made the draws, from which `pareto_k`

@@ -235,7 +235,9 @@ class TemperedSMC:
         flat = particles.particles.position.reshape(len(keys), -1, particles.particles.position.shape[-1])
         latents = chains.latents_along(problem, self.kernel, rows, flat)
         log_likelihood = particles.particles.log_likelihood
-        ess = swarm.effective_size(particles, self.num_mcmc_steps + 1 if self.waste_free else 1)
+        elements = [z.reshape(len(keys), self.num_runs, self.num_particles, -1) for z in latents.values()]
+        length = self.num_mcmc_steps + 1 if self.waste_free else 1
+        ess = swarm.effective_size(particles, jnp.concatenate(elements, -1), length)
         return jax.device_get((latents, log_likelihood, particles.log_evidence, ess.sum(1))), rungs
 
     def _join(self, results: list, num_data: int) -> tuple:

@@ -367,25 +367,23 @@ def _relative_variance(swarm: Swarm, weights: Array) -> Array:
 
 
 @eqx.filter_jit
-def effective_size(swarm: Swarm, chain_length: int) -> Float[Array, "B R"]:
-    """Effective sample size of equally weighted particles for the mean of their coordinates, the smallest of them.
+def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length: int) -> Float[Array, "B R"]:
+    """Effective sample size of equally weighted particles for the mean of their latents, the smallest of D elements.
 
     The variance of a mean is that of the sums over families: of common descent, or chains of waste-free SMC.
     """
 
-    def of_run(run: Swarm) -> Array:
-        positions = run.particles.position
-        num_particles = len(positions)
-        family = run.ancestor
+    def of_run(family: Array, values: Float[Array, "N D"]) -> Array:
+        num_particles = len(values)
         if chain_length > 1:
             first = jnp.arange(num_particles // chain_length)
             family = jnp.concatenate([first, jnp.repeat(first, chain_length - 1)])
-        centred = positions - positions.mean(0)
+        centred = values - values.mean(0)
         sums = jax.ops.segment_sum(centred, family, num_particles)
         squares, of_families = jnp.sum(centred**2, 0), jnp.sum(sums**2, 0)
         return num_particles * jnp.min(jnp.where(of_families > squares, squares / of_families, 1.0))
 
-    return jax.vmap(jax.vmap(of_run))(swarm)
+    return jax.vmap(jax.vmap(of_run))(swarm.ancestor, latents)
 
 
 @eqx.filter_jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -186,7 +187,6 @@ class ParallelTempering:
         return jax.device_get(
             (
                 latents,
-                population.positions,
                 population.log_likelihood,
                 population.step_size,
                 population.acceptance,
@@ -203,9 +203,9 @@ class ParallelTempering:
         return text
 
     def _posterior(
-        self, target: Target, latents, positions, log_likelihood, step_size, acceptance, swaps, round_trips, divergences
+        self, target: Target, latents, log_likelihood, step_size, acceptance, swaps, round_trips, divergences
     ) -> Posterior:
-        num_data = len(positions)
+        num_data = len(log_likelihood)
         t = self.ladder.temperatures
         evidence = {}
         if t[0] == 0 and len(t) > 1:
@@ -216,7 +216,8 @@ class ParallelTempering:
         at_one = log_likelihood[..., -1].reshape(num_data, -1)
         impossible = np.all(at_one == -np.inf, axis=1)
         warn_if_impossible(impossible, "at every draw")
-        ess = np.min([chain_ess(positions[..., j]) for j in range(positions.shape[-1])], axis=0)
+        elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
+        ess = np.min([chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1])], axis=0)
         ess = np.where(impossible, 0.0, ess)
         best = evidence.get("steppingstone")
         zeros = np.zeros_like(at_one)
