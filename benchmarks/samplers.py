@@ -140,11 +140,11 @@ def main() -> None:
 def scaling() -> None:
     """Print how the time of a run grows when one of its sizes doubles, compilation left out."""
     model, params, x, _ = make_problem(16)
-    base = {"data": 8, "particles": 32, "rungs": 3, "steps": 3}
+    base = {"data": 4, "particles": 16, "rungs": 3, "steps": 3}
 
     def smc(data, particles, rungs, steps):
         ladder = jnp.linspace(0.0, 1.0, rungs + 1)
-        return TemperedSMC(ladder, MALA(step_size=1e-3), particles, steps, progress=False), x[:data]
+        return TemperedSMC(ladder, None, MALA(step_size=1e-3), particles, steps, progress=False), x[:data]
 
     def tempering(data, particles, rungs, steps):
         ladder = jnp.linspace(0.0, 1.0, rungs + 1)
@@ -161,7 +161,7 @@ def scaling() -> None:
             functions[doubled] = lambda sampler=sampler, images=images: (
                 sampler.run(jax.random.key(7), model, params, images).latents
             )
-        seconds = alternate(functions, runs=3)
+        seconds = alternate(functions, runs=2)
         ratios = [f"{min(seconds[size]) / min(seconds['']):.2f}" for size in base]
         rows.append((name, f"{min(seconds['']):.2f} s", *ratios))
     header = ("", "{data} data, {particles} particles, {rungs} rungs, {steps} steps".format(**base))

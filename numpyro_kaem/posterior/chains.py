@@ -85,7 +85,8 @@ def _begin_averaging(step_size: Array) -> Any:
     return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, step_size.dtype), step_size.shape), begin(step_size))
 
 
-@eqx.filter_jit
+# Run once: optimised code would take longer to compile than it saves.
+@eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
 def start(
     problem: Problem, kernel: Kernel, rows: tuple, keys: Array, num_chains: int, num_rungs: int, num_draws: int
 ) -> tuple[Population, Array]:

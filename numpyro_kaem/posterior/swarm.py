@@ -122,7 +122,8 @@ def _log_likelihood(point: Point) -> Array:
     return jnp.maximum(point.log_likelihood, _IMPOSSIBLE)
 
 
-@eqx.filter_jit
+# Run once: optimised code would take longer to compile than it saves.
+@eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
 def start(
     problem: Problem, kernel: Kernel, plan: Plan, rows: tuple, keys: Array, num_particles: int
 ) -> tuple[Swarm, Array]:
