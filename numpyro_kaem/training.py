@@ -188,7 +188,7 @@ def fit(
     def score(params, key, data, kwargs):
         model_key, draw_key = jax.random.split(key)
         latent_model = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)
-        log_probs = log_evidence(latent_model, draw_key, held_out_num_samples)
+        log_probs, _ = log_evidence(latent_model, draw_key, held_out_num_samples)
         return jnp.mean(log_probs), jnp.std(log_probs) / log_probs.size**0.5
 
     start = time.perf_counter()

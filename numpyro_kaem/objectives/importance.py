@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
-from numpyro import handlers
-from numpyro.infer.elbo import ELBO
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior.importance import log_evidence
 
 
-class ImportanceMLE(ELBO):
+class ImportanceMLE(Objective):
     """Maximum likelihood of a latent-variable model, by importance sampling from its prior.
 
     With S draws z_s from the prior that all data of the batch share (one forward and one backward pass of the
@@ -37,7 +34,10 @@ class ImportanceMLE(ELBO):
     In NumPyro 0.22 `guide=None` works as well for models called with exactly one positional and no keyword
     argument; for any others `SVI.init` ends in an AssertionError. `fit` passes an empty guide itself.
 
-    Mutable sites are read and returned unchanged.
+    How far the draws go is told by the effective sample size of the weights, ESS = (sum_s w_bs)^2 / sum_s w_bs^2, whose
+    mean over the batch `fit` records as `history["ess"]`; it warns where one or two draws carry everything.
+
+    Mutable sites of the model are read and returned unchanged.
 
     Args:
         num_samples: number of prior draws S, at least 1.
@@ -76,35 +76,28 @@ class ImportanceMLE(ELBO):
     """
 
     def __init__(self, num_samples: int, chunk_size: int | None = None, plate: str | None = None):
-        super().__init__()
+        super().__init__(plate)
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
-        self.plate = plate
 
-    def loss_with_mutable_state(
-        self,
-        rng_key: PRNGKeyArray,
-        param_map: dict[str, Any],
-        model: Callable,
-        guide: Callable | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The loss and the unchanged mutable state, as `numpyro.infer.SVI` asks for them."""
-        if guide is not None:
-            sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*args, **kwargs)
-            if sites:
-                raise ValueError(
-                    "guide must have no sites with ImportanceMLE, which draws from the prior, but it has "
-                    f"{sorted(sites)}: pass guide=lambda *args, **kwargs: None"
-                )
-        model_key, draw_key = jax.random.split(rng_key)
-        read = partial(LatentModel, model, plate=self.plate, rng_key=model_key, **kwargs)
-        latent_model = read(param_map, *args)
-        latent_model.require_per_datum("ImportanceMLE")
-        proposal = read(jax.lax.stop_gradient(param_map), *args, check=False)
-        values = log_evidence(latent_model, draw_key, self.num_samples, self.chunk_size, proposal)
+    def metric_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The effective sample size, mean over the data of the batch."""
+        return {"ess": ()}
+
+    def evaluate(
+        self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
+    ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
+        """Minus the log-likelihood of the batch, by shared draws."""
+        program = latent_model.program
+        proposal = LatentModel(
+            program.model,
+            jax.lax.stop_gradient(program.params),
+            *program.data,
+            plate=latent_model.plate,
+            rng_key=program.rng_key,
+            check=False,
+            **program.model_kwargs,
+        )
+        values, ess = log_evidence(latent_model, key, self.num_samples, self.chunk_size, proposal)
         loss = -(latent_model.scale * jnp.sum(values) + latent_model.global_log_density())
-        parameters = latent_model.program.structure.parameters
-        mutable_state = {name: value for name, value in param_map.items() if name not in parameters}
-        return {"loss": loss, "mutable_state": mutable_state or None}
+        return loss, None if state is None else state | {"metrics": {"ess": ess.mean()}}

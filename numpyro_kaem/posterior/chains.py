@@ -6,6 +6,7 @@ Axes are B data, C chains, K rungs, in this order. Everything that a datum does 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -129,6 +130,83 @@ def start(
     return population, bad
 
 
+def move_datum(
+    target: Target,
+    kernel: Kernel,
+    temperatures: Float[Array, " K"],
+    exact: bool,
+    key: Array,
+    row: tuple,
+    points: Point,
+    step_size: Float[Array, " K"],
+    scale: Float[Array, "K dim"],
+) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
+    """One step of the chains `(C, K)` of a datum; where `exact`, the lowest rung is drawn afresh from the prior.
+
+    Returns:
+        The new points, the mean acceptance by rung, and how many moves diverged.
+    """
+    num_chains = points.log_prior.shape[0]
+
+    def evaluate(u):
+        return target.evaluate(u, row)
+
+    def move(key, point, temperature, step_size, scale):
+        return kernel.step(key, point, temperature, step_size, scale, evaluate)
+
+    key_move, key_draw = jax.random.split(key)
+    over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None))
+    if exact:
+        points, step_size, scale = jax.tree.map(lambda x: x[:, 1:], points), step_size[1:], scale[1:]
+        temperatures = temperatures[1:]
+    keys = jax.random.split(key_move, (num_chains, len(temperatures)))
+    moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale)
+    acceptance, divergences = acceptance.mean(0), divergent.sum()
+    if exact:
+        draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_chains))
+        fresh = jax.vmap(evaluate)(draws)
+        moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
+        acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])
+    return moved, acceptance, divergences
+
+
+class Swap(NamedTuple):
+    """An attempt to exchange neighbouring rungs.
+
+    Attributes:
+        exchange: applies the accepted exchanges to an array `(B, C, K, ...)`.
+        probability: with which each pair of neighbours was exchanged, `(B, C, K - 1)`.
+        is_turn: the pairs whose turn it was, `(K - 1,)`.
+    """
+
+    exchange: Callable[[Array], Array]
+    probability: Float[Array, "B C pairs"]
+    is_turn: Bool[Array, " pairs"]
+
+
+def propose_swaps(
+    keys: Array, log_likelihood: Float[Array, "B C K"], temperatures: Array, attempt: Array, is_due: Array
+) -> Swap:
+    """Exchange neighbouring rungs, even pairs and odd pairs in turn, by each datum's and chain's own choice."""
+    low, high = log_likelihood[..., :-1], log_likelihood[..., 1:]
+    # A chain of likelihood zero belongs at the lower rung, whatever is there.
+    difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)
+    log_ratio = jnp.diff(temperatures) * difference
+    uniform = jax.vmap(lambda k: jax.random.uniform(k, log_ratio.shape[1:], log_ratio.dtype))(keys)
+    is_turn = (jnp.arange(log_ratio.shape[-1]) % 2 == attempt % 2) & is_due
+    swapped = is_turn & (jnp.log(uniform) < log_ratio)
+    none = jnp.zeros((*swapped.shape[:-1], 1), bool)
+    up, down = jnp.concatenate([swapped, none], -1), jnp.concatenate([none, swapped], -1)
+
+    def exchange(x):
+        def like(mask):
+            return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+
+        return jnp.where(like(up), jnp.roll(x, -1, 2), jnp.where(like(down), jnp.roll(x, 1, 2), x))
+
+    return Swap(exchange, jnp.exp(jnp.minimum(log_ratio, 0.0)), is_turn)
+
+
 class Course(NamedTuple):
     """What does not change while chains run.
 
@@ -166,37 +244,13 @@ def advance(course_and_span: tuple[Course, Array, Array, Array], population: Pop
     problem, kernel, rows, keys, temperatures, exact, swap_every, thin = course
     target = problem.target(kernel)
     update_average = _dual_averaging()[1]
-    num_chains, num_rungs = population.from_prior.shape[1:]
-    moving = temperatures[1:] if exact else temperatures
-
-    def move_datum(key, row, points, step_size, scale):
-        """One step of the chains of a datum, `(C, K)`; the rung t = 0 is drawn afresh."""
-
-        def evaluate(u):
-            return target.evaluate(u, row)
-
-        def move(key, point, temperature, step_size, scale):
-            return kernel.step(key, point, temperature, step_size, scale, evaluate)
-
-        key_move, key_draw = jax.random.split(key)
-        over_rungs = jax.vmap(move)
-        over_chains = jax.vmap(over_rungs, in_axes=(0, 0, None, None, None))
-        if exact:
-            points, step_size, scale = jax.tree.map(lambda x: x[:, 1:], points), step_size[1:], scale[1:]
-        keys = jax.random.split(key_move, (num_chains, len(moving)))
-        moved, acceptance, divergent = over_chains(keys, points, moving, step_size, scale)
-        acceptance, divergences = acceptance.mean(0), divergent.sum()
-        if exact:
-            draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_chains))
-            fresh = jax.vmap(evaluate)(draws)
-            moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
-            acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])
-        return moved, acceptance, divergences
+    move = partial(move_datum, target, kernel, temperatures, exact)
+    num_rungs = len(temperatures)
 
     def body(i, p: Population) -> Population:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         pair = jax.vmap(jax.random.split)(step_keys)
-        points, acceptance, divergences = jax.vmap(move_datum)(pair[:, 0], rows, p.points, p.step_size, p.scale)
+        points, acceptance, divergences = jax.vmap(move)(pair[:, 0], rows, p.points, p.step_size, p.scale)
         p = p._replace(points=points)
         if num_rungs > 1:
             p = _swap(pair[:, 1], p, temperatures, i, swap_every)
@@ -230,37 +284,17 @@ def advance(course_and_span: tuple[Course, Array, Array, Array], population: Pop
 
 
 def _swap(keys: Array, p: Population, temperatures: Array, i: Array, swap_every: int) -> Population:
-    """Exchange neighbouring rungs, even pairs and odd pairs in turn, by each datum's and chain's own choice."""
-    num_rungs = len(temperatures)
-    likelihood = p.points.log_likelihood
-    low, high = likelihood[..., :-1], likelihood[..., 1:]
-    # A chain of likelihood zero belongs at the lower rung, whatever is there.
-    difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)
-    log_ratio = jnp.diff(temperatures) * difference
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, log_ratio.shape[1:], log_ratio.dtype))(keys)
-    attempt = i // swap_every
-    is_turn = (jnp.arange(num_rungs - 1) % 2 == attempt % 2) & ((i + 1) % swap_every == 0)
-    swapped = is_turn & (jnp.log(uniform) < log_ratio)
-
-    none = jnp.zeros((*swapped.shape[:-1], 1), bool)
-    up, down = jnp.concatenate([swapped, none], -1), jnp.concatenate([none, swapped], -1)
-
-    def exchange(x):
-        def like(mask):
-            return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-
-        return jnp.where(like(up), jnp.roll(x, -1, 2), jnp.where(like(down), jnp.roll(x, 1, 2), x))
-
-    from_prior = exchange(p.from_prior)
+    """Exchange neighbouring rungs every `swap_every` steps, and keep count."""
+    swap = propose_swaps(keys, p.points.log_likelihood, temperatures, i // swap_every, (i + 1) % swap_every == 0)
+    from_prior = swap.exchange(p.from_prior)
     arrived = from_prior[..., -1]
     from_prior = from_prior.at[..., -1].set(False).at[..., 0].set(True)
     # The number of attempts of each pair so far, this one included.
     attempts = jnp.maximum((p.steps // swap_every + 2) // 2, 1)
-    probability = jnp.exp(jnp.minimum(log_ratio, 0.0)).mean(1)
     return p._replace(
-        points=jax.tree.map(exchange, p.points),
+        points=jax.tree.map(swap.exchange, p.points),
         from_prior=from_prior,
-        swaps=jnp.where(is_turn, p.swaps + (probability - p.swaps) / attempts, p.swaps),
+        swaps=jnp.where(swap.is_turn, p.swaps + (swap.probability.mean(1) - p.swaps) / attempts, p.swaps),
         round_trips=p.round_trips + arrived.sum(-1),
     )
 

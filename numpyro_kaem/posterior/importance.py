@@ -102,8 +102,8 @@ def log_evidence(
     num_samples: int,
     chunk_size: int | None = None,
     proposal: LatentModel | None = None,
-) -> Float[Array, " num_data"]:
-    """Evidence log 1/S sum_s p(x_b | z_s) r(z_s) per datum, with r(z) = p(z) / stop_gradient(p(z)) = 1.
+) -> tuple[Float[Array, " num_data"], Float[Array, " num_data"]]:
+    """Evidence log 1/S sum_s p(x_b | z_s) r(z_s) per datum, with r(z) = p(z) / stop_gradient(p(z)) = 1, and the ESS.
 
     The draws carry no gradient; by r the parameters of the prior receive the score
     sum_s w_bs grad log p(z_s). `proposal` is the same model at parameters without gradients: given one, JAX does
@@ -112,12 +112,15 @@ def log_evidence(
     draws = jax.lax.stop_gradient(sample_prior(proposal or latent_model, key, num_samples))
     log_density = log_prior(latent_model, draws)
     log_ratio = log_density - jax.lax.stop_gradient(log_density)
-    log_sums = map_chunks(
-        lambda chunk: log_sum_exp(log_likelihood(latent_model, chunk[0]) + chunk[1])[None],
-        (draws, log_ratio),
-        chunk_size,
-    )
-    return log_sum_exp(log_sums) - jnp.log(num_samples)
+
+    def sums(chunk):
+        log_weights = log_likelihood(latent_model, chunk[0]) + chunk[1]
+        return jnp.stack([log_sum_exp(log_weights), log_sum_exp(2 * jax.lax.stop_gradient(log_weights))])
+
+    log_sums = map_chunks(sums, (draws, log_ratio), chunk_size)
+    log_sum, log_sum_of_squares = log_sum_exp(log_sums[::2]), log_sum_exp(log_sums[1::2])
+    ess = jnp.exp(2 * jax.lax.stop_gradient(log_sum) - log_sum_of_squares)
+    return log_sum - jnp.log(num_samples), jnp.where(log_sum == -jnp.inf, 0.0, ess)
 
 
 def observed_values(latent_model: LatentModel) -> dict[str, Array]:

@@ -165,14 +165,15 @@ def advance(course_and_rung: tuple[Course, Array, Array], swarm: Swarm) -> tuple
 
     def of_run(key, row, swarm):
         evaluate = partial(target.evaluate, row=row)
-        new, rung = _to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, temperature)
+        new, rung = to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, temperature)
         done = swarm.temperature >= 1.0
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, swarm), rung
 
     return jax.vmap(jax.vmap(of_run, in_axes=(0, None, 0)))(keys, rows, swarm)
 
 
-def _to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, temperature) -> tuple[Swarm, Rung]:
+def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, temperature) -> tuple[Swarm, Rung]:
+    """Take a run's particles to their next rung: at `temperature`, or where the plan's `target_ess` puts it."""
     log_likelihood = swarm.particles.log_likelihood
     num_particles = len(log_likelihood)
     log_weights_at = partial(_log_weights, swarm)

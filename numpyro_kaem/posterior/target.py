@@ -67,6 +67,7 @@ class Target:
             and not those of `LatentModel.unconstrain`.
         gradients: whether `evaluate` computes gradients.
         check: whether the model's rows are compared, see `LatentModel`.
+        rng_key: see `LatentModel`.
 
     Attributes:
         model: the model as it was given.
@@ -88,9 +89,10 @@ class Target:
         whiten: bool = False,
         gradients: bool = True,
         check: bool = False,
+        rng_key: PRNGKeyArray | None = None,
     ):
         def read(model: Callable, check: bool) -> LatentModel:
-            return LatentModel(model, params, *data, plate=plate, check=check, **model_kwargs)
+            return LatentModel(model, params, *data, plate=plate, rng_key=rng_key, check=check, **model_kwargs)
 
         self.model = self.latent_model = read(model, check)
         self.whiten, self.gradients = whiten, gradients

@@ -1,0 +1,110 @@
+"""What the training objectives of this package share: NumPyro losses that may keep a state of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, PRNGKeyArray
+from numpyro import handlers
+from numpyro.infer.elbo import ELBO
+from numpyro.primitives import mutable
+
+from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.model_structure import inspect_model
+
+# The mutable site of an objective's state, `{"metrics": ..., "shared": ..., "per_datum": ...}`.
+STATE = "objective$state"
+
+
+class Objective(ELBO):
+    """A NumPyro loss without a guide, for models whose latents are inside one data plate.
+
+    It may keep a state between steps: metrics of the last step, what is tuned, and chains of every datum. The state is
+    a `numpyro.mutable` site, which `fit` makes and keeps; in NumPyro's own `SVI` the guide `objective.guide(model)`
+    declares it. Without one nothing is recorded.
+
+    Args:
+        plate: name of the data plate, where the model has several.
+    """
+
+    def __init__(self, plate: str | None = None):
+        super().__init__()
+        self.plate = plate
+
+    def initial_state(self, latent_model: LatentModel, num_data: int) -> dict[str, Any]:
+        """The state before the first step.
+
+        Args:
+            latent_model: the model at its initial parameters.
+            num_data: number of data for which state is kept.
+
+        Returns:
+            `metrics`, scalars by name; `shared`; `per_datum`, arrays that lead with the data axis.
+        """
+        metrics = {name: jnp.full(shape, jnp.nan) for name, shape in self.metric_shapes().items()}
+        return {"metrics": metrics, "shared": {}, "per_datum": {}}
+
+    def metric_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What is recorded of every step, and its shape."""
+        raise NotImplementedError
+
+    def evaluate(
+        self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
+    ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
+        """The loss of a batch, and the state after it (None where there is none)."""
+        raise NotImplementedError
+
+    def guide(self, model: Callable) -> Callable:
+        """A guide for NumPyro's `SVI` that declares the objective's state.
+
+        Args:
+            model: the model; its data plate tells how many data there are.
+
+        Returns:
+            A guide without parameter and sample sites.
+        """
+
+        def guide(*args: Any, **kwargs: Any) -> None:
+            with handlers.block():
+                key = jax.random.key(0)
+                params = inspect_model(model, {}, args, kwargs, key).initial_state()
+                latent_model = LatentModel(model, params, *args, plate=self.plate, check=False, **kwargs)
+                latent_model.require_per_datum(type(self).__name__)
+                size, _ = latent_model.program.structure.plates[latent_model.plate]
+                state = self.initial_state(latent_model, size)
+            mutable(STATE, state)
+
+        return guide
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: PRNGKeyArray,
+        param_map: dict[str, Any],
+        model: Callable,
+        guide: Callable | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The loss and the mutable state after it, as `numpyro.infer.SVI` asks for them."""
+        name = type(self).__name__
+        if guide is not None:
+            sites = set(handlers.trace(handlers.seed(guide, 0)).get_trace(*args, **kwargs)) - {STATE}
+            if sites:
+                raise ValueError(
+                    f"guide must have no sites with {name}, which finds the latents itself, but it has "
+                    f"{sorted(sites)}: pass guide=lambda *args, **kwargs: None"
+                )
+        model_key, key = jax.random.split(rng_key)
+        params = {site: value for site, value in param_map.items() if site != STATE}
+        latent_model = LatentModel(model, params, *args, plate=self.plate, rng_key=model_key, **kwargs)
+        latent_model.require_per_datum(name)
+        loss, state = self.evaluate(key, latent_model, param_map.get(STATE))
+        parameters = latent_model.program.structure.parameters
+        mutable_state = {site: value for site, value in params.items() if site not in parameters}
+        if state is not None:
+            mutable_state[STATE] = state
+        return {"loss": loss, "mutable_state": mutable_state or None}

@@ -1,0 +1,293 @@
+"""Maximum likelihood over a ladder of temperatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.objectives import population
+from numpyro_kaem.objectives.langevin import ChainObjective
+from numpyro_kaem.objectives.tempered_particles import ascend
+from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.ladder import Ladder, as_ladder, equally_far_apart
+from numpyro_kaem.posterior.swarm import Plan
+from numpyro_kaem.posterior.target import Target
+
+GRADIENTS = ("fisher", "path")
+SAMPLERS = ("tempering", "smc")
+# Share of the present step in the running mean of the log-likelihoods' standard deviations.
+_NEW = 0.1
+
+
+class ThermodynamicMLE(ChainObjective):
+    r"""Maximum likelihood of a latent-variable model, by a population over a ladder of temperatures.
+
+    Particles of every datum are spread over the power posteriors $p_t(z) \propto p(z)\, p(x \mid z)^t$ of a ladder, so
+    that those at t = 1 reach every mode that the prior knows. With `sampler="tempering"` they are Markov chains that
+    exchange their states (see `ParallelTempering`), with "smc" particles that are taken from prior to posterior by
+    tempered SMC (see `TemperedSMC`).
+
+    With `gradient="fisher"` the particles at t = 1 give the gradient of the log-likelihood by Fisher's identity, as in
+    `LangevinMLE`; their bias vanishes as chains get longer or particles more. With "path" the generator's gradient is
+    that of the thermodynamic integral over the whole ladder with the particles held fixed, as in the KAEM paper,
+
+    $$\sum_k \tfrac12 (t_{k+1} - t_{k-1})\, \nabla\, \mathbb E_{p_{t_k}} \log p(x \mid z),$$
+
+    which drops the derivative of the power posteriors: a biased surrogate, also of converged chains. (The exact
+    derivative adds $t \operatorname{Cov}_t(\log p(x \mid z), \nabla \log p(x \mid z))$.) The prior's gradient is
+    Fisher's either way.
+
+    The value of the loss is minus an estimate of the log-evidence: the steppingstone estimate of the chains, which is
+    too low where they are short, or that of SMC.
+
+    Args:
+        ladder: a `Ladder` from 0 to 1 or its temperatures; None with `target_ess`.
+        kernel: how particles move, by default `MALA()`; step sizes as in `LangevinMLE`, by rung.
+        num_steps: steps of each chain per training step, or moves of each particle per rung of SMC.
+        schedule: exponent r of the ladder $t_k = (k / K)^r$ as a function of the number of the training step, for
+            instance `cyclic_schedule` or a schedule of Optax; the ladder then gives only K. None for the ladder as it
+            is.
+        gradient: "fisher" or "path".
+        sampler: "tempering" or "smc".
+        adapt: of tempering, whether rungs move while training until they are equally far apart in thermodynamic length.
+        target_ess: of SMC, in (0, 1): each datum finds its own ladder, see `TemperedSMC`.
+        num_chains: populations of chains per datum.
+        persistent: whether the chains of every datum, at all rungs, are kept from one epoch to the next.
+        start: see `LangevinMLE`.
+        num_draws: see `LangevinMLE`.
+        num_particles: of SMC, per datum.
+        max_rungs: of SMC with `target_ess`: where a ladder that has not arrived ends; its step is not finite, and so
+            is skipped by `fit`.
+        plate: name of the data plate, where the model has several.
+
+    Raises:
+        ValueError: for a ladder that does not begin at 0, numbers out of range, unknown names, options that do not go
+            together; when called, as `LangevinMLE`.
+
+    References:
+        A. Gelman and X.-L. Meng, Simulating normalizing constants: from importance sampling to bridge sampling to path
+        sampling, Statistical Science 13(2), 1998; KAEM, arXiv 2506.14167.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        import optax
+        from numpyro_kaem import Ladder, ThermodynamicMLE, fit
+
+
+        def model(x):
+            location = numpyro.param("location", 0.0)
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(location, 1.0))
+                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+        x = 2.0 + 1.1 * jax.random.normal(jax.random.key(0), (200,))
+        objective = ThermodynamicMLE(Ladder.power(4, 2.0), num_steps=10)
+        result = fit(
+            jax.random.key(1),
+            model,
+            x,
+            objective=objective,
+            optimizer=optax.adam(0.1),
+            num_epochs=15,
+            batch_size=50,
+            progress=False,
+        )
+        assert abs(result.params["location"] - x.mean()) < 0.3
+        assert result.history["log_evidence_steppingstone"][-1] > result.history["log_evidence_steppingstone"][0]
+        ```
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder | Sequence[float] | None = None,
+        kernel: Kernel | None = None,
+        num_steps: int = 20,
+        schedule: Callable[[ArrayLike], ArrayLike] | None = None,
+        gradient: str = "fisher",
+        *,
+        sampler: str = "tempering",
+        adapt: bool = False,
+        target_ess: float | None = None,
+        num_chains: int = 1,
+        persistent: bool = False,
+        start: str = "prior",
+        num_draws: int = 100,
+        num_particles: int = 16,
+        max_rungs: int = 50,
+        plate: str | None = None,
+    ):
+        super().__init__(
+            kernel,
+            num_steps,
+            num_chains=num_chains,
+            persistent=persistent,
+            start=start,
+            num_draws=num_draws,
+            plate=plate,
+        )
+        for name, value, known in (("gradient", gradient, GRADIENTS), ("sampler", sampler, SAMPLERS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        self.gradient, self.sampler = gradient, sampler
+        self.num_particles = check_count("num_particles", num_particles, 2)
+        is_smc = sampler == "smc"
+        if target_ess is not None:
+            if not is_smc or ladder is not None or schedule is not None:
+                raise ValueError("target_ess finds the ladder of sampler='smc': give no ladder and no schedule with it")
+            if not 0 < target_ess < 1:
+                raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
+        elif ladder is None:
+            raise ValueError(
+                "ladder must be a Ladder or temperatures, such as Ladder.power(5); sampler='smc' may have "
+                "a target_ess instead"
+            )
+        if is_smc and (persistent or adapt or start != "prior"):
+            raise ValueError("sampler='smc' starts at the prior: persistent, adapt and start are for 'tempering'")
+        if adapt and schedule is not None:
+            raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
+        self.target_ess, self.adapt, self.schedule = target_ess, adapt, schedule
+        self.ladder = None if ladder is None else as_ladder(ladder)
+        self.max_rungs = check_count("max_rungs", max_rungs, 1) if self.ladder is None else len(self.ladder) - 1
+        if self.ladder is not None and (self.ladder.temperatures[0] != 0 or len(self.ladder) < 2):
+            raise ValueError(f"ladder must begin at 0, the prior, and end at 1, got {self.ladder}")
+
+    @property
+    def num_rungs(self) -> int:
+        """Number of rungs of the ladder, the prior among them; of SMC with `target_ess` the most there can be."""
+        return self.max_rungs + 1
+
+    def metric_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Estimates of the log-evidence per datum, the acceptance by rung or its mean, and the ladder."""
+        if self.sampler == "smc":
+            names = ("log_evidence_smc", "log_evidence_thermodynamic", "acceptance", "num_rungs")
+            return dict.fromkeys(names, ())
+        names = ("log_evidence_steppingstone", "log_evidence_thermodynamic", "swap_acceptance")
+        by_rung = ("acceptance", "step_size", "temperatures")
+        return dict.fromkeys(names, ()) | dict.fromkeys(by_rung, (self.num_rungs,))
+
+    def initial_state(self, latent_model: LatentModel, num_data: int) -> dict[str, Any]:
+        """The state before the first step."""
+        state = super().initial_state(latent_model, num_data)
+        if self.adapt:
+            temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+            state["shared"] |= {"temperatures": temperatures, "speed": jnp.zeros_like(temperatures)}
+        return state
+
+    def evaluate(
+        self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
+    ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
+        """Minus the estimated log-evidence, with the chosen gradient, and the state after it."""
+        if state is None and (self.schedule is not None or self.adapt):
+            raise ValueError(
+                "a ladder that moves needs a place between steps: train with fit, or pass SVI "
+                "guide=objective.guide(model)"
+            )
+        by_sampler = self._by_particles if self.sampler == "smc" else self._by_chains
+        log_evidence, objective, new_state = by_sampler(key, latent_model, state)
+        surrogate = jnp.sum(objective)
+        # The value of the evidence and the gradient of the surrogate.
+        total = jax.lax.stop_gradient(jnp.sum(log_evidence)) + surrogate - jax.lax.stop_gradient(surrogate)
+        return -(latent_model.scale * total + latent_model.global_log_density()), new_state
+
+    def _temperatures(self, state: dict[str, Any] | None) -> Float[Array, " K"]:
+        if self.adapt:
+            return state["shared"]["temperatures"]
+        if self.schedule is None:
+            return jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+        exponent = self.schedule(state["shared"]["step"])
+        return (jnp.arange(self.num_rungs) / self.max_rungs) ** exponent
+
+    def _by_chains(self, key, latent_model: LatentModel, state):
+        temperatures = self._temperatures(state)
+        target = population.frozen_target(latent_model, self.kernel)
+        walk, new_state = self.advance(key, latent_model, target, state, temperatures, exact=True)
+        by_rung = jnp.moveaxis(walk.log_likelihood, 1, 0)  # (B, T, C, K)
+        steps = jnp.diff(temperatures)
+        # The stepping stone from a rung to the next is the mean of p(x | z)^(t' - t) at the lower one.
+        weights = logsumexp(steps * by_rung[..., :-1], axis=(1, 2)) - jnp.log(by_rung.shape[1] * by_rung.shape[2])
+        steppingstone = weights.sum(-1)
+        means = by_rung.mean((1, 2))
+        thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
+        positions = walk.points.position if self.gradient == "path" else walk.points.position[:, :, -1:]
+        objective = self._objective(latent_model, target, positions, temperatures)
+        if new_state is not None:
+            new_state["metrics"] = {
+                "log_evidence_steppingstone": steppingstone.mean(),
+                "log_evidence_thermodynamic": thermodynamic.mean(),
+                "swap_acceptance": walk.swap_acceptance,
+                "acceptance": walk.acceptance,
+                "step_size": jnp.exp(state["shared"]["log_step_size"]),
+                "temperatures": temperatures,
+            }
+            if self.adapt:
+                new_state["shared"] |= self._moved(state["shared"], temperatures, by_rung)
+        return steppingstone, objective, new_state
+
+    def _moved(self, shared: dict[str, Array], temperatures: Array, by_rung: Array) -> dict[str, Array]:
+        """Rungs equally far apart, by a running mean of the standard deviation of the log-likelihood."""
+        finite = jnp.isfinite(by_rung)
+        deviation = jnp.std(by_rung, axis=(1, 2), where=finite)
+        speed = jnp.nanmean(deviation, axis=0)
+        speed = jnp.where(jnp.isfinite(speed), speed, 0.0)
+        first = shared["step"] == 0
+        speed = jnp.where(first, speed, (1 - _NEW) * shared["speed"] + _NEW * speed)
+        new = equally_far_apart(temperatures, speed, self.num_rungs, jnp).at[0].set(0.0).at[-1].set(1.0)
+        # A rung goes a part of its way: chains and step sizes have to follow.
+        new = (1 - _NEW) * temperatures + _NEW * new
+        return {"temperatures": new, "speed": jnp.interp(new, temperatures, speed)}
+
+    def _by_particles(self, key, latent_model: LatentModel, state):
+        plan = Plan(self.target_ess, self.num_steps, "systematic", False, False, self.max_rungs, 0)
+        target = population.frozen_target(latent_model, self.kernel)
+        temperatures = None if self.ladder is None else self._temperatures(state)
+        is_path = self.gradient == "path"
+        run = jax.lax.stop_gradient(
+            ascend(key, target, self.kernel, plan, temperatures, self.num_particles, keep_rungs=is_path)
+        )
+        steps = jnp.diff(run.temperatures)
+        means = run.log_likelihood_mean
+        thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
+        positions = run.positions[:, :, None]
+        if is_path:
+            # The particles at t = 1 fill what is left of the ladder, so that the last rung is the posterior.
+            beyond = jnp.arange(self.num_rungs) > run.num_rungs[:, None]
+            positions = jnp.where(beyond[:, None, :, None], positions, jnp.swapaxes(run.at_rung, 1, 2))
+        objective = self._objective(latent_model, target, positions, run.temperatures)
+        log_evidence = jnp.where(run.arrived, run.log_evidence, jnp.nan)
+        if state is None:
+            return log_evidence, objective, None
+        metrics = {
+            "log_evidence_smc": log_evidence.mean(),
+            "log_evidence_thermodynamic": thermodynamic.mean(),
+            "acceptance": run.acceptance,
+            "num_rungs": run.num_rungs.mean(),
+        }
+        shared = state["shared"] | {"step": state["shared"]["step"] + 1}
+        return log_evidence, objective, {"metrics": metrics, "shared": shared, "per_datum": {}}
+
+    def _objective(
+        self, latent_model: LatentModel, target: Target, positions: Float[Array, "B N K dim"], temperatures: Array
+    ) -> Float[Array, " B"]:
+        """What has the chosen gradient, by datum; of the last rung alone where K is 1."""
+        num_data, num_particles, num_rungs, dim = positions.shape
+        latents = population.latents_of(target, positions.reshape(num_data, num_particles * num_rungs, dim))
+        likelihood, prior = population.log_joint(latent_model, latents)
+        likelihood, prior = (x.reshape(num_data, num_particles, num_rungs).mean(1) for x in (likelihood, prior))
+        if num_rungs == 1:
+            return likelihood[:, 0] + prior[:, 0]
+        steps = jnp.diff(jnp.broadcast_to(temperatures, (num_data, num_rungs)))
+        weights = 0.5 * (jnp.pad(steps, ((0, 0), (0, 1))) + jnp.pad(steps, ((0, 0), (1, 0))))
+        return jnp.sum(weights * likelihood, -1) + prior[:, -1]
