@@ -6,7 +6,7 @@ from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.energy_module import adapt_svi_grid, energy_module
 from numpyro_kaem.generators import KAN, MLP
 from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.objectives import ImportanceMLE
+from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
 from numpyro_kaem.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior import (
     HMC,
@@ -26,7 +26,7 @@ from numpyro_kaem.posterior import (
     compare_evidence,
 )
 from numpyro_kaem.quadrature import GaussLegendre, Trapezoid
-from numpyro_kaem.training import FitResult, fit
+from numpyro_kaem.training import FitResult, GridAdaptation, TensorBoardLogger, TrainingFailed, fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "FitResult",
     "Fourier",
     "GaussLegendre",
+    "GridAdaptation",
     "ICDFReparam",
     "ImportanceMLE",
     "ImportanceSampling",
@@ -54,16 +55,22 @@ __all__ = [
     "KAPrior",
     "Ladder",
     "Langevin",
+    "LangevinMLE",
     "LatentGaussian",
     "LatentModel",
+    "Objective",
     "ParallelTempering",
     "Posterior",
     "TemperedSMC",
+    "TensorBoardLogger",
+    "ThermodynamicMLE",
+    "TrainingFailed",
     "Trapezoid",
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",
     "compare_evidence",
+    "cyclic_schedule",
     "energy_module",
     "fit",
     "pairwise_log_likelihood",

@@ -1,0 +1,239 @@
+"""Where batches come from: arrays on the device, or an iterable on the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from numpyro_kaem.training.sharding import Layout
+from numpyro_kaem.training.step import Stepper, TrainState
+
+
+def is_stream(data: Any) -> bool:
+    """Whether data are an iterable of batches, and not arrays or a tuple of them."""
+    return isinstance(data, Iterable) and not isinstance(data, tuple | list | dict | str | np.ndarray | jax.Array)
+
+
+def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
+    """The positional arguments as host or device arrays, and their number of rows.
+
+    Args:
+        name: how the caller calls the argument.
+        data: array, or tuple of arrays or pytrees of arrays.
+        like: arguments whose rows these must resemble.
+    """
+    data = tuple(data) if isinstance(data, tuple | list) else (data,)
+    lengths = {}
+    for path, leaf in jax.tree.leaves_with_path(data):
+        label = name + jax.tree_util.keystr(path)
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "biufc" and not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise TypeError(f"{label} must be an array of numbers, got {leaf!r}")
+        if array.ndim == 0:
+            raise ValueError(f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs")
+        if len(bad := np.argwhere(~np.isfinite(array))):
+            index = tuple(bad[0].tolist())
+            raise ValueError(f"{label} must be finite, got {array[index]} at index {index}")
+        lengths[label] = len(array)
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"{name} must hold arrays of the same number of rows, at least 1, got {lengths}")
+    if like is not None:
+        rows, like_rows = (jax.tree.map(lambda array: np.shape(array)[1:], tree) for tree in (data, like))
+        if rows != like_rows:
+            raise ValueError(f"{name} must have rows of the same shapes as data, {like_rows}, got {rows}")
+    return data, next(iter(lengths.values()))
+
+
+class ArrayFeed:
+    """Minibatches of arrays that are on the device, shuffled there; an epoch's steps are one compiled call or a few.
+
+    Args:
+        data: positional arguments, all rows.
+        num_data: their number.
+        batch_size: rows of a batch.
+        layout: where they go; None for one device.
+    """
+
+    def __init__(self, data: tuple, num_data: int, batch_size: int, layout: Layout | None):
+        self.num_data, self.batch_size, self.layout = num_data, batch_size, layout
+        self.num_steps = num_data // batch_size
+        self.data = jax.tree.map(jnp.asarray, data) if layout is None else layout.place_data(data)
+        self.num_rows = num_data if layout is None else layout.padded(num_data)
+        self.first_batch = jax.tree.map(lambda array: jnp.asarray(array[:batch_size]), data)
+
+    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
+        """Compile the steps of an epoch; returns the seconds that it took."""
+        layout = self.layout
+
+        def cut(data, rows):
+            batch = jax.tree.map(lambda array: array[rows], data)
+            return batch if layout is None else jax.lax.with_sharding_constraint(batch, layout.by_datum)
+
+        def place(state):
+            return state if layout is None else jax.lax.with_sharding_constraint(state, shardings)
+
+        def run(state, records, order, first, last, data, kwargs):
+            return stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+
+        @jax.jit
+        def shuffle(key):
+            order = jax.random.permutation(key, self.num_data)[: self.num_steps * self.batch_size]
+            return order.reshape(self.num_steps, self.batch_size)
+
+        self._shuffle, self._kwargs = shuffle, kwargs
+        rows = jnp.arange(self.batch_size)
+        records = stepper.empty_records(state, self.first_batch, rows, kwargs, self.num_steps)
+        self._empty = records if layout is None else layout.place(records)
+        self.begin(jax.random.key(0), 0)
+        start = time.perf_counter()
+        bound = self._bound(0)
+        arguments = (state, self._empty, self._order, bound, bound, self.data, kwargs)
+        self._run = eqx.filter_jit(run).lower(*arguments).compile()
+        return time.perf_counter() - start
+
+    def begin(self, key: PRNGKeyArray, skip: int) -> None:
+        """Begin an epoch; `skip` of its steps were taken before."""
+        self._order = self._shuffle(key)
+        if self.layout is not None:
+            self._order = self.layout.place(self._order)
+        self._records = self._empty
+
+    def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+        """Take the steps `first` to `last` of the epoch.
+
+        Returns:
+            The state, the records of the steps that were taken, and whether the epoch ends here.
+        """
+        arguments = (self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
+        state, self._records, end = self._run(state, self._records, *arguments)
+        end = int(end)
+        return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
+
+    def _bound(self, value: int) -> Array:
+        bound = jnp.asarray(value)
+        return bound if self.layout is None else self.layout.place(bound)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class StreamFeed:
+    """Batches from an iterable on the host, checked, and brought to the device while the step before runs.
+
+    Args:
+        data: iterable of batches, each the model's positional argument or a tuple of them. Iterated anew at every
+            epoch, unless it is an iterator itself.
+        steps_per_epoch: batches that make an epoch; None for all that a pass gives.
+        layout: where they go; None for one device. Of several processes each gives its own share of the rows.
+    """
+
+    def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout | None):
+        self.source, self.num_steps, self.layout = data, steps_per_epoch, layout
+        self.is_iterator = isinstance(data, Iterator)
+        self._batches: Iterator | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="numpyro_kaem-batches")
+        self._next: Future | None = None
+        self._count, self._like = 0, None
+        self._submit()
+        first = self._next.result()
+        if first is None:
+            raise ValueError("data gives no batch: an iterable must give at least one")
+        self.first_batch = first
+        self.batch_size = self.num_data = self.num_rows = len(jax.tree.leaves(first)[0])
+
+    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
+        """Compile a step; returns the seconds that it took."""
+
+        def step(state, batch, kwargs):
+            state, record = stepper.step(state, batch, slice(None), kwargs)
+            if self.layout is not None:
+                state = jax.lax.with_sharding_constraint(state, shardings)
+            return state, record
+
+        start = time.perf_counter()
+        self._step = eqx.filter_jit(step).lower(state, self.first_batch, kwargs).compile()
+        self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
+        return time.perf_counter() - start
+
+    def begin(self, key: PRNGKeyArray, skip: int) -> None:
+        """Begin an epoch; `skip` of its batches were used before, and are passed over."""
+        for _ in range(skip):
+            if self._pop() is None:
+                raise ValueError(f"data ended before the {skip} batches that the checkpoint had used of its epoch")
+
+    def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`."""
+        records, ended = [], False
+        for number in range(first, last):
+            batch = self._pop()
+            if batch is None:
+                if self.num_steps is not None or number == 0:
+                    raise ValueError(
+                        f"data ended after {self._count} batches, {number} of them in this epoch"
+                        + (f" of {self.num_steps}" if self.num_steps else "")
+                        + ": give an iterable that can be iterated again, an endless iterator with steps_per_epoch, "
+                        "or fewer epochs"
+                    )
+                ended = True
+                break
+            state, record = self._step(state, batch, self._kwargs)
+            records.append(record)
+            if int(state.bad_in_a_row) >= self._max_bad_steps:
+                break
+        ended = ended or first + len(records) == self.num_steps
+        if ended and self.num_steps is None:
+            self._batches = None if not self.is_iterator else self._batches
+            self._submit()
+        records = jax.device_get(records)
+        names = records[0] if records else {}
+        return state, {name: np.stack([record[name] for record in records]) for name in names}, ended
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self) -> None:
+        self._next = self._pool.submit(self._load)
+
+    def _pop(self) -> tuple | None:
+        batch = self._next.result()
+        if batch is not None:
+            self._submit()
+        return batch
+
+    def _load(self) -> tuple | None:
+        """The next batch, on the device; None at the end of a pass."""
+        if self._batches is None:
+            self._batches = iter(self.source)
+        batch = next(self._batches, None)
+        if batch is None and self.num_steps is not None and not self.is_iterator and self._count:
+            # An epoch that is no whole number of passes goes on with the next one.
+            self._batches = iter(self.source)
+            batch = next(self._batches, None)
+        if batch is None:
+            return None
+        batch, _ = check_data(f"batch {self._count} of data", batch)
+        shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
+        if self._like is not None and shapes != self._like:
+            raise ValueError(
+                f"batch {self._count} of data has arrays {_describe(shapes)}, the first had {_describe(self._like)}: "
+                "drop a last batch that is short, or fill it up, for batches of one shape"
+            )
+        self._like, self._count = shapes, self._count + 1
+        if self.layout is None:
+            return jax.tree.map(jnp.asarray, batch)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.layout.by_datum, np.asarray(leaf)), batch
+        )
+
+
+def _describe(shapes: list) -> str:
+    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes)

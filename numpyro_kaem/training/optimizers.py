@@ -1,0 +1,56 @@
+"""The optimiser of a training run: one for all parameters or one for each label, and gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+from numpyro.optim import _NumPyroOptim
+
+from numpyro_kaem.checks import check_count
+
+
+def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:
+    """The optimiser that NumPyro's `SVI` is given.
+
+    Args:
+        optimizer: Optax transformation, NumPyro optimiser, or a dict of Optax transformations by label.
+        labels: the label of a parameter site, by its name; by default the name without `$params`.
+        accumulate: number of minibatches whose mean gradient makes a step of the optimiser.
+
+    Raises:
+        ValueError: for labels without a dict, or accumulation with a NumPyro optimiser.
+        TypeError: for what is no optimiser.
+    """
+    check_count("accumulate", accumulate, 1)
+    if isinstance(optimizer, Mapping):
+        for label, part in optimizer.items():
+            if not isinstance(part, optax.GradientTransformation):
+                raise TypeError(f"optimizer[{label!r}] must be an Optax gradient transformation, got {part!r}")
+        optimizer = _by_label(dict(optimizer), labels or (lambda site: site.removesuffix("$params")))
+    elif labels is not None:
+        raise ValueError("labels need a dict of optimisers: optimizer={'energy': optax.adam(1e-3), ...}")
+    if not isinstance(optimizer, optax.GradientTransformation | _NumPyroOptim):
+        raise TypeError(
+            f"optimizer must be an Optax gradient transformation or NumPyro optimiser, or a dict of the former, "
+            f"got {optimizer!r}"
+        )
+    if accumulate == 1:
+        return optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError("accumulate needs an optimiser of Optax, got one of NumPyro")
+    return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def _by_label(optimizers: dict[str, Any], labels: Callable[[str], str]) -> Any:
+    def label_sites(params: dict[str, Any]) -> dict[str, str]:
+        chosen = {site: labels(site) for site in params}
+        if unknown := {site: label for site, label in chosen.items() if label not in optimizers}:
+            raise ValueError(
+                f"optimizer has entries for {sorted(optimizers)}, but parameter sites have labels {unknown}: add an "
+                "entry, or pass labels, a function from the name of a site to a key"
+            )
+        return chosen
+
+    return optax.multi_transform(optimizers, label_sites)

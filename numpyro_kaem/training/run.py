@@ -1,0 +1,297 @@
+"""The course of a training run on the host: epochs, scores, checkpoints, callbacks, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+from tqdm.auto import tqdm
+
+from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem.training.data import ArrayFeed, StreamFeed
+from numpyro_kaem.training.failure import TrainingFailed
+from numpyro_kaem.training.result import BY_EPOCH, FitResult, epoch_table
+from numpyro_kaem.training.step import Stepper, TrainState
+
+# Seconds of compiled steps between two looks at the progress bar and the keyboard.
+_SECONDS = 1.0
+# An ESS of `ImportanceMLE` below this means that single draws stand for whole posteriors.
+_COLLAPSED_ESS = 2.0
+
+
+class Settings(NamedTuple):
+    """Of the arguments of `fit`, those that steer the course."""
+
+    num_epochs: int
+    held_out_every: int
+    patience: int | None
+    checkpoint_every: int | None
+    callbacks: tuple[Callable, ...]
+    progress: bool
+
+
+@dataclass(eq=False)
+class Run:
+    """A training run.
+
+    Attributes:
+        feed: gives batches, and takes steps on them.
+        stepper: what a step is.
+        model_values, guide_values: constrained values of the sites, of unconstrained parameters and mutable state.
+        score: mean held-out log-likelihood and its standard error, of parameters and a key; None without.
+        store: of checkpoints; None without.
+        description: facts that a checkpoint and its continuation have in common.
+        settings: of the course.
+    """
+
+    feed: ArrayFeed | StreamFeed
+    stepper: Stepper
+    model_values: Callable
+    guide_values: Callable
+    score: Callable | None
+    store: CheckpointStore | None
+    description: dict[str, Any]
+    settings: Settings
+
+    def __call__(self, state: TrainState, keys: dict[str, Array], shardings: PyTree, kwargs: dict) -> FitResult:
+        """Train to the end, or until something ends it."""
+        self.state, self.keys, self.best = state, keys, self._scored_params(state)
+        self.by_step: dict[str, list[np.ndarray]] = {}
+        self.by_epoch: dict[str, list[float]] = {name: [] for name in (*BY_EPOCH, "steps")}
+        self.scores: list[tuple[float, float, float]] = []
+        self.epoch, self.step_in_epoch, self.seconds = 1, 0, 0.0
+        self.warned: set[str] = set()
+        self._resume()
+        self.compile_seconds = self.feed.compile(self.stepper, self.state, shardings, kwargs)
+        reason = "finished"
+        is_first = jax.process_index() == 0
+        with (
+            _interrupts() as interrupted,
+            tqdm(
+                total=self.settings.num_epochs,
+                initial=self.epoch - 1,
+                unit="epoch",
+                disable=not (self.settings.progress and is_first),
+            ) as bar,
+        ):
+            while self.epoch <= self.settings.num_epochs and reason == "finished":
+                reason = self._one_epoch(bar, interrupted)
+        if reason == "non-finite steps":
+            raise TrainingFailed(self._failure(), self._result(reason))
+        return self._result(reason)
+
+    def _one_epoch(self, bar: tqdm, interrupted: list[bool]) -> str:
+        """Go to the end of the epoch; tells whether and why the run ends there."""
+        self.feed.begin(jax.random.fold_in(self.keys["shuffle"], self.epoch), self.step_in_epoch)
+        ended, size, reason = False, 1, "finished"
+        while not ended:
+            first, last = self.step_in_epoch, self._next_stop(size)
+            start = time.perf_counter()
+            self.state, records, ended = self.feed.advance(self.state, first, last)
+            seconds = time.perf_counter() - start
+            taken = len(records["loss"]) if records else 0
+            self.seconds, self.step_in_epoch = self.seconds + seconds, first + taken
+            for name, values in records.items():
+                self.by_step.setdefault(name, []).append(values)
+            self._warn(records)
+            bar.set_postfix_str(self._postfix(), refresh=False)
+            bar.update(taken / self.feed.num_steps if self.feed.num_steps else float(ended))
+            if int(self.state.bad_in_a_row) >= self.stepper.max_bad_steps:
+                return "non-finite steps"
+            size = self._next_size(size, seconds / max(taken, 1))
+            every = self.settings.checkpoint_every
+            if not ended and every is not None and int(self.state.step) % every == 0:
+                self._save()
+            if interrupted and not ended:
+                self._save()
+                return "interrupted"
+        reason = self._end_epoch()
+        bar.set_postfix_str(self._postfix(), refresh=False)
+        is_last = self.epoch > self.settings.num_epochs or reason != "finished" or interrupted
+        every = self.settings.checkpoint_every
+        if is_last or every is None or int(self.state.step) % every == 0:
+            self._save()
+        return "interrupted" if interrupted else reason
+
+    def _next_stop(self, size: int) -> int:
+        """The step before which to come back from the device."""
+        first, every = self.step_in_epoch, self.settings.checkpoint_every
+        stop = first + size
+        if every is not None:
+            stop = min(stop, first + every - int(self.state.step) % every)
+        return stop if self.feed.num_steps is None else min(stop, self.feed.num_steps)
+
+    def _next_size(self, size: int, seconds_per_step: float) -> int:
+        """How many steps to take at once: a second's worth, found by doubling."""
+        longest = self.feed.num_steps or 10**9
+        if jax.process_count() > 1:  # every process must come back at the same step, whatever its clock says
+            return longest
+        return min(longest, 2 * size, max(1, int(_SECONDS / max(seconds_per_step, 1e-9))))
+
+    def _end_epoch(self) -> str:
+        """Close the books of the epoch; tells whether and why the run ends."""
+        losses, finite = self._of_epoch("loss"), self._of_epoch("is_finite")
+        self.by_epoch["epoch_loss"].append(losses[finite].mean() if finite.any() else np.nan)
+        self.by_epoch["seconds"].append(self.seconds)
+        self.by_epoch["non_finite_steps"].append(int(np.sum(~finite)))
+        self.by_epoch["steps"].append(self.step_in_epoch + (self.by_epoch["steps"][-1] if self.epoch > 1 else 0))
+        reason = "finished"
+        if self.score is not None and (
+            self.epoch % self.settings.held_out_every == 0 or self.epoch == self.settings.num_epochs
+        ):
+            params = self._scored_params(self.state)
+            mean, std_error = (float(value) for value in self.score(params, self.keys["score"]))
+            self.scores.append((self.epoch, mean, std_error))
+            best = int(np.nanargmax([score[1] for score in self.scores])) if np.isfinite(mean) else -1
+            if best == len(self.scores) - 1:
+                self.best = params
+            elif self.settings.patience is not None and len(self.scores) - 1 - best >= self.settings.patience:
+                reason = "patience"
+        row = epoch_table(self._history())[-1] if self.settings.callbacks else {}
+        for callback in self.settings.callbacks:
+            if callback(self.epoch, row, self._params()) is True:
+                reason = "callback"
+        self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
+        return reason
+
+    def _of_epoch(self, name: str) -> np.ndarray:
+        """The records of the steps of the present epoch."""
+        values = np.concatenate(self.by_step[name])
+        return values[len(values) - self.step_in_epoch :]
+
+    def _warn(self, records: dict[str, np.ndarray]) -> None:
+        """Say once what goes wrong."""
+        if not records or jax.process_index():
+            return
+        if "steps" not in self.warned and not records["is_finite"].all():
+            self.warned.add("steps")
+            step = int(np.argmin(records["is_finite"]))
+            loss, number = records["loss"][step], self.step_in_epoch - len(records["loss"]) + step + 1
+            what = f"the loss is {loss}" if not np.isfinite(loss) else "the parameters are not finite"
+            warnings.warn(
+                f"{what} at step {number} of epoch {self.epoch}, which is skipped (history counts such steps): try a "
+                "smaller learning rate, clipped gradients or a likelihood that is nowhere zero",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+        if "ess" in records and "ess" not in self.warned and self.epoch > 1:
+            ess = float(np.nanmedian(records["ess"]))
+            if ess < _COLLAPSED_ESS:
+                self.warned.add("ess")
+                warnings.warn(
+                    f"the effective sample size of the prior draws is {ess:.2g} in epoch {self.epoch}: single draws "
+                    "stand for whole posteriors, and the number of draws is part of what is learned. Take more draws "
+                    "or fewer latent dimensions, or LangevinMLE or ThermodynamicMLE",
+                    RuntimeWarning,
+                    stacklevel=6,
+                )
+
+    def _postfix(self) -> str:
+        losses = self.by_step["loss"][-1] if self.by_step else np.array([np.nan])
+        text = f"loss {losses.mean():.5g}"
+        if self.by_epoch["epoch_loss"] and not self.step_in_epoch:
+            text = f"loss {self.by_epoch['epoch_loss'][-1]:.5g}"
+        if self.scores:
+            text += f", held-out {self.scores[-1][1]:.5g} ± {self.scores[-1][2]:.2g}"
+        if self.by_epoch["seconds"]:
+            text += f", {self.by_epoch['seconds'][-1]:.2g} s/epoch"
+        return text
+
+    def _params(self) -> dict[str, Any]:
+        svi = self.state.svi
+        return self.model_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
+
+    def _scored_params(self, state: TrainState) -> dict[str, Any]:
+        """Model parameters to be scored: moving averages where there are any."""
+        params = self.stepper.svi.optim.get_params(state.svi.optim_state) if state.average is None else state.average
+        return self.model_values(params, state.svi.mutable_state)
+
+    def _history(self) -> dict[str, np.ndarray]:
+        by_step = {name: np.concatenate(values) for name, values in self.by_step.items()}
+        by_step.pop("is_finite", None)
+        scores = np.array(self.scores, float).reshape(-1, 3)
+        return by_step | {
+            **{name: np.array(values) for name, values in self.by_epoch.items()},
+            "held_out_epoch": scores[:, 0].astype(int),
+            "held_out_log_likelihood": scores[:, 1],
+            "held_out_std_error": scores[:, 2],
+            "compile_seconds": np.array(self.compile_seconds),
+        }
+
+    def _result(self, reason: str) -> FitResult:
+        svi, average = self.state.svi, self.state.average
+        params = self._params()
+        guide_params = self.guide_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
+        averaged = None if average is None else self.model_values(average, svi.mutable_state)
+        best = self.best if self.scores else (params if averaged is None else averaged)
+        return FitResult(params, self._history(), svi, guide_params, best, averaged, reason)
+
+    def _failure(self) -> str:
+        losses = np.concatenate(self.by_step["loss"])[-self.stepper.max_bad_steps :]
+        return (
+            f"the last {self.stepper.max_bad_steps} steps, up to step {self.step_in_epoch} of epoch {self.epoch}, were "
+            f"not finite (losses {', '.join(f'{loss:.3g}' for loss in losses[:3])}, ...) and were skipped: take a "
+            "smaller learning rate, clip gradients, or see whether the likelihood can be zero or NaN. The error's "
+            "`result` has the parameters before them"
+        )
+
+    def _save(self) -> None:
+        """Write a checkpoint, if there is a place for it."""
+        if self.store is None:
+            return
+        history = {f"step/{name}": np.concatenate(values) for name, values in self.by_step.items()}
+        history |= {f"epoch/{name}": np.array(values, float) for name, values in self.by_epoch.items()}
+        history["scores"] = np.array(self.scores, float).reshape(-1, 3)
+        history["position"] = np.array([self.epoch, self.step_in_epoch, self.seconds])
+        self.store.save(int(self.state.step), self._kept(), history, self.description)
+
+    def _kept(self) -> PyTree:
+        return {"train": self.state, "best": self.best, "keys": self.keys}
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = None if self.store is None else self.store.restore(self._kept(), self.description)
+        if found is None:
+            return
+        _, kept, history = found
+        self.state, self.best, self.keys = kept["train"], kept["best"], kept["keys"]
+        for name, values in history.items():
+            kind, _, key = name.partition("/")
+            if kind == "step":
+                self.by_step[key] = [values]
+            elif kind == "epoch":
+                self.by_epoch[key] = values.tolist()
+        for key in ("steps", "non_finite_steps"):
+            self.by_epoch[key] = [int(value) for value in self.by_epoch[key]]
+        self.scores = [tuple(score) for score in history["scores"].tolist()]
+        epoch, step_in_epoch, self.seconds = history["position"].tolist()
+        self.epoch, self.step_in_epoch = int(epoch), int(step_in_epoch)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[bool]]:
+    """A list that Ctrl-C puts something into; a second Ctrl-C is the usual KeyboardInterrupt."""
+    interrupted: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def handle(number, frame):
+        interrupted.append(True)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, usual)

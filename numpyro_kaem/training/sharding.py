@@ -1,0 +1,110 @@
+"""Data, chains and parameters on a mesh of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from numpyro_kaem.objectives.objective import STATE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are: data and chains along one axis of a mesh, all else on every device unless `param_specs` says.
+
+    Args:
+        mesh: a `jax.sharding.Mesh`.
+        axis: the axis of the mesh along which data are divided.
+        param_specs: PartitionSpec of an array, by the name of its parameter site and the array; None for all
+            replicated.
+    """
+
+    mesh: Mesh
+    axis: str
+    param_specs: Callable[[str, Any], PartitionSpec] | None = None
+
+    @property
+    def num_shards(self) -> int:
+        """Number of parts that data are divided into."""
+        return self.mesh.shape[self.axis]
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The same on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def by_datum(self) -> NamedSharding:
+        """The leading axis divided."""
+        return NamedSharding(self.mesh, PartitionSpec(self.axis))
+
+    def padded(self, num_data: int) -> int:
+        """The number of rows that divides evenly."""
+        return -(-num_data // self.num_shards) * self.num_shards
+
+    def place_data(self, data: PyTree) -> PyTree:
+        """Arrays divided along their leading axis, filled up with copies of their last row."""
+
+        def place(array):
+            array = np.asarray(array)
+            missing = self.padded(len(array)) - len(array)
+            filled = np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing else array
+            return _place(filled, self.by_datum)
+
+        return jax.tree.map(place, data)
+
+    def state_shardings(self, state: PyTree, sites: set[str]) -> PyTree:
+        """The sharding of every leaf of a training state of a model with these parameter sites."""
+
+        def sharding(path, leaf):
+            keys = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+            if STATE in keys and "per_datum" in keys:
+                return self.by_datum
+            # Parameters, and what the optimiser keeps of each, lie below the name of their site.
+            site = next((key for key in keys if key in sites), None)
+            if self.param_specs is None or site is None:
+                return self.replicated
+            spec = self.param_specs(site, leaf)
+            return NamedSharding(self.mesh, spec if len(spec) <= jnp.ndim(leaf) else PartitionSpec())
+
+        return jax.tree_util.tree_map_with_path(sharding, state)
+
+    def place(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
+        """A tree of arrays, the same in every process, on the devices of the mesh."""
+        shardings = jax.tree.map(lambda _: self.replicated, tree) if shardings is None else shardings
+        return jax.tree.map(_place, tree, shardings)
+
+
+def make_layout(mesh: Mesh, param_specs: Any, batch_size: int) -> Layout:
+    """The layout on a user's mesh, whose first axis divides the data.
+
+    Raises:
+        TypeError: for what is no mesh.
+        ValueError: for a batch that the mesh does not divide.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as jax.make_mesh((8,), ('data',)), got {mesh!r}")
+    # Axes that the compiler shards by itself, whatever the user's mesh says.
+    layout = Layout(Mesh(mesh.devices, mesh.axis_names), mesh.axis_names[0], param_specs)
+    if batch_size % layout.num_shards:
+        raise ValueError(
+            f"batch_size must be a multiple of the {layout.num_shards} devices along mesh axis {layout.axis!r}, "
+            f"got {batch_size}"
+        )
+    return layout
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,150 @@
+"""One training step, and many of them in one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIState
+
+from numpyro_kaem.objectives.objective import STATE
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+        svi: NumPyro's state: parameters, optimiser, mutable sites, random key.
+        average: exponential moving average of the unconstrained parameters; None without.
+        step: number of steps so far.
+        bad_in_a_row: how many of the last steps were not finite.
+    """
+
+    svi: SVIState
+    average: PyTree
+    step: Int[Array, ""]
+    bad_in_a_row: Int[Array, ""]
+
+
+class Stepper(NamedTuple):
+    """What a training step is made of; all of it static.
+
+    Attributes:
+        svi: model, guide, optimiser and objective.
+        data_per_step: by which losses are divided.
+        ema_decay: weight of the past in the moving average; None without.
+        adapt: adapts grids after a step, `(key, state, batch, kwargs) -> state`; None without.
+        adaptation_is_due: whether it does so after a step, of the step's number.
+        max_bad_steps: after how many bad steps in a row to stop.
+    """
+
+    svi: SVI
+    data_per_step: float
+    ema_decay: float | None
+    adapt: Callable | None
+    adaptation_is_due: Callable | None
+    max_bad_steps: int
+
+    def step(self, state: TrainState, batch: tuple, rows: Any, kwargs: dict) -> tuple[TrainState, dict[str, Array]]:
+        """Take a step on a batch, or stay where everything was if the loss or the new parameters are not finite.
+
+        Args:
+            state: before the step.
+            batch: positional arguments of the model.
+            rows: where the rows of the batch are among the data, whose chains are kept.
+            kwargs: keyword arguments of the model.
+
+        Returns:
+            The state after it, and what is recorded: `loss`, `is_finite` and the objective's metrics.
+        """
+        before = _take(state.svi, rows)
+        after, loss = self.svi.update(before, *batch, **kwargs)
+        metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
+        params = self.svi.optim.get_params(after.optim_state)
+        is_finite = jnp.isfinite(loss) & _all_finite(params)
+        # All of it, chains and grids too; but for the random key, so that the next step draws anew.
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
+        kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
+        number = state.step + 1
+        if self.adapt is not None:
+            key, key_adapt = jax.random.split(kept.rng_key)
+            kept = SVIState(kept.optim_state, kept.mutable_state, key)
+            due = self.adaptation_is_due(number)
+            kept = jax.lax.cond(due, lambda s: self.adapt(key_adapt, s, batch, kwargs), lambda s: s, kept)
+        average = state.average
+        if self.ema_decay is not None:
+            params = self.svi.optim.get_params(kept.optim_state)
+            average = jax.tree.map(lambda a, p: self.ema_decay * a + (1 - self.ema_decay) * p, average, params)
+        bad_in_a_row = jnp.where(is_finite, 0, state.bad_in_a_row + 1)
+        record = {"loss": loss / self.data_per_step, "is_finite": is_finite, **metrics}
+        return TrainState(_put(state.svi, kept, rows), average, number, bad_in_a_row), record
+
+    def run(
+        self,
+        state: TrainState,
+        records: dict[str, Array],
+        order: Int[Array, "num_steps batch_size"],
+        first: Array,
+        last: Array,
+        data: tuple,
+        kwargs: dict,
+        cut: Callable[[tuple, Array], tuple],
+        place: Callable[[TrainState], TrainState],
+    ) -> tuple[TrainState, dict[str, Array], Array]:
+        """Take the steps `first` to `last` of an epoch, or as many as there are before too many bad ones.
+
+        The bounds are values, so that one compiled program serves epochs that are broken off anywhere.
+
+        Returns:
+            The state, the records with those of the steps filled in, and the number of the step after the last.
+        """
+
+        def goes_on(carry):
+            i, state, _ = carry
+            return (i < last) & (state.bad_in_a_row < self.max_bad_steps)
+
+        def body(carry):
+            i, state, records = carry
+            rows = order[i]
+            state, record = self.step(state, cut(data, rows), rows, kwargs)
+            records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, record)
+            return i + 1, place(state), records
+
+        end, state, records = jax.lax.while_loop(goes_on, body, (first, state, records))
+        return state, records, end
+
+    def empty_records(self, state: TrainState, batch: tuple, rows: Any, kwargs: dict, num_steps: int) -> dict:
+        """Room for the records of an epoch."""
+        _, record = eqx.filter_eval_shape(self.step, state, batch, rows, kwargs)
+        return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), record)
+
+
+def _take(state: SVIState, rows: Any) -> SVIState:
+    """The state with the chains of some rows alone."""
+    return _with_chains(state, lambda chains: jax.tree.map(lambda x: x[rows], chains))
+
+
+def _put(state: SVIState, new: SVIState, rows: Any) -> SVIState:
+    """The new state with all chains, those of some rows renewed."""
+    if not (new.mutable_state or {}).get(STATE, {}).get("per_datum"):
+        return new
+    old = state.mutable_state[STATE]["per_datum"]
+    return _with_chains(new, lambda chains: jax.tree.map(lambda x, y: x.at[rows].set(y), old, chains))
+
+
+def _with_chains(state: SVIState, function: Callable[[dict], dict]) -> SVIState:
+    own = (state.mutable_state or {}).get(STATE)
+    if not own or not own["per_datum"]:
+        return state
+    own = own | {"per_datum": function(own["per_datum"])}
+    return SVIState(state.optim_state, state.mutable_state | {STATE: own}, state.rng_key)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
