@@ -48,7 +48,11 @@ def to_host(leaf: Any) -> np.ndarray:
 
 
 def to_device(array: np.ndarray, like: Any) -> Any:
-    """What `to_host` made of a leaf, as the same kind of leaf as `like` and with its sharding."""
+    """What `to_host` made of a leaf, as the same kind of leaf as `like` and with its sharding.
+
+    Raises:
+        ValueError: if `like` is of a 64-bit dtype and JAX's x64 mode has been left since.
+    """
     if _is_key(like):
         data = to_device(array, jax.random.key_data(like))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
@@ -59,8 +63,12 @@ def to_device(array: np.ndarray, like: Any) -> Any:
         return array if isinstance(like, np.ndarray) else array[()]
     if not like.committed:
         # Committed to its device, it could no longer meet data that are spread over several devices.
-        return jnp.array(array, like.dtype)
-    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+        restored = jnp.array(array)
+    else:
+        restored = jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+    if restored.dtype != like.dtype:
+        raise ValueError(f"restoring {like.dtype} arrays takes JAX's x64 mode (jax_enable_x64), which is off")
+    return restored
 
 
 def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
