@@ -11,7 +11,7 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.elbo import ELBO
 
 from numpyro_kaem.objectives import ImportanceMLE
-from numpyro_kaem.training import fit
+from numpyro_kaem.training import TrainingFailed, fit
 
 
 def model(x):
@@ -162,13 +162,34 @@ def test_constraints_made_of_arrays_and_mutable_sites_survive_compilation():
     assert 1.0 < result.params["location"] < 4.0
 
 
-def test_a_loss_that_is_not_finite_is_recorded_and_warned_of():
-    with pytest.warns(RuntimeWarning) as warned:
-        result = run(optimizer=optax.sgd(1e30), num_epochs=3)
-    messages = [str(warning.message) for warning in warned]
-    assert any("the loss is" in message and "of epoch 1" in message for message in messages)
-    assert any("['location', 'noise'] are not finite" in message for message in messages)
-    assert result.history["non_finite_steps"][-1] == 4
+def test_steps_that_are_not_finite_are_skipped_and_counted():
+    def model_with_a_trap(x):
+        location = numpyro.param("location", 0.0)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(location, 1.0))
+            # Whatever batch holds the largest value has an infinite loss.
+            numpyro.factor("trap", jnp.where(x == DATA.max(), -jnp.inf, 0.0) + 0.0 * z)
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.warns(RuntimeWarning, match=r"the loss is inf at step \d of epoch 1, which is skipped") as warned:
+        result = run(model=model_with_a_trap, num_epochs=20, batch_size=70)
+    assert len(warned) == 1
+    np.testing.assert_array_equal(result.history["non_finite_steps"], np.ones(20))
+    assert np.isinf(result.history["loss"]).sum() == 20
+    assert np.isfinite(result.history["epoch_loss"]).all()
+    assert abs(result.params["location"] - DATA.mean()) < 0.4
+
+
+def test_a_run_of_bad_steps_ends_with_an_error_that_has_the_last_good_parameters():
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(TrainingFailed, match="the last 5 steps.*smaller learning") as raised,
+    ):
+        run(optimizer=optax.sgd(1e30), num_epochs=30, max_bad_steps=5)
+    result = raised.value.result
+    assert result.stop_reason == "non-finite steps"
+    assert all(np.isfinite(value) for value in result.params.values())
+    assert len(result.history["loss"]) < 20
 
 
 def test_the_progress_bar_shows_loss_and_held_out_score(capsys):

@@ -65,8 +65,7 @@ class Stepper(NamedTuple):
         before = _take(state.svi, rows)
         after, loss = self.svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
-        params = self.svi.optim.get_params(after.optim_state)
-        is_finite = jnp.isfinite(loss) & _all_finite(params)
+        is_finite = jnp.isfinite(loss) & _all_finite(self.svi.get_params(after))
         # All of it, chains and grids too; but for the random key, so that the next step draws anew.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
