@@ -183,7 +183,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted():
 def test_a_run_of_bad_steps_ends_with_an_error_that_has_the_last_good_parameters():
     with (
         pytest.warns(RuntimeWarning),
-        pytest.raises(TrainingFailed, match="the last 5 steps.*smaller learning") as raised,
+        pytest.raises(TrainingFailed, match=r"the last 5 steps.*smaller learning") as raised,
     ):
         run(optimizer=optax.sgd(1e30), num_epochs=30, max_bad_steps=5)
     result = raised.value.result
