@@ -24,6 +24,7 @@ from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.result import Posterior
+from numpyro_kaem.sharded_inputs import compiler_sharded
 
 # Runs of the model that are held at once where it must run for every pair of a draw and a datum.
 _PAIRS_AT_ONCE = 2**12
@@ -263,6 +264,7 @@ class ImportanceSampling:
             ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing; for a
                 log-likelihood that is NaN or +inf.
         """
+        params, data, model_kwargs = compiler_sharded((params, data, model_kwargs))
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
 
         @eqx.filter_jit

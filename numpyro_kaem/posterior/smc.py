@@ -24,6 +24,7 @@ from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
 from numpyro_kaem.posterior.swarm import Course, Plan, Rung
 from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
 
 class TemperedSMC:
@@ -163,7 +164,7 @@ class TemperedSMC:
                 for a log-likelihood that is NaN or +inf at draws from the prior.
             RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
         """
-        problem = Problem(model, params, data, model_kwargs, self.plate)
+        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, (num_data, self.num_runs))
@@ -189,8 +190,8 @@ class TemperedSMC:
             for first in range(0, num_data, chunk):
                 # The last chunk is filled up with its last datum, so that it has the shape of the others.
                 indices = order[np.minimum(np.arange(first, first + chunk), num_data - 1)]
-                rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
-                results.append(self._run_chunk(problem, plan, rows_at, keys[indices], indices, bar))
+                rows_at, keys_at = take_rows(rows, keys, indices)
+                results.append(self._run_chunk(problem, plan, rows_at, keys_at, indices, bar))
                 bar.update()
         latents, log_likelihood, log_evidence, ess, rungs = self._join(results, num_data)
         back = np.argsort(order)
@@ -204,10 +205,8 @@ class TemperedSMC:
         temperatures = []
         for first in range(0, len(keys), chunk):
             indices = np.minimum(np.arange(first, first + chunk), len(keys) - 1)
-            rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
-            particles, _ = swarm.start(
-                problem, self.kernel, few, rows_at, keys[indices, :1], min(64, self.num_particles)
-            )
+            rows_at, keys_at = take_rows(rows, keys[:, :1], indices)
+            particles, _ = swarm.start(problem, self.kernel, few, rows_at, keys_at, min(64, self.num_particles))
             temperatures.append(swarm.first_temperature(particles, plan.target_ess))
         return -np.concatenate(temperatures)[: len(keys)]
 

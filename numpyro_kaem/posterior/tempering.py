@@ -24,6 +24,7 @@ from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
 # The progress bar moves this often in a run.
 _UPDATES = 50
@@ -136,7 +137,7 @@ class ParallelTempering:
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
                 for a log-likelihood that is NaN or +inf at draws from the prior.
         """
-        problem = Problem(model, params, data, model_kwargs, self.plate)
+        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
@@ -147,9 +148,8 @@ class ParallelTempering:
         with tqdm(total=len(chunks) * (self.warmup + self.num_steps), unit="step", disable=not self.progress) as bar:
             for indices in chunks:
                 # The last chunk is filled up with its last datum, so that it has the shape of the others.
-                at = jnp.asarray(np.minimum(indices, num_data - 1))
-                rows_at = jax.tree.map(lambda leaf: leaf[at], rows)  # noqa: B023 (used at once)
-                results.append(self._run_chunk(problem, rows_at, keys[at], indices, bar))
+                rows_at, keys_at = take_rows(rows, keys, np.minimum(indices, num_data - 1))
+                results.append(self._run_chunk(problem, rows_at, keys_at, indices, bar))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_data], *results)
         return self._posterior(target, *joined)
 

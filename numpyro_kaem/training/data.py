@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from numpyro_kaem.checkpoint_arrays import to_host
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState
 
@@ -34,6 +35,11 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         label = name + jax.tree_util.keystr(path)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise ValueError(
+                f"{label} is spread over several processes: pass all rows in every process, as an array of its own, or "
+                "an iterable that gives each process its own share of every batch"
+            )
         array = np.asarray(leaf)
         if array.dtype.kind not in "biufc" and not jnp.issubdtype(array.dtype, jnp.inexact):
             raise TypeError(f"{label} must be an array of numbers, got {leaf!r}")
@@ -68,6 +74,7 @@ class ArrayFeed:
         self.data = jax.tree.map(jnp.asarray, data) if layout is None else layout.place_data(data)
         self.num_rows = num_data if layout is None else layout.padded(num_data)
         self.first_batch = jax.tree.map(lambda array: jnp.asarray(array[:batch_size]), data)
+        self.of_all_processes = data
 
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
         """Compile the steps of an epoch; returns the seconds that it took."""
@@ -81,7 +88,10 @@ class ArrayFeed:
             return state if layout is None else jax.lax.with_sharding_constraint(state, shardings)
 
         def run(state, records, order, first, last, data, kwargs):
-            return stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+            state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+            if layout is not None:
+                others = jax.lax.with_sharding_constraint(others, layout.replicated)
+            return place(state), *others
 
         @jax.jit
         def shuffle(key):
@@ -143,11 +153,14 @@ class StreamFeed:
         self._next: Future | None = None
         self._count, self._like = 0, None
         self._submit()
-        first = self._next.result()
+        self._first = first = self._next.result()
         if first is None:
             raise ValueError("data gives no batch: an iterable must give at least one")
-        self.first_batch = first
         self.batch_size = self.num_data = self.num_rows = len(jax.tree.leaves(first)[0])
+        # A model that is read for its structure needs values, and what its parameters start from is to be the same in
+        # every process.
+        self.first_batch = first if layout is None else jax.tree.map(jnp.asarray, jax.tree.map(to_host, first))
+        self.of_all_processes = self.first_batch
 
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
         """Compile a step; returns the seconds that it took."""
@@ -159,7 +172,7 @@ class StreamFeed:
             return state, record
 
         start = time.perf_counter()
-        self._step = eqx.filter_jit(step).lower(state, self.first_batch, kwargs).compile()
+        self._step = eqx.filter_jit(step).lower(state, self._first, kwargs).compile()
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
         return time.perf_counter() - start
 
@@ -220,7 +233,7 @@ class StreamFeed:
             batch = next(self._batches, None)
         if batch is None:
             return None
-        batch, _ = check_data(f"batch {self._count} of data", batch)
+        batch, num_rows = check_data(f"batch {self._count} of data", batch)
         shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
         if self._like is not None and shapes != self._like:
             raise ValueError(
@@ -230,6 +243,7 @@ class StreamFeed:
         self._like, self._count = shapes, self._count + 1
         if self.layout is None:
             return jax.tree.map(jnp.asarray, batch)
+        self.layout.check_batch("the rows of a batch of data, of all processes,", num_rows * jax.process_count())
         return jax.tree.map(
             lambda leaf: jax.make_array_from_process_local_data(self.layout.by_datum, np.asarray(leaf)), batch
         )

@@ -22,9 +22,10 @@ from numpyro_kaem.posterior.importance import log_evidence
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.optimizers import build_optimizer
+from numpyro_kaem.training.processes import check_same_in_all_processes
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run, Settings
-from numpyro_kaem.training.sharding import make_layout
+from numpyro_kaem.training.sharding import Layout, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
 
 
@@ -180,12 +181,13 @@ def fit(
     svi = SVI(model, guide, build_optimizer(optimizer, labels, accumulate), objective)
     store = None if checkpoint_dir is None else CheckpointStore(checkpoint_dir, keep_checkpoints)
 
-    feed, layout = _make_feed(data, batch_size, steps_per_epoch, mesh, param_specs)
+    layout = make_layout(mesh, param_specs)
+    feed = _make_feed(data, batch_size, steps_per_epoch, layout)
     batch = feed.first_batch
+    num_held_out = 0
     if held_out is not None:
-        held_out, _ = check_data("held_out", held_out, like=batch)
-        held_out = jax.tree.map(jnp.asarray, held_out)
-        held_out = held_out if layout is None else layout.place(held_out)
+        held_out, num_held_out = check_data("held_out", held_out, like=batch)
+        held_out = jax.tree.map(jnp.asarray, held_out) if layout is None else layout.place_data(held_out)
 
     init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
     state = _initial_state(svi, init_key, batch, init_params, kwargs)
@@ -220,6 +222,7 @@ def fit(
         model_key, draw_key = jax.random.split(key)
         at = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)
         log_probs, _ = log_evidence(at, draw_key, held_out_num_samples)
+        log_probs = log_probs[:num_held_out]  # without the rows that fill up the last device
         return jnp.mean(log_probs), jnp.std(log_probs) / log_probs.size**0.5
 
     stepper = Stepper(
@@ -235,8 +238,10 @@ def fit(
     keys = {"shuffle": shuffle_key, "score": score_key}
     shardings = None
     if layout is not None:
+        check_same_in_all_processes(key=keys, data=feed.of_all_processes, parameters=state)
         shardings = layout.state_shardings(state, set(svi.get_params(state.svi)))
         state, keys = layout.place(state, shardings), layout.place(keys)
+        kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
     run = Run(
         feed=feed,
         stepper=stepper,
@@ -258,13 +263,12 @@ def fit(
         feed.close()
 
 
-def _make_feed(data, batch_size, steps_per_epoch, mesh, param_specs):
-    """Where batches come from, and where on a mesh they go."""
+def _make_feed(data: Any, batch_size: int | None, steps_per_epoch: int | None, layout: Layout | None):
+    """Where batches come from."""
     if is_stream(data):
         if batch_size is not None:
             raise ValueError(f"batch_size is that of the iterable's batches: leave it out, got {batch_size}")
-        layout = None if mesh is None else make_layout(mesh, param_specs, mesh.shape[mesh.axis_names[0]])
-        return StreamFeed(data, steps_per_epoch, layout), layout
+        return StreamFeed(data, steps_per_epoch, layout)
     if steps_per_epoch is not None:
         raise ValueError("steps_per_epoch is for an iterable of batches; an epoch of arrays is all their whole batches")
     if batch_size is None:
@@ -273,8 +277,9 @@ def _make_feed(data, batch_size, steps_per_epoch, mesh, param_specs):
     data, num_data = check_data("data", data)
     if batch_size > num_data:
         raise ValueError(f"batch_size must be at most the number of rows of data, {num_data}, got {batch_size}")
-    layout = None if mesh is None else make_layout(mesh, param_specs, batch_size)
-    return ArrayFeed(data, num_data, batch_size, layout), layout
+    if layout is not None:
+        layout.check_batch("batch_size", batch_size)
+    return ArrayFeed(data, num_data, batch_size, layout)
 
 
 def _no_guide(*args: Any, **kwargs: Any) -> None:

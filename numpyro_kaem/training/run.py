@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed
 from numpyro_kaem.training.failure import TrainingFailed
+from numpyro_kaem.training.processes import any_process
 from numpyro_kaem.training.result import BY_EPOCH, FitResult, epoch_table
 from numpyro_kaem.training.step import Stepper, TrainState
 
@@ -111,16 +112,17 @@ class Run:
             every = self.settings.checkpoint_every
             if not ended and every is not None and int(self.state.step) % every == 0:
                 self._save()
-            if interrupted and not ended:
+            is_interrupted = any_process(bool(interrupted))
+            if is_interrupted and not ended:
                 self._save()
                 return "interrupted"
         reason = self._end_epoch()
         bar.set_postfix_str(self._postfix(), refresh=False)
-        is_last = self.epoch > self.settings.num_epochs or reason != "finished" or interrupted
+        is_last = self.epoch > self.settings.num_epochs or reason != "finished" or is_interrupted
         every = self.settings.checkpoint_every
         if is_last or every is None or int(self.state.step) % every == 0:
             self._save()
-        return "interrupted" if interrupted else reason
+        return "interrupted" if is_interrupted else reason
 
     def _next_stop(self, size: int) -> int:
         """The step before which to come back from the device."""
@@ -157,9 +159,10 @@ class Run:
             elif self.settings.patience is not None and len(self.scores) - 1 - best >= self.settings.patience:
                 reason = "patience"
         row = epoch_table(self._history())[-1] if self.settings.callbacks else {}
-        for callback in self.settings.callbacks:
-            if callback(self.epoch, row, self._params()) is True:
-                reason = "callback"
+        if any_process(
+            any([callback(self.epoch, row, self._params()) is True for callback in self.settings.callbacks])
+        ):
+            reason = "callback"
         self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
         return reason
 

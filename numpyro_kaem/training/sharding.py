@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from numpyro_kaem.objectives.objective import STATE
+from numpyro_kaem.sharded_inputs import with_auto_axes
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,31 @@ class Layout:
         shardings = jax.tree.map(lambda _: self.replicated, tree) if shardings is None else shardings
         return jax.tree.map(_place, tree, shardings)
 
+    def check_batch(self, what: str, batch_size: int) -> None:
+        """Raise a ValueError unless the mesh divides a batch of this size."""
+        if batch_size % self.num_shards:
+            raise ValueError(
+                f"{what} must be a multiple of the {self.num_shards} devices along mesh axis {self.axis!r}, "
+                f"got {batch_size}"
+            )
 
-def make_layout(mesh: Mesh, param_specs: Any, batch_size: int) -> Layout:
-    """The layout on a user's mesh, whose first axis divides the data.
+
+def make_layout(mesh: Mesh | None, param_specs: Callable | None) -> Layout | None:
+    """The layout on a user's mesh, whose first axis divides the data; None for one device.
 
     Raises:
-        TypeError: for what is no mesh.
-        ValueError: for a batch that the mesh does not divide.
+        TypeError: for what is no mesh, or param_specs that are no function.
+        ValueError: for param_specs without a mesh.
     """
+    if mesh is None:
+        if param_specs is not None:
+            raise ValueError("param_specs need a mesh, whose axes they name")
+        return None
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, such as jax.make_mesh((8,), ('data',)), got {mesh!r}")
-    # Axes that the compiler shards by itself, whatever the user's mesh says.
-    layout = Layout(Mesh(mesh.devices, mesh.axis_names), mesh.axis_names[0], param_specs)
-    if batch_size % layout.num_shards:
-        raise ValueError(
-            f"batch_size must be a multiple of the {layout.num_shards} devices along mesh axis {layout.axis!r}, "
-            f"got {batch_size}"
-        )
-    return layout
+    if param_specs is not None and not callable(param_specs):
+        raise TypeError(f"param_specs must be a function (site, array) -> PartitionSpec, got {param_specs!r}")
+    return Layout(with_auto_axes(mesh), mesh.axis_names[0], param_specs)
 
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -1,0 +1,62 @@
+"""Arguments that are spread over devices, made fit for programs that leave their sharding to the compiler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PRNGKeyArray, PyTree
+
+
+def with_auto_axes(mesh: Mesh) -> Mesh:
+    """The same devices, with axes along which the compiler divides the work by itself."""
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def compiler_sharded(tree: PyTree) -> PyTree:
+    """The same arrays where they are, their meshes with axes as of `with_auto_axes`.
+
+    On a mesh of `jax.make_mesh` an array's sharding is part of its type, which a model written for one device does not
+    say how to go on with.
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(getattr(leaf, "sharding", None), NamedSharding):
+            return leaf
+        mesh = leaf.sharding.mesh
+        if not isinstance(mesh, Mesh) or mesh == with_auto_axes(mesh):
+            return leaf
+        return jax.device_put(leaf, NamedSharding(with_auto_axes(mesh), leaf.sharding.spec))
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def take_rows(rows: PyTree, keys: PRNGKeyArray, indices: np.ndarray) -> tuple[PyTree, PRNGKeyArray]:
+    """Some of the rows and their keys, divided among devices as all the rows were, where that divides them evenly."""
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(rows) if _is_divided(leaf)]
+    if not shardings:
+        return jax.tree.map(lambda leaf: leaf[indices], (rows, keys))
+
+    def take(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        # Taken by index, rows would be gathered on every device, and all work on them done on each.
+        taken = leaf if np.array_equal(indices, np.arange(len(leaf))) else leaf[indices]
+        return jax.device_put(taken, sharding) if len(taken) % _num_parts(sharding) == 0 else taken
+
+    rows = jax.tree.map(lambda leaf: take(leaf, leaf.sharding), rows)
+    first = shardings[0]
+    return rows, take(keys, NamedSharding(first.mesh, PartitionSpec(first.spec[0])))
+
+
+def _is_divided(leaf: jax.Array) -> bool:
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None
+
+
+def _num_parts(sharding: NamedSharding) -> int:
+    """Number of parts of the leading axis."""
+    names = sharding.spec[0] if len(sharding.spec) else ()
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(sharding.mesh.shape[name] for name in names)
