@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Three ways to train one model
-# The same model of handwritten digits, trained by importance-sampled, Langevin and thermodynamic maximum likelihood, and
-# compared by the held-out log-likelihood.
 #
-# The objectives differ in where a gradient looks for the posterior of a digit. `ImportanceMLE` weighs draws from the prior
-# that all digits share, `LangevinMLE` runs a Markov chain for every digit, and `ThermodynamicMLE` a population of them over
-# a ladder of temperatures. The model, the optimiser and the number of passes are the same.
+# The same model of handwritten digits, trained by importance-sampled, Langevin and thermodynamic maximum likelihood,
+# and compared by the held-out log-likelihood.
+#
+# The objectives differ in where a gradient looks for the posterior of a digit. `ImportanceMLE` weighs draws from the
+# prior that all digits share, `LangevinMLE` runs a Markov chain for every digit, and `ThermodynamicMLE` a population of
+# them over a ladder of temperatures. The model, the optimiser and the number of passes are the same.
 
 # %%
 import os
@@ -59,8 +60,8 @@ def model(x):
 
 
 # %% [markdown]
-# Persistent chains take up, at every epoch, where they were when their digit was last seen. Their step sizes are found on
-# the way, for every temperature its own.
+# Persistent chains take up, at every epoch, where they were when their digit was last seen. Their step sizes are found
+# on the way, for every temperature its own.
 
 # %%
 objectives = {
@@ -102,8 +103,8 @@ for name, score in scores.items():
     print(f"{name:25s}{f'{score.mean():.2f} +- {error:.2f}':>28s}{seconds[name]:33.0f}")
 
 # %% [markdown]
-# What each objective tells of itself while it trains: the effective sample size of the shared draws, the acceptance rate
-# of the chains, and the log-evidence that the ladder estimates beside the held-out score.
+# What each objective tells of itself while it trains: the effective sample size of the shared draws, and the
+# log-evidence that the ladder estimates beside the held-out score.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
