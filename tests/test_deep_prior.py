@@ -109,29 +109,30 @@ def test_estimate_of_the_normaliser_is_within_its_error():
     assert abs(estimate - theta @ theta / 2) < 6 * std_error
 
 
-def gradient_of_theta(theta, x, num_samples, key, **steps):
+def loss_and_gradient(theta, x, num_samples, **steps):
     def loss(theta):
-        return ImportanceMLE(num_samples).loss(key, {"theta": theta}, lambda x: linear_gaussian(x, **steps), None, x)
+        key, model = jax.random.key(1), lambda x: linear_gaussian(x, **steps)
+        return ImportanceMLE(num_samples).loss(key, {"theta": theta}, model, None, x)
 
     return jax.jit(jax.value_and_grad(loss))(theta)
 
 
-def test_importance_mle_follows_the_gradient_of_the_normalised_likelihood():
+@pytest.mark.parametrize("num_samples", [pytest.param(2_000, marks=pytest.mark.slow), 100_000])
+def test_importance_mle_follows_the_gradient_of_the_normalised_likelihood(num_samples):
     """With log p(x) = log Normal(x; theta, 1 + NOISE^2) the gradient is sum_b (x_b - theta) / (1 + NOISE^2)."""
     theta, x, h = 0.9, np.array([1.5, -0.2, 0.4]), 0.1
     exact = -np.sum(x - theta) / (1 + NOISE**2)
-    for num_samples in (2_000, 200_000):
-        value, gradient = gradient_of_theta(
-            jnp.array([theta]), jnp.asarray(x), num_samples, jax.random.key(1), num_steps=80, step_size=h
-        )
-        # By steps of h draws have variance v = 1 / (1 - h / 2), and the gradient v / (v + NOISE^2) in place of the
-        # above; posterior weights vary by less than a factor of 4 in effective number of draws.
-        error = 6 * np.sqrt(len(x)) * 4 / np.sqrt(num_samples) + 1e-3 * len(x)  # false alarm: 2e-9
-        variance = 1 / (1 - h / 2)
-        assert abs(gradient[0] + np.sum(x - theta) * variance / (variance + NOISE**2)) < error
-        assert abs(gradient[0] - exact) < error + h * abs(exact)
-        expected = -dist.Normal(theta, np.sqrt(variance + NOISE**2)).log_prob(x).sum()
-        assert abs(value - expected) < error
+    value, gradient = loss_and_gradient(jnp.array([theta]), jnp.asarray(x), num_samples, num_steps=80, step_size=h)
+    # A datum's error is that of the mean of S draws of standard deviation 1, and that of a weighted mean of deviation
+    # 0.62 with an ESS of at least S / 4: below 2.3 / sqrt(S). Six of these: a false alarm has probability 2e-9. After
+    # 80 steps chains are 2e-4 short of theta.
+    error = len(x) * (6 * 2.3 / np.sqrt(num_samples) + 2e-4)
+    # By steps of h draws have variance v = 1 / (1 - h / 2), which takes the place of 1 above.
+    variance = 1 / (1 - h / 2)
+    assert abs(gradient[0] + np.sum(x - theta) * variance / (variance + NOISE**2)) < error
+    assert abs(gradient[0] - exact) < error + h / 2 * abs(exact)
+    expected = -dist.Normal(theta, np.sqrt(variance + NOISE**2)).log_prob(x).sum()
+    assert abs(value - expected) < error
 
 
 def test_negative_phase_is_zero_with_the_mean_score_of_the_unnormalised_sites():
@@ -282,7 +283,7 @@ def check_posterior_mean(posterior, tolerance):
 @pytest.mark.parametrize(
     "sampler",
     [
-        ImportanceSampling(20_000),
+        pytest.param(ImportanceSampling(20_000), marks=pytest.mark.slow),
         Langevin(ULA(step_size=0.1), num_steps=30, num_chains=1_000),
         pytest.param(TemperedSMC(num_particles=5_000), marks=pytest.mark.slow),
     ],
@@ -355,6 +356,6 @@ def test_an_energy_of_another_shape_and_a_value_of_another_size_are_named():
     ],
     ids=lambda reference: type(reference).__name__,
 )
-def test_references_without_a_finite_variance_work(reference):
-    prior = DeepKAPrior(KAN_PRIOR.energy, reference, num_steps=2)
+def test_references_work_also_without_a_known_finite_variance(reference):
+    prior = DeepKAPrior(lambda z: z.sum(-1), reference, num_steps=2)
     assert np.all(np.isfinite(jax.jit(prior.sample)(jax.random.key(0))))

@@ -74,10 +74,18 @@ class DeepKAPrior(dist.Distribution):
 
         energy = KAN(jax.random.key(0), 8, 1, hidden_sizes=(5,))
         prior = DeepKAPrior(energy, dist.Normal(jnp.zeros(8), 1.0).to_event(1))
-        z = prior.sample(jax.random.key(1), (100,))
-        assert z.shape == (100, 8) and prior.log_prob(z).shape == (100,)
-        log_z, std_error = prior.log_normalizer(jax.random.key(2), 1000)
-        normalised = prior.log_prob(z) - log_z
+
+
+        @jax.jit
+        def draws_and_densities(prior, key):
+            key_draws, key_normalizer = jax.random.split(key)
+            z = prior.sample(key_draws, (100,))
+            log_z, std_error = prior.log_normalizer(key_normalizer, 1000)
+            return z, prior.log_prob(z) - log_z, std_error
+
+
+        z, log_density, std_error = draws_and_densities(prior, jax.random.key(1))
+        assert z.shape == (100, 8) and log_density.shape == (100,)
         ```
     """
 
