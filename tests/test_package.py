@@ -247,5 +247,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime = {r.split(">")[0].strip().lower() for r in requires if "extra ==" not in r}
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
-    parts_of_arviz, optional = {"arviz_stats", "pandas", "xarray"}, {"sklearn"}
+    parts_of_arviz, optional = {"arviz_stats", "pandas", "xarray"}, {"clu", "sklearn", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime
