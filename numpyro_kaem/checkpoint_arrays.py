@@ -20,16 +20,16 @@ SCALARS = bool | int | float | complex
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a pytree under their paths, such as `.optim_state['weight'][0]`; no class is named.
+    """The leaves of a pytree under their paths, such as `state.optim_state['weight'][0]`; no class is named.
 
     Raises:
         TypeError: for a leaf that is not an array of numbers, a PRNG key or a number (its path is named).
     """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
     for path, leaf in leaves.items():
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | SCALARS)
         if not is_array or not (_is_key(leaf) or _is_numeric(_dtype(leaf))):
-            raise TypeError(f"state{path} must be an array of numbers, a PRNG key or a number, got {leaf!r}")
+            raise TypeError(f"{path} must be an array of numbers, a PRNG key or a number, got {leaf!r}")
     return leaves
 
 
@@ -84,14 +84,14 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         path: array if array.dtype.kind in "biufc" or array.dtype == jnp.bfloat16 else array.view(np.uint8)
         for path, array in arrays.items()
     }
-    with _checkpointer() as checkpointer, _without_orbax_logs():
+    with _without_orbax_logs(), _checkpointer() as checkpointer:
         try:
             checkpointer.save(os.fspath(folder), args=ocp.args.PyTreeSave(item=arrays))
         except ValueError as error:
             # So says TensorStore, which does the writing, when the disk is full.
             code = re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error))
             if code is None:
-                raise OSError(f"Orbax could not write {folder}: {error}") from error
+                raise OSError(f"Orbax could not write {folder}: {str(error).splitlines()[0]}") from error
             number = int(code[1] or code[2])
             raise OSError(number, os.strerror(number), os.fspath(folder)) from error
 
@@ -106,7 +106,7 @@ def read_arrays(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
 
     restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
     args = ocp.args.PyTreeRestore(item=dict.fromkeys(paths, 0), restore_args=restore_args)
-    with _checkpointer() as checkpointer, _without_orbax_logs():
+    with _without_orbax_logs(), _checkpointer() as checkpointer:
         try:
             return checkpointer.restore(os.fspath(folder), args=args)
         except Exception as error:
@@ -132,14 +132,14 @@ def _without_orbax_logs() -> Iterator[None]:
     """Silence Orbax, which logs several tracebacks for a full disk; the exception itself comes through."""
     logger = logging.getLogger("absl")
 
-    def is_not_orbax(record):
-        return "orbax" not in record.pathname
+    def drop(record):
+        return False
 
-    logger.addFilter(is_not_orbax)
+    logger.addFilter(drop)
     try:
         yield
     finally:
-        logger.removeFilter(is_not_orbax)
+        logger.removeFilter(drop)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,6 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Flush all files to the disk and then write down what they are."""
     import orbax.checkpoint as ocp
 
-    import numpyro_kaem
-
     files = {}
     for path in sorted(folder.rglob("*")):
         flush(path)
@@ -77,7 +76,8 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     manifest["format"], manifest["files"] = FORMAT, files
     manifest["environment"] = {
-        "numpyro_kaem": numpyro_kaem.__version__,
+        # The package has been imported before its modules; importing it from here would go round in a circle.
+        "numpyro_kaem": sys.modules["numpyro_kaem"].__version__,
         "jax": jax.__version__,
         "orbax-checkpoint": ocp.__version__,
         "time": datetime.datetime.now(datetime.UTC).isoformat(),

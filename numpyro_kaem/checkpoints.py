@@ -258,14 +258,14 @@ class CheckpointStore:
         """Raise an error that lists what differs between a checkpoint and this run."""
         saved_tree, saved = manifest["tree"], _entries(manifest["description"])
         now = _entries(description)
-        differences = [f"state{path} is not in the checkpoint" for path in tree if path not in saved_tree]
-        differences += [f"state{path} is in the checkpoint only" for path in saved_tree if path not in tree]
+        differences = [f"{path} is not in the checkpoint" for path in tree if path not in saved_tree]
+        differences += [f"{path} is in the checkpoint only" for path in saved_tree if path not in tree]
         for path in tree:
             for kind in ("shape", "dtype"):
                 old, new = (t.get(path, {}).get(kind) for t in (saved_tree, tree))
                 if path in saved_tree and old != new:
                     old, new = (tuple(v) if kind == "shape" else v for v in (old, new))
-                    differences.append(f"state{path} has the {kind} {old} in the checkpoint, {new} now")
+                    differences.append(f"{path} has the {kind} {old} in the checkpoint, {new} now")
         for name in sorted(saved | now):
             old, new = (entries.get(name, "absent") for entries in (saved, now))
             if old != new:

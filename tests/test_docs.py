@@ -61,7 +61,12 @@ def docstrings():
                 yield name, path, node.body[0].lineno - 1, blocks(text)
 
 
-SLOW_EXAMPLES = {"numpyro_kaem.energy_module.adapt_svi_grid", "numpyro_kaem.distributions.reparam.ICDFReparam"}
+SLOW_EXAMPLES = {
+    "numpyro_kaem.distributions.reparam.ICDFReparam",
+    "numpyro_kaem.energy_module.adapt_svi_grid",
+    "numpyro_kaem.objectives.langevin.LangevinMLE",
+    "numpyro_kaem.objectives.thermodynamic.ThermodynamicMLE",
+}
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -18,6 +18,7 @@ PUBLIC_NAMES = [
     "BSpline",
     "Barker",
     "Chebyshev",
+    "DeepKAPrior",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -76,6 +77,9 @@ LAYERS = [
     "pairwise",
     "posterior",
     "objectives",
+    "checkpoint_arrays",
+    "checkpoint_manifest",
+    "checkpoints",
     "training",
 ]
 
@@ -153,7 +157,7 @@ def test_import_starts_no_jax_backend():
     assert run_python(code) == "False"
 
 
-@pytest.mark.parametrize("heavy", ["arviz", "matplotlib", "sklearn", "xarray", "flax"])
+@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax"])
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -241,6 +245,7 @@ def test_installed_metadata_asks_for_every_third_party_import():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("numpyro_kaem is on the path but not installed")
     runtime = {r.split(">")[0].strip().lower() for r in requires if "extra ==" not in r}
+    runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
-    parts_of_arviz, optional = {"arviz_stats", "pandas", "xarray"}, {"sklearn"}
+    parts_of_arviz, optional = {"arviz_stats", "pandas", "xarray"}, {"clu", "sklearn", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

@@ -184,18 +184,18 @@ class Run:
                 f"{what} at step {number} of epoch {self.epoch}, which is skipped (history counts such steps): try a "
                 "smaller learning rate, clipped gradients or a likelihood that is nowhere zero",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
         if "ess" in records and "ess" not in self.warned and self.epoch > 1:
             ess = float(np.nanmedian(records["ess"]))
             if ess < _COLLAPSED_ESS:
                 self.warned.add("ess")
                 warnings.warn(
-                    f"the effective sample size of the prior draws is {ess:.2g} in epoch {self.epoch}: single draws "
+                    f"the effective sample size of the prior draws is {ess:.3g} in epoch {self.epoch}: single draws "
                     "stand for whole posteriors, and the number of draws is part of what is learned. Take more draws "
                     "or fewer latent dimensions, or LangevinMLE or ThermodynamicMLE",
                     RuntimeWarning,
-                    stacklevel=6,
+                    stacklevel=5,
                 )
 
     def _postfix(self) -> str:

@@ -65,7 +65,10 @@ class Stepper(NamedTuple):
         before = _take(state.svi, rows)
         after, loss = self.svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
-        is_finite = jnp.isfinite(loss) & _all_finite(self.svi.get_params(after))
+        # Not a NaN in what the optimiser keeps either: a gradient may wait there for the next ones. (Optimisers may hold
+        # infinities on purpose.)
+        is_finite = jnp.isfinite(loss) & _all(jnp.isfinite, self.svi.get_params(after))
+        is_finite &= _all(lambda leaf: ~jnp.isnan(leaf), after.optim_state)
         # All of it, chains and grids too; but for the random key, so that the next step draws anew.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
@@ -144,6 +147,7 @@ def _with_chains(state: SVIState, function: Callable[[dict], dict]) -> SVIState:
     return SVIState(state.optim_state, state.mutable_state | {STATE: own}, state.rng_key)
 
 
-def _all_finite(tree: PyTree) -> Array:
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+def _all(condition: Callable[[Array], Array], tree: PyTree) -> Array:
+    """Whether a condition holds for all numbers of a tree."""
+    leaves = [jnp.all(condition(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
