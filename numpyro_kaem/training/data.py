@@ -146,6 +146,11 @@ class StreamFeed:
     """
 
     def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout | None):
+        if jax.process_count() > 1 and layout is not None and steps_per_epoch is None:
+            raise ValueError(
+                "steps_per_epoch must be given for an iterable in several processes: all have to take the same number "
+                "of steps"
+            )
         self.source, self.num_steps, self.layout = data, steps_per_epoch, layout
         self.is_iterator = isinstance(data, Iterator)
         self._batches: Iterator | None = None

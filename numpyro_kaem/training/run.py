@@ -159,9 +159,8 @@ class Run:
             elif self.settings.patience is not None and len(self.scores) - 1 - best >= self.settings.patience:
                 reason = "patience"
         row = epoch_table(self._history())[-1] if self.settings.callbacks else {}
-        if any_process(
-            any([callback(self.epoch, row, self._params()) is True for callback in self.settings.callbacks])
-        ):
+        ends = [callback(self.epoch, row, self._params()) is True for callback in self.settings.callbacks]
+        if any_process(any(ends)):
             reason = "callback"
         self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
         return reason
