@@ -96,7 +96,12 @@ class Target:
         self.whiten, self.gradients = whiten, gradients
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:
-            self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, ICDFReparam())), False)
+            try:
+                self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, ICDFReparam())), False)
+            except ValueError as error:
+                raise ValueError(
+                    f"whitening fails: {error}. Kernels with whiten=False, such as MALA(), need no icdf"
+                ) from error
         row = self.latent_model.program.first_row
 
         def example() -> dict[str, Array]:
