@@ -9,6 +9,9 @@ import numpy as np
 
 def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int) -> None:
     """Raise a ValueError where the log-likelihood is NaN or +inf at draws from the prior, by datum."""
+    # A chunk may be filled up with copies of its last datum.
+    indices, first_copy = np.unique(indices, return_index=True)
+    bad = bad[first_copy]
     if bad.any():
         first = int(np.argmax(bad > 0))
         raise ValueError(

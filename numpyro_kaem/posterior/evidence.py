@@ -144,8 +144,8 @@ def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Flo
     if num_draws < 4:
         return np.full(num_data, float(num_chains))
     total = num_chains * num_draws
-    constant = np.ptp(series, axis=(1, 2)) == 0
     series = np.where(np.isfinite(series), series, 0.0).astype(float)
+    constant = np.ptp(series, axis=(1, 2)) == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         ess = effective_sample_size(np.moveaxis(series, 0, -1))
         if (length := num_draws // _NUM_BATCHES) >= 4:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.latent_model import LatentModel
@@ -207,6 +208,7 @@ class ImportanceSampling:
         target_ess: ESS that each datum's weights should reach, before smoothing; None to stop after one batch.
         max_samples: most draws to use, in whole batches; by default 100 batches.
         pareto_smoothed: whether to smooth the weights (25 draws or more are needed; otherwise they stay as they are).
+        progress: whether to show a progress bar, with `target_ess`.
 
     Raises:
         ValueError: for numbers out of range, a target_ess above max_samples, max_samples without target_ess.
@@ -249,10 +251,12 @@ class ImportanceSampling:
         target_ess: float | int | None = None,
         max_samples: int | None = None,
         pareto_smoothed: bool = False,
+        progress: bool = True,
     ):
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
         self.plate, self.pareto_smoothed = plate, pareto_smoothed
+        self.progress = progress and target_ess is not None
         self.target_ess = None if target_ess is None else check_positive("target_ess", float(target_ess))
         if self.target_ess is None:
             if max_samples is not None:
@@ -304,13 +308,18 @@ class ImportanceSampling:
         num_data = latent_model.num_data
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
         batches, log_sums = [], np.full((2, num_data), -np.inf)
+        bar = tqdm(total=len(keys), unit="batch", disable=not self.progress)
         for batch_key in keys:
             draws, log_weights, bad = jax.device_get(weigh(batch_key, params, data, model_kwargs))
             check_log_likelihood(bad, np.arange(num_data), self.num_samples)
             batches.append((draws, log_weights))
             log_sums = np.logaddexp(log_sums, _log_sums(log_weights))
-            if self.target_ess is not None and np.all(_effective_sample_size(log_sums) >= self.target_ess):
+            ess = _effective_sample_size(log_sums)
+            bar.update()
+            bar.set_postfix_str(f"{len(batches) * self.num_samples} draws, ESS {ess.min():.0f}")
+            if self.target_ess is not None and np.all(ess >= self.target_ess):
                 break
+        bar.close()
         all_draws, all_log_weights = zip(*batches, strict=True)
         draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
         return self._posterior(latent_model, draws, np.concatenate(all_log_weights, axis=1), log_sums)

@@ -48,7 +48,7 @@ def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
 
 
 def count_invalid(points: Point) -> tuple[Point, Array]:
-    """Points whose log-likelihood is NaN become impossible; how many there are, of +inf too."""
+    """Points whose log-likelihood is NaN or +inf become impossible; and how many there are."""
     likelihood = points.log_likelihood
     invalid = jnp.isnan(likelihood) | (likelihood == jnp.inf)
     return points._replace(log_likelihood=jnp.where(invalid, -jnp.inf, likelihood)), jnp.sum(invalid)
@@ -98,7 +98,12 @@ class Target:
         self.whiten, self.gradients = whiten, gradients
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:
-            self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, ICDFReparam())), False)
+            try:
+                self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, ICDFReparam())), False)
+            except ValueError as error:
+                raise ValueError(
+                    f"whitening fails: {error}. Kernels with whiten=False, such as MALA(), need no icdf"
+                ) from error
         row = self.latent_model.program.first_row
 
         def example() -> dict[str, Array]:
@@ -119,10 +124,8 @@ class Target:
         return jnp.nan_to_num(u, nan=0.0, posinf=bound, neginf=-bound)
 
     def evaluate(self, position: Float[Array, " dim"], row: tuple) -> Point:
-        """The point at a position; a log-likelihood that is NaN counts as zero likelihood."""
-        point = self.evaluate_raw(position, row)
-        likelihood = point.log_likelihood
-        return point._replace(log_likelihood=jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood))
+        """The point at a position; a log-likelihood that is NaN or +inf counts as zero likelihood."""
+        return count_invalid(self.evaluate_raw(position, row))[0]
 
     def evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
         """The point at a position, with the log-likelihood as the model gives it."""

@@ -25,8 +25,8 @@ from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.target import Target
 
-# The progress bar moves this often in a run.
-_UPDATES = 50
+# The progress bar moves this often in a run, and shows the lowest ESS of so many data.
+_UPDATES, _SHOWN = 50, 64
 
 
 class ParallelTempering:
@@ -142,14 +142,13 @@ class ParallelTempering:
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
         per_datum = self.num_chains * len(self.ladder)
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
-        chunks = [np.arange(first, first + chunk) for first in range(0, num_data, chunk)]
+        # The last chunk is filled up with its last datum, so that it has the shape of the others.
+        chunks = [np.minimum(np.arange(first, first + chunk), num_data - 1) for first in range(0, num_data, chunk)]
         results = []
         with tqdm(total=len(chunks) * (self.warmup + self.num_steps), unit="step", disable=not self.progress) as bar:
             for indices in chunks:
-                # The last chunk is filled up with its last datum, so that it has the shape of the others.
-                at = jnp.asarray(np.minimum(indices, num_data - 1))
-                rows_at = jax.tree.map(lambda leaf: leaf[at], rows)  # noqa: B023 (used at once)
-                results.append(self._run_chunk(problem, rows_at, keys[at], indices, bar))
+                rows_at = jax.tree.map(lambda leaf: leaf[indices], rows)  # noqa: B023 (used at once)
+                results.append(self._run_chunk(problem, rows_at, keys[indices], indices, bar))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_data], *results)
         return self._posterior(target, *joined)
 
@@ -158,7 +157,11 @@ class ParallelTempering:
         temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
         exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
         num_draws = self.num_steps // self.thin
-        population, bad = chains.start(problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws)
+        # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
+        start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        population, bad = chains.start(
+            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws
+        )
         check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder))
         course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
 
@@ -169,7 +172,7 @@ class ParallelTempering:
                 span = jnp.asarray(begin), jnp.asarray(end), jnp.asarray(adapting)
                 population = chains.advance((course, *span), population)
                 if self.progress:
-                    bar.set_postfix_str(self._progress(population), refresh=False)
+                    bar.set_postfix_str(self._progress(population, max(end, 0) // self.thin), refresh=False)
                 bar.update(end - begin)
             return population
 
@@ -196,11 +199,14 @@ class ParallelTempering:
             )
         )
 
-    def _progress(self, population: Population) -> str:
-        text = f"acceptance {float(population.acceptance[:, -1].mean()):.2f}"
+    def _progress(self, population: Population, num_draws: int) -> str:
+        text = f"{len(self.ladder)} rungs, acceptance {float(population.acceptance[:, -1].mean()):.2f}"
         if len(self.ladder) > 1:
             text += f", swaps {float(population.swaps.mean()):.2f}"
-        return text
+        if num_draws == 0:
+            return f"warm-up, {text}"
+        at_one = np.asarray(population.log_likelihood)[:_SHOWN, :, :num_draws, -1]
+        return f"{text}, ESS {chain_ess(at_one).min():.0f}"
 
     def _posterior(
         self, target: Target, latents, log_likelihood, step_size, acceptance, swaps, round_trips, divergences
@@ -218,7 +224,9 @@ class ParallelTempering:
         warn_if_impossible(impossible, "at every draw")
         elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
         ess = np.min([chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1])], axis=0)
-        ess = np.where(impossible, 0.0, ess)
+        # One chain that never moved is one draw.
+        stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
+        ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
         best = evidence.get("steppingstone")
         zeros = np.zeros_like(at_one)
         with np.errstate(invalid="ignore"):
@@ -256,7 +264,7 @@ class Langevin(ParallelTempering):
         kernel: how chains move.
         num_steps: steps of each chain after warm-up.
         num_chains: independent chains per datum, started at draws from the prior. Two or more give an R-hat.
-        warmup: steps that adapt and are dropped; None for as many as `num_steps`, and none where nothing adapts.
+        warmup: steps that adapt and are dropped; None for as many as `num_steps`.
         thin: every how many steps a draw is kept; it divides `num_steps`.
         chunk_size: chains (data x chains) that move at once, as in `ParallelTempering`.
         plate: name of the data plate, where the model has several.
