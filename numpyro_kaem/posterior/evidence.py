@@ -210,8 +210,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
                 "over a ladder that begins at 0"
             )
         errors = posterior.log_evidence_std_error
-        shared = posterior.proposal_log_weights is not None
-        rows[name] = posterior.log_evidence.sum(), errors.sum() if shared else np.sqrt(np.sum(errors**2))
+        total_error = errors.sum() if posterior.shares_draws else np.sqrt(np.sum(errors**2))
+        rows[name] = posterior.log_evidence.sum(), total_error
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["log_evidence", "std_error"], dtype=float)
     table = table.sort_values("log_evidence", ascending=False)
     table["log_bayes_factor"] = table["log_evidence"] - table["log_evidence"].iloc[0]

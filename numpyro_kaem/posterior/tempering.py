@@ -22,6 +22,7 @@ from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
+from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.target import Target
 
@@ -38,8 +39,10 @@ class ParallelTempering:
     its own. The rung t = 0 is drawn from the prior afresh at every step, so that any mode the prior knows can reach the
     posterior. All data, chains and rungs advance in one compiled computation. A swap costs no evaluation of the model.
 
-    Chains start at draws from the prior. During warm-up step sizes adapt per rung and datum to the kernel's best
-    acceptance rate by dual averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
+    Chains start at draws from the prior or, with a guide, from the guide: an encoder that was trained with the model
+    puts them where the posterior is. (The rung t = 0 stays with the prior; draws outside of the prior's support are
+    moved inside.) During warm-up step sizes adapt per rung and datum to the kernel's best acceptance rate by dual
+    averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
 
     Args:
         ladder: temperatures; a `Ladder` or the numbers. The evidence needs the rung t = 0.
@@ -53,9 +56,12 @@ class ParallelTempering:
             a datum, and does not change the result.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
+        guide: NumPyro guide q(z | x) with the model's arguments and latent sites, where chains start; None for the
+            prior.
+        guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
 
     Raises:
-        ValueError: for numbers out of range, and for a ladder that does not increase to 1.
+        ValueError: for numbers out of range, a ladder that does not increase to 1, and guide_params without a guide.
 
     References:
         C. J. Geyer, Markov chain Monte Carlo maximum likelihood, Computing Science and Statistics 23, 1991;
@@ -97,6 +103,8 @@ class ParallelTempering:
         chunk_size: int | None = None,
         plate: str | None = None,
         progress: bool = True,
+        guide: Callable | None = None,
+        guide_params: dict[str, Any] | None = None,
     ):
         self.ladder = as_ladder(ladder)
         self.kernel = MALA() if kernel is None else kernel
@@ -111,6 +119,7 @@ class ParallelTempering:
             raise ValueError(f"thin must divide num_steps, got thin {thin} and num_steps {num_steps}")
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
         self.plate, self.progress = plate, progress
+        self.proposal = Proposal.of(guide, guide_params)
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -134,10 +143,13 @@ class ParallelTempering:
 
         Raises:
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
-                for a log-likelihood that is NaN or +inf at draws from the prior.
+                for a guide that has not the model's latent sites; for a log-likelihood that is NaN or +inf where chains
+                start.
         """
         problem = Problem(model, params, data, model_kwargs, self.plate)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        if self.proposal is not None:
+            self.proposal.read(target.model, check=True)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
         per_datum = self.num_chains * len(self.ladder)
@@ -160,9 +172,10 @@ class ParallelTempering:
         # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
         start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         population, bad = chains.start(
-            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws
+            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws, self.proposal
         )
-        check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder))
+        source = "prior" if self.proposal is None else "guide"
+        check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder), source)
         course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
 
         def advance(population: Population, first: int, last: int, adapting: bool) -> Population:
@@ -263,15 +276,16 @@ class Langevin(ParallelTempering):
     Args:
         kernel: how chains move.
         num_steps: steps of each chain after warm-up.
-        num_chains: independent chains per datum, started at draws from the prior. Two or more give an R-hat.
+        num_chains: independent chains per datum. Two or more give an R-hat.
         warmup: steps that adapt and are dropped; None for as many as `num_steps`.
         thin: every how many steps a draw is kept; it divides `num_steps`.
         chunk_size: chains (data x chains) that move at once, as in `ParallelTempering`.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
+        guide, guide_params: where chains start, as in `ParallelTempering`.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range, and for guide_params without a guide.
 
     Example:
         ```python
@@ -306,6 +320,8 @@ class Langevin(ParallelTempering):
         chunk_size: int | None = None,
         plate: str | None = None,
         progress: bool = True,
+        guide: Callable | None = None,
+        guide_params: dict[str, Any] | None = None,
     ):
         super().__init__(
             Ladder([1.0]),
@@ -317,6 +333,8 @@ class Langevin(ParallelTempering):
             chunk_size=chunk_size,
             plate=plate,
             progress=progress,
+            guide=guide,
+            guide_params=guide_params,
         )
 
 
