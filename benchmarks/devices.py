@@ -32,6 +32,7 @@ from numpyro_kaem import (
     ThermodynamicMLE,
     UnivariateEnergy,
 )
+from numpyro_kaem.sharded_inputs import spreading
 
 FLAG = "--xla_force_host_platform_device_count=8"
 PIXELS, HIDDEN, DRAWS = 784, 128, 512
@@ -93,8 +94,13 @@ def compile_step(objective, batch_size: int, latents: int, devices: int):
     svi = SVI(model, lambda *args: None, optax.adam(1e-3), objective)
     x = jnp.zeros((batch_size, PIXELS))
     state = jax.device_put(svi.init(jax.random.key(2), x), NamedSharding(mesh, PartitionSpec()))
-    x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    return jax.jit(svi.update).lower(state, x).compile()
+    by_datum = NamedSharding(mesh, PartitionSpec("data"))
+
+    def update(state, x):
+        with spreading(by_datum):
+            return svi.update(state, x)
+
+    return jax.jit(update).lower(state, jax.device_put(x, by_datum)).compile()
 
 
 def exchanged(program: str) -> int:
@@ -107,4 +113,7 @@ def exchanged(program: str) -> int:
 
 
 if __name__ == "__main__":
-    measure() if FLAG in os.environ.get("XLA_FLAGS", "") else main()
+    if FLAG in os.environ.get("XLA_FLAGS", ""):
+        measure()
+    else:
+        main()

@@ -1,14 +1,19 @@
-"""Arguments that are spread over devices, made fit for programs that leave their sharding to the compiler."""
+"""Arrays that are spread over devices: arguments as they come, and what a program makes of its own accord."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PRNGKeyArray, PyTree
+
+_SPREADING: ContextVar[NamedSharding | None] = ContextVar("spreading", default=None)
 
 
 def with_auto_axes(mesh: Mesh) -> Mesh:
@@ -32,6 +37,30 @@ def compiler_sharded(tree: PyTree) -> PyTree:
         return jax.device_put(leaf, NamedSharding(with_auto_axes(mesh), leaf.sharding.spec))
 
     return jax.tree.map(of_leaf, tree)
+
+
+@contextlib.contextmanager
+def spreading(sharding: NamedSharding | None) -> Iterator[None]:
+    """While programs are traced in it, `spread` divides arrays among the devices; None leaves them as they are."""
+    token = _SPREADING.set(sharding)
+    try:
+        yield
+    finally:
+        _SPREADING.reset(token)
+
+
+def spread(tree: PyTree) -> PyTree:
+    """Arrays whose leading axis is divided among devices, where a caller asks for it and it divides evenly.
+
+    Draws from the prior belong to no datum: without this every device would run the decoder on all of them.
+    """
+    sharding = _SPREADING.get()
+    if sharding is None:
+        return tree
+    num_parts = _num_parts(sharding)
+    return jax.tree.map(
+        lambda leaf: leaf if len(leaf) % num_parts else jax.lax.with_sharding_constraint(leaf, sharding), tree
+    )
 
 
 def take_rows(rows: PyTree, keys: PRNGKeyArray, indices: np.ndarray) -> tuple[PyTree, PRNGKeyArray]:

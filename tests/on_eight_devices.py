@@ -119,8 +119,8 @@ def data_and_chains_are_divided():
 
 
 def work_is_divided():
-    """Markov chains are most of a step's work: an eighth of it is left to each device, and what all of them do."""
-    for name in ("langevin", "thermodynamic"):
+    """To each device an eighth of what a step does with data, chains and draws is left, beside what all of them do."""
+    for name in OBJECTIVES:
         *_, one, many = on_one_and_on_eight(name)
         flops = [feed._run.compiled.cost_analysis()["flops"] for feed in (one, many)]
         assert flops[1] < 0.3 * flops[0], (name, flops)

@@ -11,7 +11,7 @@ from numpyro_kaem import KAPrior
 NOISE = 0.5
 
 
-def linear_gaussian(dim, num_data=2, seed=0):
+def linear_gaussian(dim, num_data=2, noise=NOISE, seed=0):
     """A linear-Gaussian latent model, data drawn from it, and their posterior and evidence in closed form.
 
     Returns:
@@ -24,14 +24,14 @@ def linear_gaussian(dim, num_data=2, seed=0):
     def model(x):
         with numpyro.plate("data", x.shape[0]):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(dim), 1.0).to_event(1))
-            numpyro.sample("x", dist.Normal(z @ loadings, NOISE).to_event(1), obs=x)
+            numpyro.sample("x", dist.Normal(z @ loadings, noise).to_event(1), obs=x)
 
-    covariance = a @ a.T + NOISE**2 * np.eye(dim)
+    covariance = a @ a.T + noise**2 * np.eye(dim)
     x = rng.multivariate_normal(np.zeros(dim), covariance, size=num_data)
-    posterior = np.linalg.inv(np.eye(dim) + a.T @ a / NOISE**2)
+    posterior = np.linalg.inv(np.eye(dim) + a.T @ a / noise**2)
     square = np.einsum("bi,ij,bj->b", x, np.linalg.inv(covariance), x)
     log_evidence = -0.5 * (square + np.linalg.slogdet(2 * np.pi * covariance)[1])
-    return model, jnp.asarray(x, jnp.float32), x @ a @ posterior / NOISE**2, np.diag(posterior) ** 0.5, log_evidence
+    return model, jnp.asarray(x, jnp.float32), x @ a @ posterior / noise**2, np.diag(posterior) ** 0.5, log_evidence
 
 
 GRID = np.linspace(-6.0, 6.0, 20_001)

@@ -8,7 +8,7 @@ from scipy.stats import norm
 from tempered_models import GRID, NOISE, PRIOR, decode, distance, ks_bound, quadrature, two_modes
 
 from numpyro_kaem import HMC, MALA, NUTS, PCNL, ULA, Barker, EllipticalSlice, LatentGaussian
-from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.target import Point, Target
 
 NUM_CHAINS, NUM_STEPS = 20_000, 8
 X = np.array([1.0], np.float32)
@@ -84,6 +84,49 @@ def test_a_rule_that_accepts_everything_does_not():
     assert distance(moved, cdf) > 2 * ks_bound(NUM_CHAINS)
 
 
+LOADINGS = jnp.array([[1.0, 0.5, -0.5], [0.3, -1.0, 0.8], [0.9, 0.4, 0.2]])
+THREE = jnp.array([0.5, -1.0, 0.8])
+
+
+def three_correlated(z):
+    """A standard normal prior of three latents, and three of their linear combinations with noise."""
+    residual = (THREE - LOADINGS @ z) / NOISE
+    return Point(z, -0.5 * z @ z, -0.5 * residual @ residual, -z, LOADINGS.T @ residual / NOISE)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__ + "-whitened" * kernel.whiten)
+def test_exact_draws_of_correlated_latents_stay_exact(kernel):
+    """As above, in three dimensions with a scale for each; whitening a standard normal prior changes nothing."""
+    temperature = 0.6
+    precision = np.eye(3) + temperature * np.asarray(LOADINGS.T @ LOADINGS, float) / NOISE**2
+    mean = np.linalg.solve(precision, temperature * np.asarray(LOADINGS.T @ THREE, float) / NOISE**2)
+    root = np.linalg.cholesky(precision)
+    start = mean + np.linalg.solve(root.T, np.random.default_rng(2).normal(size=(3, NUM_CHAINS))).T
+    scale = jnp.array([0.5, 1.0, 2.0]) if kernel.precondition else jnp.ones(3)
+
+    @jax.jit
+    def chains(key, start):
+        def step(points, key):
+            moves = jax.vmap(
+                lambda k, p: kernel.step(
+                    k, p, jnp.asarray(temperature), jnp.asarray(kernel.step_size or 1.0), scale, three_correlated
+                )
+            )(jax.random.split(key, NUM_CHAINS), points)
+            return moves.point, moves.acceptance.mean()
+
+        points, acceptance = jax.lax.scan(step, jax.vmap(three_correlated)(start), jax.random.split(key, NUM_STEPS))
+        return points.position, acceptance.mean()
+
+    moved, acceptance = chains(jax.random.key(0), jnp.asarray(start, jnp.float32))
+    assert np.mean(np.abs(moved - start) > 1e-4) > 0.3
+    assert 0.02 < acceptance <= 1.0
+    whitened = (np.asarray(moved) - mean) @ root
+    directions = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    for direction in directions:
+        projection = whitened @ direction / np.linalg.norm(direction)
+        assert distance(projection, norm.cdf(GRID)) < ks_bound(NUM_CHAINS, 1e-6 / len(directions))
+
+
 def test_at_temperature_zero_the_prior_is_left_alone():
     u = np.random.default_rng(1).uniform(size=NUM_CHAINS)
     cdf = np.asarray(PRIOR.cdf(jnp.asarray(GRID)))
@@ -97,7 +140,8 @@ def test_the_generator_of_the_quadrature_is_the_model_s():
     target = Target(two_modes, {}, (jnp.asarray(X),), {})
     z = jnp.array([0.7])
     expected = -0.5 * ((X[0] - decode(0.7)) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))
-    np.testing.assert_allclose(target.evaluate(z, (jnp.asarray(X[0]),)).log_likelihood, expected, rtol=1e-5)
+    point = jax.jit(target.evaluate)(z, (jnp.asarray(X[0]),))
+    np.testing.assert_allclose(point.log_likelihood, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("h", [0.2, 0.5])
@@ -129,15 +173,18 @@ def test_the_bias_of_ula_is_as_documented(h):
 def test_a_point_knows_its_density_at_every_temperature():
     target = Target(two_modes, {}, (jnp.asarray(X),), {})
     row = (jnp.asarray(X[0]),)
-    point = target.evaluate(jnp.array([1.3]), row)
+    point = jax.jit(target.evaluate)(jnp.array([1.3]), row)
 
+    @jax.jit
+    @jax.value_and_grad
     def log_density(u, t):
         point = target.evaluate(u, row)
         return point.log_prior + t * point.log_likelihood
 
     for t in (0.0, 0.3, 1.0):
-        np.testing.assert_allclose(point.log_density(t), log_density(point.position, t), rtol=1e-6)
-        np.testing.assert_allclose(point.gradient(t), jax.grad(log_density)(point.position, t), rtol=1e-5)
+        value, gradient = log_density(point.position, t)
+        np.testing.assert_allclose(point.log_density(t), value, rtol=1e-6)
+        np.testing.assert_allclose(point.gradient(t), gradient, rtol=1e-5)
     impossible = point._replace(log_likelihood=jnp.array(-jnp.inf), likelihood_gradient=jnp.full(1, jnp.nan))
     assert impossible.log_density(0.0) == point.log_prior
     assert jnp.all(impossible.gradient(0.0) == point.prior_gradient)

@@ -78,6 +78,21 @@ def test_linear_gaussian_moments_and_evidence_are_within_three_standard_errors(d
         assert np.all(posterior.log_evidence_std_error < 0.3)
 
 
+@pytest.mark.parametrize("dim", [1, 10, 40])
+def test_importance_sampling_of_linear_gaussian_models(dim):
+    """As above, of data noisy enough that draws of the prior hit the posterior."""
+    model, x, mean, deviation, log_evidence = linear_gaussian(dim, noise=1.0 + dim**0.5 / 3)
+    posterior = ImportanceSampling(100_000, chunk_size=20_000).run(KEY, model, {}, x)
+    first, second = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
+    error = deviation / posterior.ess[:, None] ** 0.5
+    assert np.sqrt(np.mean(((first - mean) / error) ** 2)) < 3
+    assert (
+        np.sqrt(np.mean((((second - first**2) ** 0.5 / deviation - 1) * (2 * posterior.ess[:, None]) ** 0.5) ** 2)) < 3
+    )
+    assert np.all(np.abs(posterior.log_evidence - log_evidence) < 3 * posterior.log_evidence_std_error)
+    assert np.all(posterior.ess > 100) and np.all(posterior.log_evidence_std_error < 0.1)
+
+
 SAMPLERS = [
     ImportanceSampling(20_000),
     tempering(num_steps=4000, kernel=MALA()),
@@ -146,7 +161,7 @@ def half_line(x):
     [
         ImportanceSampling(20_000),
         slow(tempering(num_steps=4000)),
-        smc(num_particles=2000),
+        slow(smc(num_particles=2000)),
         slow(smc(num_particles=2000, persistent=True, max_rungs=20)),
         slow(smc(num_particles=2000, waste_free=True, num_mcmc_steps=9)),
         slow(Langevin(EllipticalSlice(), num_steps=8000, progress=False)),
@@ -218,28 +233,42 @@ def permuted(tree, order):
     return jax.tree.map(lambda leaf: leaf[order], tree)
 
 
+THREE_MODEL, THREE, *_ = linear_gaussian(2, num_data=3)
+PROBLEM, KERNEL = Problem(THREE_MODEL, {}, (THREE,), {}, None), MALA()
+
+
+def run_chains(rows, keys, *spans):
+    """Chains after spans of steps, each from a first step to one before the last, adapting or not."""
+    population, _ = chains.start(PROBLEM, KERNEL, rows, keys, 2, 3, 20)
+    course = chains.Course(PROBLEM, KERNEL, rows, keys, jnp.array([0.0, 0.3, 1.0]), True, 1, 1)
+    for first, last, adapting in spans:
+        span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(adapting)
+        population = chains.advance((course, *span), population)
+    return population
+
+
+def test_step_sizes_are_frozen_after_warm_up():
+    keys = jax.random.split(KEY, 3)
+    start, warm, later = (run_chains((THREE,), keys, *[(-20, 0, True), (0, 20, False)][:n]) for n in range(3))
+    assert np.all(start.step_size != warm.step_size)
+    assert np.any(later.points.position != warm.points.position)
+    for name in ("step_size", "scale", "moments", "averaging"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(later, name), getattr(warm, name))
+
+
 def test_swaps_and_resampling_never_mix_data():
     """With the data and their keys in another order every result is in that order, and otherwise the same."""
-    model, x, *_ = linear_gaussian(2, num_data=3)
-    problem, kernel, order = Problem(model, {}, (x,), {}, None), MALA(), np.array([2, 0, 1])
-    keys = jax.random.split(KEY, len(x))
-    temperatures = jnp.array([0.0, 0.3, 1.0])
-
-    def run_chains(rows, keys):
-        population, _ = chains.start(problem, kernel, rows, keys, 2, 3, 20)
-        course = chains.Course(problem, kernel, rows, keys, temperatures, True, 1, 1)
-        return chains.advance((course, jnp.asarray(0), jnp.asarray(20), jnp.asarray(True)), population)
-
+    x, order, keys = THREE, np.array([2, 0, 1]), jax.random.split(KEY, 3)
     plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, 0)
 
     def run_swarm(rows, keys):
-        particles, _ = swarm.start(problem, kernel, plan, rows, keys[:, None], 50)
-        course = swarm.Course(problem, kernel, plan, rows, keys[:, None])
+        particles, _ = swarm.start(PROBLEM, KERNEL, plan, rows, keys[:, None], 50)
+        course = swarm.Course(PROBLEM, KERNEL, plan, rows, keys[:, None])
         for number in range(3):
             particles, _ = swarm.advance((course, jnp.asarray(number), jnp.asarray(1.0)), particles)
         return particles
 
-    for run in (run_chains, run_swarm):
+    for run in (lambda rows, keys: run_chains(rows, keys, (0, 20, True)), run_swarm):
         result, moved = run((x,), keys), run((x[order],), keys[order])
         result = permuted(jax.tree.map(lambda a: a if a.ndim else a[None].repeat(3), result), order)
         moved = jax.tree.map(lambda a: a if a.ndim else a[None].repeat(3), moved)
@@ -298,7 +327,13 @@ def nan_at_negative(x):
         numpyro.sample("x", dist.Normal(jnp.sqrt(jnp.where(x > 0, z, 1.0)), 1.0, validate_args=False), obs=x)
 
 
-def gamma_latent(x):
+def infinite_at_positive(x):
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("x", jnp.where((x > 0) & (z > 0), jnp.inf, 0.0))
+
+
+def simplex_latent(x):
     with numpyro.plate("data", x.shape[0]):
         z = numpyro.sample("z", dist.Dirichlet(jnp.ones(3)))
         numpyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
@@ -321,7 +356,9 @@ BAD = {
     "TemperedSMC(target_ess=0.0)": "target_ess must lie in (0, 1), got 0.0",
     "TemperedSMC([0.0, 1.0], target_ess=0.5)": "give ladder or target_ess, not both",
     "TemperedSMC(num_particles=1)": "num_particles must be a whole number of at least 2, got 1",
+    "TemperedSMC(num_particles=4, target_ess=0.2)": "num_particles must be more than 1 / target_ess",
     "TemperedSMC(num_particles=100, num_mcmc_steps=10, waste_free=True)": "must be a multiple",
+    "TemperedSMC(num_particles=11, num_mcmc_steps=10, waste_free=True)": "at least two times, of num_mcmc_steps + 1 =",
     "TemperedSMC(waste_free=True, persistent=True)": "do not go together",
     "TemperedSMC(resampling='none')": "resampling must be one of",
     "ParallelTempering([0.0, 1.0], num_steps=10, thin=3)": "thin must divide num_steps, got thin 3 and num_steps 10",
@@ -347,17 +384,29 @@ def test_a_kernel_is_asked_for():
 
 
 RUNS = {
-    "nan": (nan_at_negative, MALA(), r"NaN or \+inf at \d+ of \d+ draws from the prior of datum 1 \(and of 0 other"),
-    "no icdf": (gamma_latent, PCNL(), r"site 'z' has a Dirichlet"),
-    "discrete": (discrete_latent, MALA(), r"'k'"),
+    "NaN": (nan_at_negative, MALA(), r"NaN or \+inf at \d+ of \d+ draws from the prior of datum 1 \(and of 0 other"),
+    "infinity": (infinite_at_positive, MALA(), r"NaN or \+inf at \d+ of \d+ draws .* of datum 1 \(and of 0 other"),
+    "no icdf": (simplex_latent, PCNL(), r"whitening fails: site 'z' has a Dirichlet .* whiten=False, such as MALA\(\)"),
+    "discrete": (
+        discrete_latent,
+        MALA(),
+        r"latent site 'k' is discrete: .* sum it out .* with numpyro.distributions.Mix",
+    ),
+}
+
+
+MAKERS = {
+    "Langevin": lambda kernel: Langevin(kernel, num_steps=10, progress=False),
+    "ParallelTempering": lambda kernel: tempering(kernel=kernel, num_steps=10),
+    "TemperedSMC": lambda kernel: smc(kernel=kernel, num_particles=50),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("make", ["smc", "tempering"])
+@pytest.mark.parametrize("make", MAKERS)
 def test_models_that_cannot_be_sampled_are_named(name, make):
     model, kernel, message = RUNS[name]
-    sampler = smc(kernel=kernel, num_particles=50) if make == "smc" else tempering(kernel=kernel, num_steps=10)
+    sampler = MAKERS[make](kernel)
     with pytest.raises(ValueError, match=message):
         sampler.run(KEY, model, {}, np.array([-1.0, 1.0], np.float32))
 

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.infer.reparam import Reparam
 
-from numpyro_kaem.distributions.reference import _SYMMETRIC, tail_quantile
+from numpyro_kaem.distributions.reference import _SYMMETRIC, mass_below, survival, tail_quantile
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -77,17 +77,29 @@ class ICDFReparam(Reparam):
 
 def quantile_of_normal(distribution: dist.Distribution, eps: Array) -> Array:
     """F^{-1}(Phi(eps)), each tail from its own side."""
-    info = jnp.finfo(eps.dtype)
-    if _has_exact_tails(distribution):
-        # Derivatives of icdf grow like 1 / Phi'(eps), and need room for what they are multiplied by.
-        limit = math.sqrt(-1.2 * math.log(info.tiny))
-    else:
-        limit = -statistics.NormalDist().inv_cdf(float(info.eps))
+    limit = _limit(distribution, eps.dtype)
     eps = jnp.clip(eps, -limit, limit)
     from_below = eps < 0
     # Not -|eps|: its derivative at zero, where initialisation strategies like to begin, is a matter of convention.
     probability = jax.scipy.special.ndtr(jnp.where(from_below, eps, -eps))
     return tail_quantile(distribution, probability, from_below)
+
+
+def normal_of_quantile(distribution: dist.Distribution, z: Array) -> Array:
+    """Phi^{-1}(F(z)), each tail from its own side: the inverse of `quantile_of_normal`, up to the same limits."""
+    below, above = mass_below(distribution, z), survival(distribution, z)
+    eps = jnp.where(below < above, jax.scipy.special.ndtri(below), -jax.scipy.special.ndtri(above))
+    limit = _limit(distribution, eps.dtype)
+    return jnp.clip(eps, -limit, limit)
+
+
+def _limit(distribution: dist.Distribution, dtype) -> float:
+    """The largest |eps| at which z is exact."""
+    info = jnp.finfo(dtype)
+    if _has_exact_tails(distribution):
+        # Derivatives of icdf grow like 1 / Phi'(eps), and need room for what they are multiplied by.
+        return math.sqrt(-1.2 * math.log(info.tiny))
+    return -statistics.NormalDist().inv_cdf(float(info.eps))
 
 
 @tail_quantile.register

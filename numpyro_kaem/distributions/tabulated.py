@@ -340,6 +340,13 @@ class TabulatedDistribution(dist.Distribution):
         return jnp.where(is_below, below, jnp.where(is_above, 1.0 - above, body))
 
     @eqx.filter_jit
+    def _survival(self, value):
+        _, high = self._body
+        # The upper tail from its own side, where 1 - F(z) has lost its digits.
+        _, above = self._tail_probabilities(high, jnp.maximum(value, high))
+        return jnp.where(value > high, above, 1.0 - self._cdf(value))
+
+    @eqx.filter_jit
     def _mean_and_variance(self):
         mean = self._expect(lambda z: z)
         return mean, self._expect(lambda z: (z - mean) ** 2)
@@ -428,6 +435,11 @@ class TabulatedDistribution(dist.Distribution):
                     mass = mass * jnp.exp(log_density - jax.lax.stop_gradient(log_density))
                 total += jnp.sum(jnp.where(usable, function(z) * mass, 0.0), axis=0)
         return total
+
+
+@survival.register
+def _(distribution: TabulatedDistribution, z):
+    return distribution._survival(z)
 
 
 def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.bases import Basis, BSpline
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import ACTIVATIONS, UnivariateEnergy
+from numpyro_kaem.generators.precision import check_compute_dtype, contract
 
 _DEFAULT_BASIS = BSpline(num_intervals=8, degree=3, domain=(-3.0, 3.0))
 
@@ -39,9 +42,12 @@ class KAN(eqx.Module):
         hidden_sizes: width of each hidden layer; empty for one layer of functions.
         basis: the functions B_g and the domain on which they live, used in every layer.
         base_activation: "silu", "tanh" or "identity".
+        compute_dtype: dtype to which the factors of matrix products are rounded, such as `jnp.bfloat16`; sums,
+            the basis, activations, the parameters and their gradients keep the parameters' dtype. None for that dtype.
 
     Raises:
-        ValueError: for a size below 1, and, when called, for an input whose last axis is not in_size.
+        ValueError: for a size below 1, a compute_dtype that is not floating, and, when called, for an input whose last
+            axis is not in_size.
 
     References:
         Z. Liu et al., KAN: Kolmogorov-Arnold Networks, arXiv 2404.19756.
@@ -58,6 +64,7 @@ class KAN(eqx.Module):
     """
 
     layers: tuple[UnivariateEnergy, ...]
+    compute_dtype: np.dtype | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class KAN(eqx.Module):
         *,
         basis: Basis = _DEFAULT_BASIS,
         base_activation: str = "silu",
+        compute_dtype: Any = None,
     ):
         sizes = [
             check_count("in_size", in_size, 1),
@@ -81,6 +89,7 @@ class KAN(eqx.Module):
             layer = UnivariateEnergy.init(layer_key, shape, basis=basis, base_activation=base_activation, scale=scale)
             layers.append(eqx.tree_at(lambda f: f.coefficients, layer, 0.1 * layer.coefficients))
         self.layers = tuple(layers)
+        self.compute_dtype = check_compute_dtype(compute_dtype)
 
     def __call__(self, z: Float[Array, "..."]) -> Float[Array, "... out_size"]:
         """Map the last axis of z from in_size to out_size."""
@@ -89,7 +98,8 @@ class KAN(eqx.Module):
             raise ValueError(f"z must have a last axis of size {in_size}, got shape {jnp.shape(z)}")
         for layer in self.layers:
             coefficients = layer.spline_weight[..., None] * layer.coefficients
-            spline = jnp.einsum("...ig,iog->...o", layer.basis(z), coefficients)
+            spline = contract("...ig,iog->...o", layer.basis(z), coefficients, self.compute_dtype)
             activation, _ = ACTIVATIONS[layer.base_activation]
-            z = activation(layer.basis.clip(z)) @ layer.base_weight + spline
+            base = activation(layer.basis.clip(z))
+            z = contract("...i,io->...o", base, layer.base_weight, self.compute_dtype) + spline
         return z

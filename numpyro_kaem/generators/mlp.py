@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.generators.precision import check_compute_dtype, contract
 
 
 class MLP(eqx.Module):
@@ -26,9 +29,12 @@ class MLP(eqx.Module):
         out_size: size of the last axis of the output, at least 1.
         hidden_sizes: width of each hidden layer; empty for an affine map.
         activation: elementwise function of the hidden layers.
+        compute_dtype: dtype to which the factors of matrix products are rounded, such as `jnp.bfloat16`; sums,
+            biases, activations, the parameters and their gradients keep the parameters' dtype. None for that dtype.
 
     Raises:
-        ValueError: for a size below 1, and, when called, for an input whose last axis is not in_size.
+        ValueError: for a size below 1, a compute_dtype that is not floating, and, when called, for an input whose last
+            axis is not in_size.
 
     Example:
         ```python
@@ -44,6 +50,7 @@ class MLP(eqx.Module):
     weights: tuple[Float[Array, "fan_in fan_out"], ...]
     biases: tuple[Float[Array, " fan_out"], ...]
     activation: Callable = eqx.field(static=True)
+    compute_dtype: np.dtype | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -52,6 +59,8 @@ class MLP(eqx.Module):
         out_size: int,
         hidden_sizes: Sequence[int] = (256, 256),
         activation: Callable = jax.nn.gelu,
+        *,
+        compute_dtype: Any = None,
     ):
         sizes = [
             check_count("in_size", in_size, 1),
@@ -67,12 +76,18 @@ class MLP(eqx.Module):
         )
         self.biases = tuple(jnp.zeros(fan_out) for fan_out in sizes[1:])
         self.activation = activation
+        self.compute_dtype = check_compute_dtype(compute_dtype)
 
     def __call__(self, z: Float[Array, "..."]) -> Float[Array, "... out_size"]:
         """Map the last axis of z from in_size to out_size."""
         in_size = self.weights[0].shape[0]
         if jnp.ndim(z) == 0 or z.shape[-1] != in_size:
             raise ValueError(f"z must have a last axis of size {in_size}, got shape {jnp.shape(z)}")
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            z = self.activation(z @ weight + bias)
-        return z @ self.weights[-1] + self.biases[-1]
+        *hidden, last = zip(self.weights, self.biases, strict=True)
+        for weight, bias in hidden:
+            z = self.activation(self._product(z, weight) + bias)
+        weight, bias = last
+        return self._product(z, weight) + bias
+
+    def _product(self, z: Array, weight: Array) -> Array:
+        return contract("...i,io->...o", z, weight, self.compute_dtype)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.target import Point, Target, count_invalid
 
-# Draws from the prior of a datum whose spread is the first preconditioner.
-_PRIOR_DRAWS = 64
+# Draws of a datum whose spread is the first preconditioner.
+_SPREAD_DRAWS = 64
 
 
 class Problem(NamedTuple):
@@ -89,19 +90,33 @@ def _begin_averaging(step_size: Array) -> Any:
 # Run once: optimised code would take longer to compile than it saves.
 @eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
 def start(
-    problem: Problem, kernel: Kernel, rows: tuple, keys: Array, num_chains: int, num_rungs: int, num_draws: int
+    problem: Problem,
+    kernel: Kernel,
+    rows: tuple,
+    keys: Array,
+    num_chains: int,
+    num_rungs: int,
+    num_draws: int,
+    proposal: Proposal | None = None,
 ) -> tuple[Population, Array]:
-    """Chains at exact draws from the prior, and how many log-likelihoods are NaN or +inf there, by datum."""
+    """Chains at exact draws from the prior or else from a guide, and how many log-likelihoods are NaN or +inf there."""
     target = problem.target(kernel)
     num_data = len(keys)
+    draw = target.draw
+    if proposal is not None:
+        encoder = proposal.read(target.model)
+
+        def draw(key, row):
+            z = encoder.sample_prior(key, 1, *row)
+            return target.position(jax.tree.map(lambda leaf: leaf[0], z), row)
 
     def of_datum(key, row):
         num_points = num_chains * num_rungs
-        num_drawn = num_points + (_PRIOR_DRAWS if kernel.precondition and not kernel.whiten else 0)
-        draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_drawn))
+        num_drawn = num_points + (_SPREAD_DRAWS if kernel.precondition and not kernel.whiten else 0)
+        draws = jax.vmap(lambda k: draw(k, row))(jax.random.split(key, num_drawn))
         scale = jnp.ones(target.dim, draws.dtype)
         if num_drawn > num_points:
-            # Quantiles, because a prior need not have a variance.
+            # Quantiles, because a prior or guide need not have a variance.
             low, high = jnp.quantile(draws[num_points:], jnp.array([0.16, 0.84]), axis=0)
             scale = jnp.where(high > low, (high - low) / 2, 1.0)
         points, bad = count_invalid(jax.vmap(lambda u: target.evaluate_raw(u, row))(draws[:num_points]))

@@ -144,8 +144,8 @@ def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Flo
     if num_draws < 4:
         return np.full(num_data, float(num_chains))
     total = num_chains * num_draws
-    constant = np.ptp(series, axis=(1, 2)) == 0
     series = np.where(np.isfinite(series), series, 0.0).astype(float)
+    constant = np.ptp(series, axis=(1, 2)) == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         ess = effective_sample_size(np.moveaxis(series, 0, -1))
         if (length := num_draws // _NUM_BATCHES) >= 4:
@@ -210,8 +210,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
                 "over a ladder that begins at 0"
             )
         errors = posterior.log_evidence_std_error
-        shared = posterior.proposal_log_weights is not None
-        rows[name] = posterior.log_evidence.sum(), errors.sum() if shared else np.sqrt(np.sum(errors**2))
+        total_error = errors.sum() if posterior.shares_draws else np.sqrt(np.sum(errors**2))
+        rows[name] = posterior.log_evidence.sum(), total_error
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["log_evidence", "std_error"], dtype=float)
     table = table.sort_values("log_evidence", ascending=False)
     table["log_bayes_factor"] = table["log_evidence"] - table["log_evidence"].iloc[0]

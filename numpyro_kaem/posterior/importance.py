@@ -1,8 +1,8 @@
-"""Importance sampling with the prior as proposal, and the weights that it shares with `ImportanceMLE`.
+"""Importance sampling with the prior or a guide as proposal, and the weights that it shares with `ImportanceMLE`.
 
 The functions here take a `LatentModel` and are pure: they are jitted, differentiated and scanned by their
-callers. Draws have the draw axis S first; where the prior depends on the data a data axis B follows it,
-otherwise all data share the same draws.
+callers. Draws have the draw axis S first; where every datum has its own a data axis B follows it (by default
+where the prior depends on the data), otherwise all data share the same draws.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.pairwise import pairwise_log_likelihood
-from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
+from numpyro_kaem.posterior.diagnostics import check_log_likelihood, check_log_ratio, warn_if_impossible
+from numpyro_kaem.posterior.proposal import Proposal, in_support
 from numpyro_kaem.posterior.result import Posterior
-from numpyro_kaem.sharded_inputs import compiler_sharded
+from numpyro_kaem.sharded_inputs import compiler_sharded, spread
 
 # Runs of the model that are held at once where it must run for every pair of a draw and a datum.
 _PAIRS_AT_ONCE = 2**12
@@ -35,24 +37,32 @@ def draws_differ_by_datum(latent_model: LatentModel) -> bool:
     return latent_model.plate is not None and latent_model.prior_depends_on_data
 
 
-def sample_prior(latent_model: LatentModel, key: PRNGKeyArray, num_samples: int) -> dict[str, Array]:
-    """Draw S latents, the same for all data where the prior does not depend on them.
+def sample_prior(
+    latent_model: LatentModel, key: PRNGKeyArray, num_samples: int, by_datum: bool | None = None
+) -> dict[str, Array]:
+    """Draw S latents.
+
+    Args:
+        latent_model: a model, or a guide in place of its prior.
+        key: JAX random key.
+        num_samples: number of draws S.
+        by_datum: whether every datum has draws of its own; None for `draws_differ_by_datum`.
 
     Returns:
-        For each latent site `(num_samples, *shape)`, or `(num_samples, num_data, *shape)` where the prior
-        depends on the data.
+        For each latent site `(num_samples, *shape)`, or `(num_samples, num_data, *shape)` by datum.
     """
-    if not draws_differ_by_datum(latent_model):
+    if not (draws_differ_by_datum(latent_model) if by_datum is None else by_datum):
         return latent_model.sample_prior(key, num_samples)
     keys = jax.random.split(key, latent_model.num_data)
     return jax.vmap(lambda k, *x: latent_model.sample_prior(k, num_samples, *x), out_axes=1)(keys, *latent_model.rows)
 
 
-def log_prior(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples _"]:
-    """Prior log p(z_s): `(num_samples, 1)`, or `(num_samples, num_data)` where it depends on the data."""
-    if not draws_differ_by_datum(latent_model):
-        return jax.vmap(latent_model.log_prior)(draws)[:, None]
-    return jax.vmap(lambda z: jax.vmap(latent_model.log_prior)(z, *latent_model.rows))(draws)
+def log_prior(
+    latent_model: LatentModel, draws: dict[str, Array], by_datum: bool | None = None
+) -> Float[Array, "num_samples _"]:
+    """Prior log p(z_s): `(num_samples, 1)`, or `(num_samples, num_data)` for draws by datum (see `sample_prior`)."""
+    by_datum = draws_differ_by_datum(latent_model) if by_datum is None else by_datum
+    return _at_draws(latent_model.log_prior, latent_model, draws, by_datum)
 
 
 def negative_phase(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "*num_data"]:
@@ -79,11 +89,22 @@ def negative_phase(latent_model: LatentModel, draws: dict[str, Array]) -> Float[
     return jnp.mean(values - jax.lax.stop_gradient(values), axis=0)
 
 
-def log_likelihood(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples num_data"]:
-    """Likelihood log p(x_b | z_s) of every datum at every draw (or at its own draws)."""
+def _at_draws(
+    function: Callable, latent_model: LatentModel, draws: dict[str, Array], by_datum: bool
+) -> Shaped[Array, "num_samples _"]:
+    """A function of the latents, and the row, of a datum at every draw."""
+    if not by_datum:
+        return jax.vmap(function)(draws)[:, None]
+    return jax.vmap(lambda z: jax.vmap(function)(z, *latent_model.rows))(draws)
+
+
+def log_likelihood(
+    latent_model: LatentModel, draws: dict[str, Array], by_datum: bool | None = None
+) -> Float[Array, "num_samples num_data"]:
+    """Likelihood log p(x_b | z_s) of every datum at every draw, or at its own draws (see `sample_prior`)."""
     if latent_model.plate is None:
         return jax.vmap(latent_model.log_likelihood)(draws)[:, None]
-    if not draws_differ_by_datum(latent_model):
+    if not (draws_differ_by_datum(latent_model) if by_datum is None else by_datum):
         return pairwise_log_likelihood(latent_model, draws)
 
     @jax.checkpoint
@@ -92,9 +113,26 @@ def log_likelihood(latent_model: LatentModel, draws: dict[str, Array]) -> Float[
         return jax.vmap(lambda z: latent_model.log_likelihood(z, *row))(z)
 
     num_samples = len(jax.tree.leaves(draws)[0])
-    by_datum = jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), draws)
+    by_row = jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), draws)
     batch_size = min(latent_model.num_data, max(1, _PAIRS_AT_ONCE // num_samples))
-    return jax.lax.map(of_datum, (by_datum, latent_model.rows), batch_size=batch_size).T
+    return jax.lax.map(of_datum, (by_row, latent_model.rows), batch_size=batch_size).T
+
+
+def log_proposal_ratio(
+    latent_model: LatentModel, encoder: LatentModel, draws: dict[str, Array]
+) -> Float[Array, "num_samples num_data"]:
+    """Ratio log p(z_bs) - log q(z_bs | x_b) at draws from a guide q; -inf outside of the prior's support.
+
+    NumPyro's densities do not say where their support ends.
+    """
+    by_datum = latent_model.plate is not None
+    ratio = log_prior(latent_model, draws, by_datum) - log_prior(encoder, draws, by_datum)
+
+    def excluded(*z_and_row):
+        # What rounding has put outside of both supports, such as a point of the simplex, belongs to both.
+        return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)
+
+    return jnp.where(_at_draws(excluded, latent_model, draws, by_datum), -jnp.inf, ratio)
 
 
 def map_chunks(function: Callable, draws: PyTree, chunk_size: int | None) -> Float[Array, "rows num_data"]:
@@ -142,7 +180,8 @@ def log_evidence(
     log_ratio = log_density - jax.lax.stop_gradient(log_density) - negative_phase(latent_model, draws)
 
     def sums(chunk):
-        log_weights = log_likelihood(latent_model, chunk[0]) + chunk[1]
+        chunk = spread(chunk)
+        log_weights = spread(log_likelihood(latent_model, chunk[0])) + chunk[1]
         return jnp.stack([log_sum_exp(log_weights), log_sum_exp(2 * jax.lax.stop_gradient(log_weights))])
 
     log_sums = map_chunks(sums, (draws, log_ratio), chunk_size)
@@ -164,6 +203,11 @@ def observed_values(latent_model: LatentModel) -> dict[str, Array]:
     return jax.vmap(observed, in_axes=(0, axis))(jnp.arange(latent_model.num_data), latent_model.rows)
 
 
+def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num_data"]:
+    """How many values of each datum are NaN or +inf."""
+    return jnp.sum(jnp.isnan(values) | (values == jnp.inf), axis=0)
+
+
 def _log_sums(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, "2 num_data"]:
     """Logarithms of the sums of weights and of their squares, by datum."""
     largest = log_weights.max(1)
@@ -181,15 +225,21 @@ def _effective_sample_size(log_sums: Float[np.ndarray, "2 num_data"]) -> Float[n
 
 
 class ImportanceSampling:
-    """Posterior by importance sampling with the prior as proposal.
+    """Posterior by importance sampling with the prior, or an encoder, as proposal.
 
     S draws z_s from the prior are shared by all data (each datum has its own where the prior depends on the
-    data) and weighted by the likelihood, w_bs = p(x_b | z_s). Per datum, with ESS = (sum_s w_bs)^2 / sum_s
+    data) and weighted by the likelihood, w_bs = p(x_b | z_s). With a guide q, each datum has draws z_bs ~ q(z | x_b)
+    of its own, and
+
+        w_bs = p(z_bs) p(x_b | z_bs) / q(z_bs | x_b),
+
+    zero where z_bs is outside of the prior's support; the closer q is to the posterior, the more equal they are. q must
+    reach wherever the posterior does, and should have the wider tails. Per datum, with ESS = (sum_s w_bs)^2 / sum_s
     w_bs^2,
 
         log p(x_b) ~ log mean_s w_bs,   standard error sqrt(1 / ESS - 1 / S)  (delta method).
 
-    Errors of different data are correlated, because their draws are the same. The estimate of p(x_b) is
+    Errors of different data are correlated where their draws are the same. The estimate of p(x_b) is
     unbiased for a fixed S; that of its logarithm is too low by about half its squared standard error.
 
     With `target_ess`, batches of `num_samples` draws are added until every datum has that ESS, or `max_samples` draws
@@ -201,16 +251,20 @@ class ImportanceSampling:
     of p(x_b) has finite variance also where the weights have none, and is biased downwards.
 
     Args:
-        num_samples: number of prior draws S, at least 1; with `target_ess`, of a batch.
+        num_samples: number of draws S, at least 1; with `target_ess`, of a batch.
         chunk_size: draws whose likelihoods are computed at once; None for all. It bounds the memory, apart
             from the S x B matrix of weights that is returned, and does not change the result.
         plate: name of the data plate, where the model has several.
         target_ess: ESS that each datum's weights should reach, before smoothing; None to stop after one batch.
         max_samples: most draws to use, in whole batches; by default 100 batches.
         pareto_smoothed: whether to smooth the weights (25 draws or more are needed; otherwise they stay as they are).
+        progress: whether to show a progress bar, with `target_ess`.
+        guide: NumPyro guide q(z | x) to draw from, with the model's arguments and latent sites; None for the prior.
+        guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
 
     Raises:
-        ValueError: for numbers out of range, a target_ess above max_samples, max_samples without target_ess.
+        ValueError: for numbers out of range, a target_ess above max_samples, max_samples without target_ess,
+            guide_params without a guide.
 
     References:
         A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72), 2024.
@@ -250,10 +304,15 @@ class ImportanceSampling:
         target_ess: float | int | None = None,
         max_samples: int | None = None,
         pareto_smoothed: bool = False,
+        progress: bool = True,
+        guide: Callable | None = None,
+        guide_params: dict[str, Any] | None = None,
     ):
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
         self.plate, self.pareto_smoothed = plate, pareto_smoothed
+        self.progress = progress and target_ess is not None
+        self.proposal = Proposal.of(guide, guide_params)
         self.target_ess = None if target_ess is None else check_positive("target_ess", float(target_ess))
         if self.target_ess is None:
             if max_samples is not None:
@@ -288,40 +347,71 @@ class ImportanceSampling:
                 short of `target_ess`, `reached_target` says which.
 
         Raises:
-            ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing; for a
-                log-likelihood that is NaN or +inf.
+            ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing; for a guide that
+                has not the model's latent sites; for a log-likelihood, or with a guide a ratio of densities, that is
+                NaN or +inf.
         """
         params, data, model_kwargs = compiler_sharded((params, data, model_kwargs))
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
 
+        if self.proposal is not None:
+            self.proposal.read(latent_model, check=True)
+
         @eqx.filter_jit
-        def weigh(key, params, data, model_kwargs):
+        def weigh(key, params, data, model_kwargs, proposal):
             # The model is read again, so that parameters and data are arguments of the compiled function.
             latent_model = LatentModel(model, params, *data, plate=self.plate, check=False, **model_kwargs)
-            draws = sample_prior(latent_model, key, self.num_samples)
-            log_weights = map_chunks(partial(log_likelihood, latent_model), draws, self.chunk_size)
-            bad = jnp.sum(jnp.isnan(log_weights) | (log_weights == jnp.inf), axis=0)
-            return draws, log_weights.T, bad
+            if proposal is None:
+                draws = sample_prior(latent_model, key, self.num_samples)
+                likelihood = map_chunks(partial(log_likelihood, latent_model), draws, self.chunk_size)
+                return draws, likelihood.T, None, _count_bad(likelihood), None
+            encoder, by_datum = proposal.read(latent_model), latent_model.plate is not None
+            draws = sample_prior(encoder, key, self.num_samples, by_datum)
+            log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, self.chunk_size)
+            likelihood = map_chunks(partial(log_likelihood, latent_model, by_datum=by_datum), draws, self.chunk_size)
+            # Outside of its prior's support a model need not have a likelihood.
+            likelihood = jnp.where(log_ratio == -jnp.inf, -jnp.inf, likelihood)
+            return draws, likelihood.T, (likelihood + log_ratio).T, _count_bad(likelihood), _count_bad(log_ratio)
 
         num_data = latent_model.num_data
+        source = "prior" if self.proposal is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
         batches, log_sums = [], np.full((2, num_data), -np.inf)
+        bar = tqdm(total=len(keys), unit="batch", disable=not self.progress)
         for batch_key in keys:
-            draws, log_weights, bad = jax.device_get(weigh(batch_key, params, data, model_kwargs))
-            check_log_likelihood(bad, np.arange(num_data), self.num_samples)
-            batches.append((draws, log_weights))
+            draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
+                weigh(batch_key, params, data, model_kwargs, self.proposal)
+            )
+            if self.proposal is None:
+                log_weights = likelihood
+            else:
+                check_log_ratio(bad_ratio, self.num_samples)
+            check_log_likelihood(bad_likelihood, np.arange(num_data), self.num_samples, source)
+            batches.append((draws, likelihood, log_weights))
             log_sums = np.logaddexp(log_sums, _log_sums(log_weights))
-            if self.target_ess is not None and np.all(_effective_sample_size(log_sums) >= self.target_ess):
+            ess = _effective_sample_size(log_sums)
+            bar.update()
+            bar.set_postfix_str(f"{len(batches) * self.num_samples} draws, ESS {ess.min():.0f}")
+            if self.target_ess is not None and np.all(ess >= self.target_ess):
                 break
-        all_draws, all_log_weights = zip(*batches, strict=True)
+        bar.close()
+        all_draws, all_likelihoods, all_log_weights = zip(*batches, strict=True)
         draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
-        return self._posterior(latent_model, draws, np.concatenate(all_log_weights, axis=1), log_sums)
+        likelihood = np.concatenate(all_likelihoods, axis=1)
+        log_weights = likelihood if self.proposal is None else np.concatenate(all_log_weights, axis=1)
+        return self._posterior(latent_model, draws, likelihood, log_weights, log_sums)
 
     def _posterior(
-        self, latent_model: LatentModel, draws: dict[str, np.ndarray], log_weights: np.ndarray, log_sums: np.ndarray
+        self,
+        latent_model: LatentModel,
+        draws: dict[str, np.ndarray],
+        likelihood: np.ndarray,
+        log_weights: np.ndarray,
+        log_sums: np.ndarray,
     ) -> Posterior:
         num_data, num_samples = log_weights.shape
-        warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} prior draws")
+        source = "prior draws" if self.proposal is None else "draws from the guide"
+        warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}")
         reached_target = None
         if self.target_ess is not None:
             reached_target = _effective_sample_size(log_sums) >= self.target_ess
@@ -343,19 +433,20 @@ class ImportanceSampling:
         ess = _effective_sample_size(log_sums)
         with np.errstate(divide="ignore"):
             std_error = np.sqrt(np.maximum(1.0 / ess - 1.0 / num_samples, 0.0))
-        by_datum = draws_differ_by_datum(latent_model)
+        by_datum = draws_differ_by_datum(latent_model) if self.proposal is None else latent_model.plate is not None
         return Posterior(
             latents={
                 name: np.swapaxes(z, 0, 1) if by_datum else np.broadcast_to(z, (num_data, *z.shape))
                 for name, z in draws.items()
             },
             log_weights=log_weights,
-            log_likelihood=raw_log_weights,
+            log_likelihood=likelihood,
             log_evidence=(log_sums[0] - np.log(num_samples)).astype(log_weights.dtype),
             log_evidence_std_error=std_error,
             ess=ess,
             observed=jax.device_get(observed_values(latent_model)),
             plate=latent_model.plate,
+            shares_draws=not by_datum,
             proposal_log_weights=raw_log_weights,
             reached_target=reached_target,
             latent_model=latent_model,

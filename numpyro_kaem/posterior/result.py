@@ -84,6 +84,7 @@ class Posterior:
         plate: name of the data plate; None for a model with global latents.
         proposal_log_weights: log-weights of the importance sampler that made the draws, from which `pareto_k`
             is computed; None for other samplers. Resampling keeps them.
+        shares_draws: whether all data share the draws that were weighted, so that their errors are correlated.
         reached_target: whether the ESS of each datum reached the `target_ess` of `ImportanceSampling`; None without.
         num_chains: independent chains or runs that the particles are divided into, in equal shares.
         evidence: every estimate of the evidence that the sampler has, by name.
@@ -103,6 +104,7 @@ class Posterior:
     observed: dict[str, np.ndarray]
     plate: str | None
     proposal_log_weights: Float[np.ndarray, "num_data num_proposals"] | None = None
+    shares_draws: bool = False
     reached_target: Bool[np.ndarray, " num_data"] | None = None
     num_chains: int = 1
     evidence: dict[str, Evidence] = field(default_factory=dict)

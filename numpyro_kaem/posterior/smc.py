@@ -122,6 +122,11 @@ class TemperedSMC:
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel must be a kernel such as MALA(), got {kernel!r}")
         self.num_particles = check_count("num_particles", num_particles, 2)
+        if self.target_ess is not None and self.target_ess * num_particles <= 1:
+            raise ValueError(
+                f"num_particles must be more than 1 / target_ess, because weights have an effective sample size of at "
+                f"least 1, got {num_particles} and target_ess {self.target_ess:g}"
+            )
         self.num_mcmc_steps = check_count("num_mcmc_steps", num_mcmc_steps, 1)
         self.num_runs = check_count("num_runs", num_runs, 1)
         if waste_free and persistent:
@@ -212,7 +217,9 @@ class TemperedSMC:
 
     def _run_chunk(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, indices: np.ndarray, bar: tqdm):
         """Latents, log-likelihoods, evidence and rungs of some of the data, on the host."""
-        particles, bad = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
+        # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
+        start_keys, keys = jnp.moveaxis(jax.vmap(jax.vmap(jax.random.split))(keys), 2, 0)
+        particles, bad = swarm.start(problem, self.kernel, plan, rows, start_keys, self.num_particles)
         check_log_likelihood(np.asarray(bad).sum(1), indices, self.num_particles * self.num_runs)
         course, rungs = Course(problem, self.kernel, plan, rows, keys), []
         dtype = particles.temperature.dtype
@@ -265,6 +272,9 @@ class TemperedSMC:
         flat = log_likelihood.reshape(num_data, -1)
         last = [flat.mean(1), finite_std(flat, 1)]
         mean = _mean_over_runs
+        # A run that has arrived stays at t = 1 while others are on their way.
+        someone = np.isfinite(rungs.temperature).any(1, keepdims=True)
+        rungs = rungs._replace(temperature=np.where(someone & np.isnan(rungs.temperature), 1.0, rungs.temperature))
         start, nan = np.zeros((num_data, 1)), np.full((num_data, 1), np.nan)
 
         def with_final(series, value):

@@ -372,7 +372,9 @@ def _relative_variance(swarm: Swarm, weights: Array) -> Array:
 def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length: int) -> Float[Array, "B R"]:
     """Effective sample size of equally weighted particles for the mean of their latents, the smallest of D elements.
 
-    The variance of a mean is that of the sums over families: of common descent, or chains of waste-free SMC.
+    The variance of a mean is that of the sums over families: of common descent, or chains of waste-free SMC. Taken from
+    the particles' own mean it is too small by the factor 1 - sum_i s_i^2, with s_i the share of family i; a single
+    family is worth one draw.
     """
 
     def of_run(family: Array, values: Float[Array, "N D"]) -> Array:
@@ -382,8 +384,11 @@ def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length:
             family = jnp.concatenate([first, jnp.repeat(first, chain_length - 1)])
         centred = values - values.mean(0)
         sums = jax.ops.segment_sum(centred, family, num_particles)
-        squares, of_families = jnp.sum(centred**2, 0), jnp.sum(sums**2, 0)
-        return num_particles * jnp.min(jnp.where(of_families > squares, squares / of_families, 1.0))
+        sizes = jax.ops.segment_sum(jnp.ones_like(centred[:, 0]), family, num_particles)
+        lost = jnp.sum((sizes / num_particles) ** 2)
+        squares, of_families = jnp.sum(centred**2, 0), jnp.sum(sums**2, 0) / (1.0 - lost)
+        ess = num_particles * jnp.min(jnp.where(of_families > squares, squares / of_families, 1.0))
+        return jnp.where(sizes.max() == num_particles, 1.0, jnp.maximum(ess, 1.0))
 
     return jax.vmap(jax.vmap(of_run))(swarm.ancestor, latents)
 

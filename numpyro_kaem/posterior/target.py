@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.handlers import reparam
 
 from numpyro_kaem.distributions import ICDFReparam
+from numpyro_kaem.distributions.reparam import normal_of_quantile
 from numpyro_kaem.latent_model import LatentModel
 
 
@@ -48,7 +49,7 @@ def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
 
 
 def count_invalid(points: Point) -> tuple[Point, Array]:
-    """Points whose log-likelihood is NaN become impossible; how many there are, of +inf too."""
+    """Points whose log-likelihood is NaN or +inf become impossible; and how many there are."""
     likelihood = points.log_likelihood
     invalid = jnp.isnan(likelihood) | (likelihood == jnp.inf)
     return points._replace(log_likelihood=jnp.where(invalid, -jnp.inf, likelihood)), jnp.sum(invalid)
@@ -98,7 +99,13 @@ class Target:
         self.whiten, self.gradients = whiten, gradients
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:
-            self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, ICDFReparam())), False)
+            self._reparam = ICDFReparam()
+            try:
+                self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, self._reparam)), False)
+            except ValueError as error:
+                raise ValueError(
+                    f"whitening fails: {error}. Kernels with whiten=False, such as MALA(), need no icdf"
+                ) from error
         row = self.latent_model.program.first_row
 
         def example() -> dict[str, Array]:
@@ -112,17 +119,35 @@ class Target:
     def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
         """One exact draw from the prior of a datum, in flat coordinates."""
         draws = self.latent_model.sample_prior(key, 1, *row)
-        z = self._to_unconstrained(jax.tree.map(lambda leaf: leaf[0], draws), row)
-        u, _ = ravel_pytree(z)
+        return self._flatten(self._to_unconstrained(jax.tree.map(lambda leaf: leaf[0], draws), row))
+
+    def position(self, z: dict[str, Array], row: tuple) -> Float[Array, " dim"]:
+        """The flat coordinates of latents as the model knows them; those out of the prior's support move inside."""
+        # NaN in a coordinate says that the latent is out of support, and in a latent that something is broken.
+        is_broken = jnp.any(jnp.isnan(ravel_pytree(z)[0]))
+        return jnp.where(is_broken, jnp.nan, self._flatten(self._coordinates(z, row)))
+
+    def _coordinates(self, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+        if not self.whiten:
+            return self.model.unconstrain(z, *row)
+        program = self.model.program
+        sites, _ = program.run(program.lead(z), program.lead(row or program.first_row))
+
+        def whitened(site: dict) -> Array:
+            univariate, *_ = self._reparam._unwrap(site["fn"])
+            return normal_of_quantile(univariate, site["value"])
+
+        return {f"{name}_base": program.datum(name, whitened(sites[name])) for name in z}
+
+    def _flatten(self, coordinates: dict[str, Array]) -> Float[Array, " dim"]:
+        u, _ = ravel_pytree(coordinates)
         # A rounded draw may lie on the very bound of its support, which is at infinity here.
         bound = -jnp.log(jnp.finfo(u.dtype).eps)
         return jnp.nan_to_num(u, nan=0.0, posinf=bound, neginf=-bound)
 
     def evaluate(self, position: Float[Array, " dim"], row: tuple) -> Point:
-        """The point at a position; a log-likelihood that is NaN counts as zero likelihood."""
-        point = self.evaluate_raw(position, row)
-        likelihood = point.log_likelihood
-        return point._replace(log_likelihood=jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood))
+        """The point at a position; a log-likelihood that is NaN or +inf counts as zero likelihood."""
+        return count_invalid(self.evaluate_raw(position, row))[0]
 
     def evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
         """The point at a position, with the log-likelihood as the model gives it."""

@@ -22,12 +22,13 @@ from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
+from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.target import Target
 from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
-# The progress bar moves this often in a run.
-_UPDATES = 50
+# The progress bar moves this often in a run, and shows the lowest ESS of so many data.
+_UPDATES, _SHOWN = 50, 64
 
 
 class ParallelTempering:
@@ -39,8 +40,10 @@ class ParallelTempering:
     its own. The rung t = 0 is drawn from the prior afresh at every step, so that any mode the prior knows can reach the
     posterior. All data, chains and rungs advance in one compiled computation. A swap costs no evaluation of the model.
 
-    Chains start at draws from the prior. During warm-up step sizes adapt per rung and datum to the kernel's best
-    acceptance rate by dual averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
+    Chains start at draws from the prior or, with a guide, from the guide: an encoder that was trained with the model
+    puts them where the posterior is. (The rung t = 0 stays with the prior; draws outside of the prior's support are
+    moved inside.) During warm-up step sizes adapt per rung and datum to the kernel's best acceptance rate by dual
+    averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
 
     Args:
         ladder: temperatures; a `Ladder` or the numbers. The evidence needs the rung t = 0.
@@ -54,9 +57,12 @@ class ParallelTempering:
             a datum, and does not change the result.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
+        guide: NumPyro guide q(z | x) with the model's arguments and latent sites, where chains start; None for the
+            prior.
+        guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
 
     Raises:
-        ValueError: for numbers out of range, and for a ladder that does not increase to 1.
+        ValueError: for numbers out of range, a ladder that does not increase to 1, and guide_params without a guide.
 
     References:
         C. J. Geyer, Markov chain Monte Carlo maximum likelihood, Computing Science and Statistics 23, 1991;
@@ -98,6 +104,8 @@ class ParallelTempering:
         chunk_size: int | None = None,
         plate: str | None = None,
         progress: bool = True,
+        guide: Callable | None = None,
+        guide_params: dict[str, Any] | None = None,
     ):
         self.ladder = as_ladder(ladder)
         self.kernel = MALA() if kernel is None else kernel
@@ -112,6 +120,7 @@ class ParallelTempering:
             raise ValueError(f"thin must divide num_steps, got thin {thin} and num_steps {num_steps}")
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
         self.plate, self.progress = plate, progress
+        self.proposal = Proposal.of(guide, guide_params)
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -135,20 +144,23 @@ class ParallelTempering:
 
         Raises:
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
-                for a log-likelihood that is NaN or +inf at draws from the prior.
+                for a guide that has not the model's latent sites; for a log-likelihood that is NaN or +inf where chains
+                start.
         """
         problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        if self.proposal is not None:
+            self.proposal.read(target.model, check=True)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
         per_datum = self.num_chains * len(self.ladder)
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
-        chunks = [np.arange(first, first + chunk) for first in range(0, num_data, chunk)]
+        # The last chunk is filled up with its last datum, so that it has the shape of the others.
+        chunks = [np.minimum(np.arange(first, first + chunk), num_data - 1) for first in range(0, num_data, chunk)]
         results = []
         with tqdm(total=len(chunks) * (self.warmup + self.num_steps), unit="step", disable=not self.progress) as bar:
             for indices in chunks:
-                # The last chunk is filled up with its last datum, so that it has the shape of the others.
-                rows_at, keys_at = take_rows(rows, keys, np.minimum(indices, num_data - 1))
+                rows_at, keys_at = take_rows(rows, keys, indices)
                 results.append(self._run_chunk(problem, rows_at, keys_at, indices, bar))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_data], *results)
         return self._posterior(target, *joined)
@@ -158,8 +170,13 @@ class ParallelTempering:
         temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
         exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
         num_draws = self.num_steps // self.thin
-        population, bad = chains.start(problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws)
-        check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder))
+        # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
+        start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        population, bad = chains.start(
+            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws, self.proposal
+        )
+        source = "prior" if self.proposal is None else "guide"
+        check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder), source)
         course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
 
         def advance(population: Population, first: int, last: int, adapting: bool) -> Population:
@@ -169,7 +186,7 @@ class ParallelTempering:
                 span = jnp.asarray(begin), jnp.asarray(end), jnp.asarray(adapting)
                 population = chains.advance((course, *span), population)
                 if self.progress:
-                    bar.set_postfix_str(self._progress(population), refresh=False)
+                    bar.set_postfix_str(self._progress(population, max(end, 0) // self.thin), refresh=False)
                 bar.update(end - begin)
             return population
 
@@ -196,11 +213,14 @@ class ParallelTempering:
             )
         )
 
-    def _progress(self, population: Population) -> str:
-        text = f"acceptance {float(population.acceptance[:, -1].mean()):.2f}"
+    def _progress(self, population: Population, num_draws: int) -> str:
+        text = f"{len(self.ladder)} rungs, acceptance {float(population.acceptance[:, -1].mean()):.2f}"
         if len(self.ladder) > 1:
             text += f", swaps {float(population.swaps.mean()):.2f}"
-        return text
+        if num_draws == 0:
+            return f"warm-up, {text}"
+        at_one = np.asarray(population.log_likelihood)[:_SHOWN, :, :num_draws, -1]
+        return f"{text}, ESS {chain_ess(at_one).min():.0f}"
 
     def _posterior(
         self, target: Target, latents, log_likelihood, step_size, acceptance, swaps, round_trips, divergences
@@ -218,7 +238,9 @@ class ParallelTempering:
         warn_if_impossible(impossible, "at every draw")
         elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
         ess = np.min([chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1])], axis=0)
-        ess = np.where(impossible, 0.0, ess)
+        # One chain that never moved is one draw.
+        stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
+        ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
         best = evidence.get("steppingstone")
         zeros = np.zeros_like(at_one)
         with np.errstate(invalid="ignore"):
@@ -255,15 +277,16 @@ class Langevin(ParallelTempering):
     Args:
         kernel: how chains move.
         num_steps: steps of each chain after warm-up.
-        num_chains: independent chains per datum, started at draws from the prior. Two or more give an R-hat.
-        warmup: steps that adapt and are dropped; None for as many as `num_steps`, and none where nothing adapts.
+        num_chains: independent chains per datum. Two or more give an R-hat.
+        warmup: steps that adapt and are dropped; None for as many as `num_steps`.
         thin: every how many steps a draw is kept; it divides `num_steps`.
         chunk_size: chains (data x chains) that move at once, as in `ParallelTempering`.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
+        guide, guide_params: where chains start, as in `ParallelTempering`.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range, and for guide_params without a guide.
 
     Example:
         ```python
@@ -298,6 +321,8 @@ class Langevin(ParallelTempering):
         chunk_size: int | None = None,
         plate: str | None = None,
         progress: bool = True,
+        guide: Callable | None = None,
+        guide_params: dict[str, Any] | None = None,
     ):
         super().__init__(
             Ladder([1.0]),
@@ -309,6 +334,8 @@ class Langevin(ParallelTempering):
             chunk_size=chunk_size,
             plate=plate,
             progress=progress,
+            guide=guide,
+            guide_params=guide_params,
         )
 
 

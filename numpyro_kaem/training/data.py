@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from numpyro_kaem.checkpoint_arrays import to_host
+from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState
 
@@ -88,7 +89,8 @@ class ArrayFeed:
             return state if layout is None else jax.lax.with_sharding_constraint(state, shardings)
 
         def run(state, records, order, first, last, data, kwargs):
-            state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+            with spreading(None if layout is None else layout.by_datum):
+                state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
             if layout is not None:
                 others = jax.lax.with_sharding_constraint(others, layout.replicated)
             return place(state), *others
@@ -171,7 +173,8 @@ class StreamFeed:
         """Compile a step; returns the seconds that it took."""
 
         def step(state, batch, kwargs):
-            state, record = stepper.step(state, batch, slice(None), kwargs)
+            with spreading(None if self.layout is None else self.layout.by_datum):
+                state, record = stepper.step(state, batch, slice(None), kwargs)
             if self.layout is not None:
                 state = jax.lax.with_sharding_constraint(state, shardings)
             return state, record

@@ -19,6 +19,7 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.importance import log_evidence
+from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.optimizers import build_optimizer
@@ -221,7 +222,8 @@ def fit(
     def score(params, key, data, kwargs):
         model_key, draw_key = jax.random.split(key)
         at = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)
-        log_probs, _ = log_evidence(at, draw_key, held_out_num_samples)
+        with spreading(None if layout is None else layout.by_datum):
+            log_probs, _ = log_evidence(at, draw_key, held_out_num_samples)
         log_probs = log_probs[:num_held_out]  # without the rows that fill up the last device
         return jnp.mean(log_probs), jnp.std(log_probs) / log_probs.size**0.5
 

@@ -65,7 +65,7 @@ class Stepper(NamedTuple):
         before = _take(state.svi, rows)
         after, loss = self.svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
-        # Not a NaN in what the optimiser keeps either: a gradient may wait there for the next ones. (Optimisers may hold
+        # Not a NaN in what the optimiser keeps either, where a gradient may wait for the next ones. (It may hold
         # infinities on purpose.)
         is_finite = jnp.isfinite(loss) & _all(jnp.isfinite, self.svi.get_params(after))
         is_finite &= _all(lambda leaf: ~jnp.isnan(leaf), after.optim_state)

@@ -1,0 +1,95 @@
+"""An encoder as the proposal: a NumPyro guide, read as `LatentModel` reads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+from numpyro.handlers import substitute
+
+from numpyro_kaem.latent_model import LatentModel
+
+
+class Proposal(NamedTuple):
+    """A guide q(z | x) and its parameters.
+
+    Attributes:
+        guide: NumPyro guide, called with the model's arguments.
+        params: constrained values of its parameter sites.
+    """
+
+    guide: Callable
+    params: dict[str, Any]
+
+    @classmethod
+    def of(cls, guide: Callable | None, guide_params: dict[str, Any] | None) -> Proposal | None:
+        """The proposal that a sampler was given; None where it was given none."""
+        if guide is None:
+            if guide_params is not None:
+                raise ValueError(f"guide_params {sorted(guide_params)} need a guide, but guide is None")
+            return None
+        if not callable(guide):
+            raise TypeError(f"guide must be a NumPyro guide, a function of the model's arguments, got {guide!r}")
+        return cls(guide, {} if guide_params is None else dict(guide_params))
+
+    def read(self, latent_model: LatentModel, *, check: bool = False) -> LatentModel:
+        """The guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
+
+        Args:
+            latent_model: the model.
+            check: whether the guide's rows are compared, see `LatentModel`.
+
+        Returns:
+            A latent model of the guide, with the model's data plate, rows and sub-sample.
+
+        Raises:
+            ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
+        """
+        program, guide = latent_model.program, self.guide
+        if latent_model.scale != 1.0:
+            # A sub-sample is drawn once, by the model.
+            guide = substitute(guide, data=program.structure.plate_indices)
+        try:
+            encoder = LatentModel(
+                guide,
+                self.params,
+                *program.data,
+                plate=latent_model.plate,
+                rng_key=program.rng_key,
+                check=check,
+                **program.model_kwargs,
+            )
+        except ValueError as error:
+            raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
+        _check_sites(latent_model, encoder)
+        return encoder
+
+
+def in_support(latent_model: LatentModel, z: dict[str, Array], *x: Any) -> Bool[Array, ""]:
+    """Whether the latents of a datum, arguments as those of `LatentModel.log_prior`, lie in their prior's support."""
+    program = latent_model.program
+    sites, _ = program.run(program.lead(z), program.lead(x or program.first_row))
+    return jnp.all(jnp.stack([jnp.all(sites[name]["fn"].support(sites[name]["value"])) for name in z]))
+
+
+def _check_sites(latent_model: LatentModel, encoder: LatentModel) -> None:
+    if observed := [*encoder.observed_names, *encoder.program.global_names]:
+        raise ValueError(f"guide must have latent sites only, but it observes {observed}")
+    expected, given = latent_model.latent_shapes, encoder.latent_shapes
+    missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    if missing or extra:
+        raise ValueError(
+            f"guide must have the latent sites of the model, {sorted(expected)}: missing {missing}, extra {extra}"
+        )
+    if encoder.plate != latent_model.plate:
+        if latent_model.plate is None:
+            where = f"outside of plate {encoder.plate!r}, as in the model"
+        else:
+            where = f"inside plate {latent_model.plate!r}, but {list(encoder.outside_sites)} are outside"
+        raise ValueError(f"guide must have latent sites {where}")
+    shapes = {name: (expected[name], given[name]) for name in expected if expected[name] != given[name]}
+    if shapes:
+        text = ", ".join(f"{name!r} has {theirs} instead of {ours}" for name, (ours, theirs) in shapes.items())
+        raise ValueError(f"guide must have the shapes of the model for one datum, but {text}")

@@ -1,0 +1,150 @@
+"""Estimates of the evidence, effective sample sizes and ladders against closed forms, on draws made by NumPy."""
+
+import numpy as np
+import pytest
+
+from numpyro_kaem import Ladder, Posterior, compare_evidence
+from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
+from numpyro_kaem.posterior.result import Rungs
+
+# z ~ Normal(0, 1), x | z ~ Normal(z, NOISE): every power posterior is normal.
+X, NOISE = 1.5, 0.4
+CONSTANT = -np.log(NOISE) - 0.5 * np.log(2 * np.pi)
+LOG_EVIDENCE = -0.5 * X**2 / (1 + NOISE**2) - 0.5 * np.log(2 * np.pi * (1 + NOISE**2))
+
+
+def power_posterior(t):
+    """Mean and variance at a temperature."""
+    variance = 1 / (1 + t / NOISE**2)
+    return variance * t * X / NOISE**2, variance
+
+
+def expected_log_likelihood(t):
+    mean, variance = power_posterior(t)
+    return CONSTANT - 0.5 * ((X - mean) ** 2 + variance) / NOISE**2
+
+
+def log_likelihoods(temperatures, num_data, num_chains, num_draws):
+    """Of independent draws at every rung."""
+    mean, variance = power_posterior(temperatures)
+    noise = np.random.default_rng(0).normal(size=(num_data, num_chains, num_draws, len(temperatures)))
+    return CONSTANT - 0.5 * ((X - mean - variance**0.5 * noise) / NOISE) ** 2
+
+
+def test_steppingstone_is_unbiased_and_knows_its_error():
+    """The mean of exp(log Z_hat - log Z) over 400 estimates is within three standard errors of 1."""
+    t = Ladder.power(6, 3.0).temperatures
+    estimate = steppingstone(t, log_likelihoods(t, 400, 2, 100))
+    ratios = np.exp(estimate.log_evidence - LOG_EVIDENCE)
+    assert abs(ratios.mean() - 1) < 3 * ratios.std() / 20
+    assert ratios.std() / 20 < 0.02
+    # The spread of 400 has a standard error of 3.5 percent, and the errors stated a bias of the effective sample size.
+    np.testing.assert_allclose(np.mean(estimate.std_error**2) ** 0.5, estimate.log_evidence.std(), rtol=0.2)
+    assert np.all(estimate.bias == 0)
+
+
+@pytest.mark.parametrize("num_intervals", [8, 16])
+def test_thermodynamic_integration_knows_its_error_and_its_bias(num_intervals):
+    """Trapezoids lie below a concave curve; the bias is that of the rule, and so is its sign."""
+    t = Ladder.power(num_intervals, 3.0).temperatures
+    expected = expected_log_likelihood(t)
+    bias = np.sum(np.diff(t) * (expected[1:] + expected[:-1]) / 2) - LOG_EVIDENCE
+    assert bias < -0.01
+    estimate = thermodynamic(t, log_likelihoods(t, 400, 2, 200))
+    error = estimate.log_evidence.std() / 20
+    assert abs(estimate.log_evidence.mean() - bias - LOG_EVIDENCE) < 3 * error
+    assert 3 * error < -bias
+    np.testing.assert_allclose(np.mean(estimate.std_error**2) ** 0.5, estimate.log_evidence.std(), rtol=0.2)
+    # To leading order in the rungs' distances, which halve from the first case to the second.
+    np.testing.assert_allclose(estimate.bias.mean(), bias, rtol=2.0 / num_intervals)
+
+
+def test_zero_likelihoods_are_steps_of_their_own_and_no_integrand():
+    """Where half of the prior draws are impossible, half of the first ratio is lost."""
+    t = np.array([0.0, 0.5, 1.0])
+    log_likelihood = np.full((2, 1, 100, 3), -1.0)
+    log_likelihood[0, :, ::2, 0] = -np.inf
+    log_likelihood[1] = -np.inf
+    np.testing.assert_allclose(steppingstone(t, log_likelihood).log_evidence, [-1.0 + np.log(0.5), -np.inf])
+    assert np.all(np.isnan(thermodynamic(t, log_likelihood).log_evidence))
+
+
+def test_the_effective_sample_size_is_that_of_an_autoregression():
+    """N (1 - c) / (1 + c) for the coefficient c: averaged over 200 data, within a tenth or two."""
+    rng = np.random.default_rng(0)
+    for c, tolerance in [(0.0, 0.35), (0.8, 0.2), (0.95, 0.2)]:
+        series = np.empty((200, 2, 2000))
+        series[..., 0] = rng.normal(size=(200, 2)) / (1 - c**2) ** 0.5
+        for i in range(1, series.shape[-1]):
+            series[..., i] = c * series[..., i - 1] + rng.normal(size=(200, 2))
+        np.testing.assert_allclose(chain_ess(series).mean(), 4000 * (1 - c) / (1 + c), rtol=tolerance)
+
+
+def make_posterior(log_evidence, std_error, plate="data", shared=False):
+    num_data = len(log_evidence)
+    return Posterior(
+        latents={"z": np.zeros((num_data, 1))},
+        log_weights=np.zeros((num_data, 1)),
+        log_likelihood=np.zeros((num_data, 1)),
+        log_evidence=np.array(log_evidence),
+        log_evidence_std_error=np.array(std_error),
+        ess=np.ones(num_data),
+        observed={},
+        plate=plate,
+        proposal_log_weights=np.zeros((num_data, 1)) if shared else None,
+    )
+
+
+def test_models_are_compared_by_the_sum_of_their_evidence():
+    table = compare_evidence(
+        {
+            "worse": make_posterior([-2.0, -3.0], [0.3, 0.4]),
+            "better": make_posterior([-1.0, -2.0], [0.6, 0.8]),
+            "shared draws": make_posterior([-3.0, -3.0], [0.6, 0.8], shared=True),
+            "global": make_posterior([-4.0], [0.1], plate=None),
+        }
+    )
+    assert list(table.index) == ["better", "global", "worse", "shared draws"]
+    np.testing.assert_allclose(table["log_evidence"], [-3, -4, -5, -6])
+    np.testing.assert_allclose(table["std_error"], [1.0, 0.1, 0.5, 1.4])
+    np.testing.assert_allclose(table["log_bayes_factor"], [0, -1, -2, -3])
+    np.testing.assert_allclose(table["bayes_factor_std_error"], np.sqrt([0, 1.01, 1.25, 1 + 1.4**2]))
+    np.testing.assert_allclose(table["probability"], np.exp([0, -1, -2, -3]) / np.exp([0, -1, -2, -3]).sum())
+
+
+def test_what_cannot_be_compared_is_refused():
+    one = make_posterior([-1.0, -2.0], [0.1, 0.1])
+    with pytest.raises(ValueError, match=r"at least two models, got \['a'\]"):
+        compare_evidence({"a": one})
+    with pytest.raises(ValueError, match=r"same data, got numbers of data \{'a': 2, 'b': 1\}"):
+        compare_evidence({"a": one, "b": make_posterior([-1.0], [0.1])})
+    chains = Posterior(**{**one.__dict__, "log_evidence": None, "log_evidence_std_error": None})
+    with pytest.raises(ValueError, match=r"posterior 'b' has no log_evidence: use ImportanceSampling, TemperedSMC, or"):
+        compare_evidence({"a": one, "b": chains})
+
+
+def with_rungs(temperatures, log_likelihood_std):
+    """A posterior of one datum that knows the standard deviation at each rung."""
+    other = np.zeros((1, len(temperatures)))
+    one = make_posterior([0.0], [0.0])
+    rungs = Rungs(temperatures[None], other, other, other, other, log_likelihood_std[None])
+    return Posterior(**{**one.__dict__, "rungs": rungs})
+
+
+def test_an_adapted_ladder_has_equal_thermodynamic_lengths():
+    """With a standard deviation of 1 / (t + a) the length is log((t + a) / a): equal ones are a geometric law."""
+    a, ladder = 0.01, Ladder.power(60, 3.0)
+    posterior = with_rungs(ladder.temperatures, 1 / (ladder.temperatures + a))
+    adapted = ladder.adapt(posterior, 5).temperatures
+    np.testing.assert_allclose(adapted, a * ((1 + a) / a) ** np.linspace(0, 1, 6) - a, rtol=0.02, atol=1e-9)
+    assert len(ladder.adapt(posterior)) == len(ladder)
+    flat = with_rungs(ladder.temperatures, np.zeros(len(ladder)))
+    np.testing.assert_allclose(ladder.adapt(flat, 4).temperatures, [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_ladder_adapts_to_runs_on_itself_only():
+    ladder = Ladder.power(4)
+    with pytest.raises(ValueError, match="posterior must come of a run on this ladder"):
+        ladder.adapt(make_posterior([0.0], [0.0]))
+    with pytest.raises(ValueError, match="posterior comes of a run on another ladder"):
+        ladder.adapt(with_rungs(Ladder.power(4, 2.0).temperatures, np.ones(5)))

@@ -1,0 +1,150 @@
+"""Matrix products in bfloat16 with parameters, sums and densities in float32, and float64 throughout when enabled."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.contrib.module import eqx_module
+
+from numpyro_kaem import KAN, MLP, BSpline, ImportanceMLE, fit
+from numpyro_kaem.generators.precision import contract
+
+# Rounding to bfloat16, of 8 significant bits, moves a factor by at most this much of itself.
+U = 2.0**-8
+# And a product of two.
+U2 = 2 * U + U**2
+Z = 1.5 * jax.random.normal(jax.random.key(1), (64, 3))
+
+
+def test_affine_maps_are_within_the_rounding_of_their_factors():
+    exact = MLP(jax.random.key(0), 3, 5, hidden_sizes=())
+    rounded = MLP(jax.random.key(0), 3, 5, hidden_sizes=(), compute_dtype=jnp.bfloat16)
+    error = np.abs(rounded(Z) - exact(Z))
+    bound = U2 * np.abs(Z) @ np.abs(exact.weights[0])
+    # The last term is rounding in float32.
+    assert np.all(error < bound + 1e-6)
+    assert np.mean(error / bound) > 0.02
+
+
+def test_errors_of_an_mlp_grow_by_its_weights():
+    """The error e of a layer's input becomes (|e| (1 + U)^2 + U2 |h|) |W| in its product; |tanh'| is at most 1."""
+    exact = MLP(jax.random.key(0), 3, 5, hidden_sizes=(16, 8), activation=jnp.tanh)
+    rounded = MLP(jax.random.key(0), 3, 5, hidden_sizes=(16, 8), activation=jnp.tanh, compute_dtype="bfloat16")
+    h, bound = Z, jnp.zeros_like(Z)
+    for weight in exact.weights:
+        bound = (bound * (1 + U) ** 2 + U2 * jnp.abs(h)) @ jnp.abs(weight)
+        h = jnp.tanh(h @ weight)
+    error = jnp.abs(eqx.filter_jit(rounded)(Z) - exact(Z))
+    assert np.all(error < bound + 1e-6)
+    assert jnp.max(error) > 1e-3
+
+
+def test_a_kan_layer_is_within_the_rounding_of_its_factors():
+    options = {"hidden_sizes": (), "basis": BSpline(6, 3, (-2.0, 2.0))}
+    exact = KAN(jax.random.key(0), 3, 5, **options)
+    rounded = KAN(jax.random.key(0), 3, 5, compute_dtype=jnp.bfloat16, **options)
+    (layer,) = exact.layers
+    base, basis = jax.nn.silu(layer.basis.clip(Z)), layer.basis(Z)
+    bound = U2 * (jnp.abs(base) @ jnp.abs(layer.base_weight))
+    bound += U2 * jnp.einsum("big,iog->bo", jnp.abs(basis), jnp.abs(layer.coefficients))
+    error = jnp.abs(eqx.filter_jit(rounded)(Z) - eqx.filter_jit(exact)(Z))
+    assert np.all(error < bound + 1e-6)
+    assert np.mean(error / bound) > 0.02
+
+
+def test_sums_are_accumulated_in_the_parameters_dtype():
+    # In bfloat16 a sum of ones ends at 256, where adding one changes nothing.
+    ones = jnp.ones((1, 4_001))
+    np.testing.assert_array_equal(contract("bi,io->bo", ones, ones.T, jnp.dtype(jnp.bfloat16)), [[4_001.0]])
+
+
+GENERATORS = {
+    "mlp": lambda dtype: MLP(jax.random.key(0), 3, 5, hidden_sizes=(8,), compute_dtype=dtype),
+    "kan": lambda dtype: KAN(jax.random.key(0), 3, 5, compute_dtype=dtype),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_outputs_and_gradients_keep_the_parameters_dtype(name):
+    @eqx.filter_jit
+    def gradient(generator, z):
+        return eqx.filter_grad(lambda pair: jnp.sum(jnp.sin(pair[0](pair[1]))))((generator, z))
+
+    exact, rounded = (gradient(GENERATORS[name](dtype), Z) for dtype in (None, jnp.bfloat16))
+    assert jax.eval_shape(GENERATORS[name](jnp.bfloat16), Z).dtype == jnp.float32
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        # Relative to the largest: about four roundings of U in a row.
+        assert jnp.max(jnp.abs(a - b)) < 4 * U2 * jnp.max(jnp.abs(a))
+
+
+@pytest.mark.parametrize("kind", [MLP, KAN])
+@pytest.mark.parametrize("dtype", [jnp.int32, "complex64", "no dtype", bool])
+def test_only_floating_dtypes_compute(kind, dtype):
+    with pytest.raises(ValueError, match=r"compute_dtype must be a floating dtype such as jnp\.bfloat16"):
+        kind(jax.random.key(0), 3, 5, compute_dtype=dtype)
+
+
+class SameDraws(dist.Normal):
+    """A standard normal whose draws are the same numbers in every precision."""
+
+    def sample(self, key, sample_shape=()):
+        return jax.random.normal(key, self.shape(sample_shape), jnp.float32).astype(jnp.result_type(float))
+
+
+def train(compute_dtype):
+    """Loss curve of a small model from the same start, on the same data."""
+    dtype = jnp.result_type(float)
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 6.3, (200, 1))
+    x = np.concatenate([np.sin(angle), np.cos(angle), angle / 6], 1) + 0.1 * rng.normal(size=(200, 3))
+    decoder = MLP(jax.random.key(0), 2, 3, hidden_sizes=(32,), compute_dtype=compute_dtype)
+    weights = tuple(jnp.asarray(rng.normal(size=w.shape) * w.shape[0] ** -0.5, dtype) for w in decoder.weights)
+    decoder = eqx.tree_at(lambda d: d.weights, decoder, weights)
+
+    def model(x):
+        g = eqx_module("decoder", decoder)
+        noise = numpyro.param("noise", jnp.asarray(0.5, dtype), constraint=dist.constraints.positive)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", SameDraws(jnp.zeros(2), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(g(z), noise).to_event(1), obs=x)
+
+    result = fit(
+        jax.random.key(2),
+        model,
+        x,
+        objective=ImportanceMLE(50),
+        optimizer=optax.adam(5e-3),
+        num_epochs=5,
+        batch_size=50,
+        progress=False,
+    )
+    for leaf in jax.tree.leaves((result.params, result.state.optim_state)):
+        assert not jnp.issubdtype(leaf.dtype, jnp.inexact) or leaf.dtype == dtype, leaf.dtype
+    losses = result.history["loss"]
+    assert losses.dtype == dtype
+    assert losses[-4:].mean() < losses[:4].mean() - 0.3
+    return losses
+
+
+@pytest.fixture(scope="module")
+def float32_losses():
+    return train(None)
+
+
+def test_losses_in_bfloat16_follow_those_in_float32(float32_losses):
+    # A relative error of 2^-8 in a mean g(z), over noise of 0.5, is 0.01 in the exponent's root; nats of 3 dimensions.
+    np.testing.assert_allclose(train(jnp.bfloat16), float32_losses, atol=0.03)
+
+
+def test_losses_in_float64_are_those_in_float32_but_for_rounding(float32_losses, x64):
+    np.testing.assert_allclose(train(None), float32_losses, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_losses_in_bfloat16_with_float64_parameters(float32_losses, x64):
+    np.testing.assert_allclose(train(jnp.bfloat16), float32_losses, atol=0.03)
