@@ -69,23 +69,24 @@ def take_rows(rows: PyTree, keys: PRNGKeyArray, indices: np.ndarray) -> tuple[Py
     if not shardings:
         return jax.tree.map(lambda leaf: leaf[indices], (rows, keys))
 
-    def take(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    by_row = NamedSharding(shardings[0].mesh, PartitionSpec(shardings[0].spec[0]))
+
+    def take(leaf: Any) -> Any:
+        sharding = leaf.sharding if _is_divided(leaf) else by_row
         # Taken by index, rows would be gathered on every device, and all work on them done on each.
         taken = leaf if np.array_equal(indices, np.arange(len(leaf))) else leaf[indices]
         return jax.device_put(taken, sharding) if len(taken) % _num_parts(sharding) == 0 else taken
 
-    rows = jax.tree.map(lambda leaf: take(leaf, leaf.sharding), rows)
-    first = shardings[0]
-    return rows, take(keys, NamedSharding(first.mesh, PartitionSpec(first.spec[0])))
+    return jax.tree.map(take, (rows, keys))
 
 
-def _is_divided(leaf: jax.Array) -> bool:
+def _is_divided(leaf: Any) -> bool:
     sharding = getattr(leaf, "sharding", None)
     return isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None
 
 
 def _num_parts(sharding: NamedSharding) -> int:
     """Number of parts of the leading axis."""
-    names = sharding.spec[0] if len(sharding.spec) else ()
-    names = (names,) if isinstance(names, str) else names or ()
+    names = sharding.spec[0]
+    names = (names,) if isinstance(names, str) else names
     return math.prod(sharding.mesh.shape[name] for name in names)

@@ -159,25 +159,33 @@ def batches_of_an_iterable_are_divided():
     assert_same_run(one, many)
 
 
+NO_LAYOUT = {
+    "devices": ({"mesh": [1, 2]}, TypeError, "mesh must be a jax.sharding.Mesh"),
+    "specs alone": ({"param_specs": lambda *_: PartitionSpec()}, ValueError, "param_specs need a mesh"),
+}
+
+
+def assert_is_named(options, kind, message):
+    try:
+        train(OBJECTIVES["importance"], **options)
+    except kind as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"no {kind.__name__} for {options}")
+
+
 def bad_input_is_named():
     class Batches:
         def __iter__(self):
             return iter([DATA[:12]])
 
     cases = [
-        ({"mesh": jax.devices()}, TypeError, "mesh must be a jax.sharding.Mesh"),
         ({"mesh": eight(), "batch_size": 12}, ValueError, "batch_size must be a multiple of the 8 devices"),
         ({"mesh": eight(), "data": Batches(), "batch_size": None}, ValueError, "a multiple of the 8 devices"),
-        ({"param_specs": lambda *_: PartitionSpec()}, ValueError, "param_specs need a mesh"),
         ({"mesh": eight(), "param_specs": {"weight": PartitionSpec()}}, TypeError, "param_specs must be a function"),
     ]
-    for options, kind, message in cases:
-        try:
-            train(OBJECTIVES["importance"], **options)
-        except kind as error:
-            assert message in str(error), error
-        else:
-            raise AssertionError(f"no {kind.__name__} for {options}")
+    for case in cases:
+        assert_is_named(*case)
 
 
 def sampler_takes_divided_data(name):

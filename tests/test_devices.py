@@ -23,6 +23,11 @@ def outcomes():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("case", on_eight_devices.NO_LAYOUT)
+def test_what_makes_no_layout_is_named(case):
+    on_eight_devices.assert_is_named(*on_eight_devices.NO_LAYOUT[case])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("check", on_eight_devices.CHECKS)
 def test_on_eight_devices(outcomes, check):

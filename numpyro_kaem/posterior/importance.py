@@ -179,9 +179,12 @@ def log_evidence(
     log_density = log_prior(latent_model, draws)
     log_ratio = log_density - jax.lax.stop_gradient(log_density) - negative_phase(latent_model, draws)
 
+    # Where every datum has its own draws, those are where the datum is.
+    divide = (lambda tree: tree) if draws_differ_by_datum(latent_model) else spread
+
     def sums(chunk):
-        chunk = spread(chunk)
-        log_weights = spread(log_likelihood(latent_model, chunk[0])) + chunk[1]
+        chunk = divide(chunk)
+        log_weights = divide(log_likelihood(latent_model, chunk[0])) + chunk[1]
         return jnp.stack([log_sum_exp(log_weights), log_sum_exp(2 * jax.lax.stop_gradient(log_weights))])
 
     log_sums = map_chunks(sums, (draws, log_ratio), chunk_size)

@@ -102,8 +102,8 @@ def fit(
         checkpoint_dir: directory for checkpoints, one per run. If there is one of this run it is gone on with.
         checkpoint_every: steps between checkpoints; None for one at the end of every epoch.
         keep_checkpoints: number of checkpoints kept.
-        mesh: `jax.sharding.Mesh` over whose first axis data and chains are divided; None for one device. Every process
-            of several calls `fit` with the same arguments.
+        mesh: `jax.sharding.Mesh` over whose first axis data and chains are divided; None for one device. Its length
+            divides the batch size. Every process of several calls `fit` with the same arguments.
         param_specs: with a mesh, the `PartitionSpec` of an array, as a function of the name of its parameter site and
             the array; None for parameters that every device has a copy of.
         steps_per_epoch: of an iterable: batches that make an epoch; None for one pass.
@@ -122,9 +122,9 @@ def fit(
     Raises:
         ValueError: for non-finite data (the argument and the first index are named), arrays of different
             lengths, numbers out of range, unknown initial parameters, a model with latent sites outside of the data
-            plate (the site is named), an iterable that ends early or changes the shape of its batches, or checkpoints
-            of another model.
-        TypeError: for an objective or optimiser of the wrong type.
+            plate (the site is named), an iterable that ends early or changes the shape of its batches, checkpoints
+            of another model, a batch that the mesh does not divide, or arguments that differ between processes.
+        TypeError: for an objective, optimiser or mesh of the wrong type.
         TrainingFailed: after `max_bad_steps` bad steps in a row; its `result` is what there was before them.
 
     Example:

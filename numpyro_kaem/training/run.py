@@ -112,7 +112,7 @@ class Run:
             every = self.settings.checkpoint_every
             if not ended and every is not None and int(self.state.step) % every == 0:
                 self._save()
-            is_interrupted = any_process(bool(interrupted))
+            is_interrupted = self._anywhere(bool(interrupted))
             if is_interrupted and not ended:
                 self._save()
                 return "interrupted"
@@ -160,10 +160,14 @@ class Run:
                 reason = "patience"
         row = epoch_table(self._history())[-1] if self.settings.callbacks else {}
         ends = [callback(self.epoch, row, self._params()) is True for callback in self.settings.callbacks]
-        if any_process(any(ends)):
+        if self._anywhere(any(ends)):
             reason = "callback"
         self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
         return reason
+
+    def _anywhere(self, value: bool) -> bool:
+        """Whether the value is true in any of the processes that train together."""
+        return value if self.feed.layout is None else any_process(value)
 
     def _of_epoch(self, name: str) -> np.ndarray:
         """The records of the steps of the present epoch."""
