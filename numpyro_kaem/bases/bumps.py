@@ -78,7 +78,7 @@ class _Bumps(AffineBasis):
         return _combination(self, 0, x * (self.num_centers - 1), coefficients)
 
     def derivative(self, order: int, position, center, coefficient):
-        """c d^n/dp^n U((p - g) / s), the n-th derivative of one function in the position p = x (num_centers - 1)."""
+        """The n-th derivative of c U((p - g) / s) in the position p = x (num_centers - 1)."""
 
         def function(position):
             return self.bump((position - center) / self.scale, jnp)
