@@ -127,7 +127,7 @@ class TabulatedDistribution(dist.Distribution):
         half = jnp.finfo(dtype).eps / 2
         # Made coordinate by coordinate, as they are looked up.
         rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
-        return self.icdf(self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape))
+        return _icdf(self, self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape), None, True)
 
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
@@ -161,7 +161,7 @@ class TabulatedDistribution(dist.Distribution):
             complement = self._check_shape("complement", complement)
             shape = jnp.broadcast_shapes(shape, complement.shape)
             complement = jax.lax.stop_gradient(jnp.broadcast_to(complement, shape))
-        return _icdf(self, jnp.broadcast_to(q, shape), complement)
+        return _icdf(self, jnp.broadcast_to(q, shape), complement, False)
 
     def tabulate(self) -> TabulatedDistribution:
         """The same distribution with its tables kept, for many calls with unchanged parameters.
@@ -352,10 +352,12 @@ class TabulatedDistribution(dist.Distribution):
         return mean, self._expect(lambda z: (z - mean) ** 2)
 
     @eqx.filter_jit
-    def _quantile(self, q, complement):
+    def _quantile(self, q, complement, drawn: bool):
         inverse = self._inverse()
         rows = jax.tree.map(self._in_rows, (q, complement))
         z = table_icdf(inverse, *rows)
+        if drawn:  # the tables reach further than draws do
+            return self._out_of_rows(z, q.shape)
         lower, upper = (end.reshape(-1, 1) for end in (inverse.lower_end, inverse.upper_end))
         in_table = (rows[0] > lower) & ((1.0 - rows[0] if complement is None else rows[1]) > upper)
         # A loop of at most one round, because lax.cond under vmap would build the tables anew for every element.
@@ -450,15 +452,15 @@ def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:
 
 
 @eqx.filter_custom_jvp
-def _icdf(distribution: TabulatedDistribution, q: Array, complement: Array | None) -> Array:
-    return distribution._quantile(q, complement)
+def _icdf(distribution: TabulatedDistribution, q: Array, complement: Array | None, drawn: bool) -> Array:
+    return distribution._quantile(q, complement, drawn)
 
 
 @_icdf.def_jvp
 def _icdf_jvp(primals, tangents):
-    distribution, q, complement = primals
-    distribution_dot, q_dot, _ = tangents
-    z = _icdf(distribution, q, complement)
+    distribution, q, complement, drawn = primals
+    distribution_dot, q_dot, *_ = tangents
+    z = _icdf(distribution, q, complement, drawn)
     z_dot = jnp.zeros_like(z) if q_dot is None else q_dot
     if jax.tree.leaves(distribution_dot):
         _, cdf_dot = eqx.filter_jvp(lambda d: d.cdf(z), (distribution,), (distribution_dot,))
