@@ -14,7 +14,7 @@ from training_cases import saved_arrays
 import numpyro_kaem
 from numpyro_kaem.checkpoints import CheckpointStore
 
-NUM_EPOCHS, STEPS_PER_EPOCH = 24, 10
+NUM_EPOCHS, STEPS_PER_EPOCH = 16, 10
 NUM_STEPS = NUM_EPOCHS * STEPS_PER_EPOCH
 MIN_KILLS = 10
 SCRIPT = f"""

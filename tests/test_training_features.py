@@ -235,6 +235,7 @@ def test_adaptations_come_at_the_partial_sums_of_growing_intervals(every, growth
     assert len(due) == {1.0: 666, 1.5: 13, 2.0: 7}[growth]
 
 
+@pytest.mark.slow
 def test_the_grid_moves_when_it_is_due_and_the_moments_of_its_weights_start_anew(tmp_path):
     initial = UnivariateEnergy.init(jax.random.key(0), (1,), basis=BSpline(6, 3, (-3.0, 3.0)))
 
