@@ -42,9 +42,9 @@ DATA = (1.5 + np.random.default_rng(0).standard_normal((53, 8))).astype(np.float
 HELD_OUT = DATA[:13] + 0.1
 BATCH = 16
 OBJECTIVES = {
-    "importance": ImportanceMLE(32),
-    "langevin": LangevinMLE(num_steps=3, persistent=True),
-    "thermodynamic": ThermodynamicMLE(Ladder.power(2), num_steps=2, persistent=True, adapt=True),
+    "importance": ImportanceMLE(64),
+    "langevin": LangevinMLE(num_steps=3, persistent=True, num_chains=8),
+    "thermodynamic": ThermodynamicMLE(Ladder.power(2), num_steps=2, persistent=True, adapt=True, num_chains=8),
 }
 SAMPLERS = {
     "importance": ImportanceSampling(64),
