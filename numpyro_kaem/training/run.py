@@ -69,7 +69,7 @@ class Run:
         self.by_step: dict[str, list[np.ndarray]] = {}
         self.by_epoch: dict[str, list[float]] = {name: [] for name in (*BY_EPOCH, "steps")}
         self.scores: list[tuple[float, float, float]] = []
-        self.epoch, self.step_in_epoch, self.seconds = 1, 0, 0.0
+        self.epoch, self.step_in_epoch, self.seconds, self.size = 1, 0, 0.0, 1
         self.warned: set[str] = set()
         self._resume()
         self.compile_seconds = 0.0
@@ -96,9 +96,9 @@ class Run:
     def _one_epoch(self, bar: tqdm, interrupted: list[bool]) -> str:
         """Go to the end of the epoch; tells whether and why the run ends there."""
         self.feed.begin(jax.random.fold_in(self.keys["shuffle"], self.epoch))
-        ended, size, reason = False, 1, "finished"
+        ended = False
         while not ended:
-            first, last = self.step_in_epoch, self._next_stop(size)
+            first, last = self.step_in_epoch, self._next_stop()
             start = time.perf_counter()
             self.state, records, ended = self.feed.advance(self.state, first, last)
             seconds = time.perf_counter() - start
@@ -111,7 +111,7 @@ class Run:
             bar.update(taken / self.feed.num_steps if self.feed.num_steps else float(ended))
             if int(self.state.bad_in_a_row) >= self.stepper.max_bad_steps:
                 return "non-finite steps"
-            size = self._next_size(size, seconds / max(taken, 1))
+            self.size = self._next_size(seconds / max(taken, 1))
             every = self.settings.checkpoint_every
             if not ended and every is not None and int(self.state.step) % every == 0:
                 self._save()
@@ -128,20 +128,20 @@ class Run:
             self._save()
         return reason
 
-    def _next_stop(self, size: int) -> int:
+    def _next_stop(self) -> int:
         """The step before which to come back from the device."""
         first, every = self.step_in_epoch, self.settings.checkpoint_every
-        stop = first + size
+        stop = first + self.size
         if every is not None:
             stop = min(stop, first + every - int(self.state.step) % every)
         return stop if self.feed.num_steps is None else min(stop, self.feed.num_steps)
 
-    def _next_size(self, size: int, seconds_per_step: float) -> int:
+    def _next_size(self, seconds_per_step: float) -> int:
         """How many steps to take at once: a second's worth, found by doubling."""
         longest = self.feed.num_steps or 10**9
         if jax.process_count() > 1:  # every process must come back at the same step, whatever its clock says
             return longest
-        return min(longest, 2 * size, max(1, int(_SECONDS / max(seconds_per_step, 1e-9))))
+        return min(longest, 2 * self.size, max(1, int(_SECONDS / max(seconds_per_step, 1e-9))))
 
     def _end_epoch(self) -> str:
         """Close the books of the epoch; tells whether and why the run ends."""
