@@ -135,7 +135,7 @@ def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "n
     The batch dimensions of the distributions are counted as one.
     """
     shape, starts = z.shape, table.edges[..., :-1]
-    row, z = jnp.arange(z.size, dtype=jnp.int32) // max(shape[1], 1), z.ravel()
+    row, z = lax.broadcasted_iota(jnp.int32, z.shape, 0).ravel(), z.ravel()
     panel = search_panels(
         padded(starts), row if starts.ndim > 1 else jnp.zeros_like(row), z, panel_depth(starts.shape[-1])
     )

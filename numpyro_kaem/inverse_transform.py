@@ -177,7 +177,7 @@ def table_icdf(
         complement: 1 - q, if it is known to more digits than q has.
     """
     shape, complement = q.shape, 1.0 - q if complement is None else complement
-    row = jnp.arange(q.size, dtype=jnp.int32) // max(shape[1], 1)
+    row = lax.broadcasted_iota(jnp.int32, q.shape, 0).ravel()
     q, complement = q.ravel(), complement.ravel()
     key = _key(q, complement)
     if table.guide is None:

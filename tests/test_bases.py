@@ -176,6 +176,28 @@ def test_derivatives_are_those_of_the_functions(x64, name):
     np.testing.assert_allclose(jax.jvp(f, (z,), (jnp.ones_like(z),))[1], difference, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["rbf", "rswaf", "mexican hat", "morlet", "dog", "fourier", "chebyshev", "a line"])
+def test_derivatives_in_closed_form_have_derivatives(x64, name):
+    """Of second order in the point, in the coefficients, and of both."""
+    basis, z = BASES[name], np.linspace(-1.43, 1.93, 9)
+    coefficients = jnp.asarray(np.random.default_rng(0).normal(size=(9, basis.num_basis)))
+
+    @jax.jit
+    def derivatives(z, coefficients):
+        slope = jax.grad(lambda z, c: jnp.sum(basis.contract(z, c)))
+        in_coefficients = jax.grad(lambda c, z: jnp.sum(basis.contract(z, c)))(coefficients, z)
+        of_both = jax.grad(lambda c, z: jnp.sum(slope(z, c)))(coefficients, z)
+        return slope(z, coefficients), jax.grad(lambda z: jnp.sum(slope(z, coefficients)))(z), in_coefficients, of_both
+
+    step = 1e-6
+    _, second, in_coefficients, of_both = derivatives(z, coefficients)
+    higher, lower = (derivatives(z + sign * step, coefficients)[0] for sign in (1, -1))
+    np.testing.assert_allclose(second, (higher - lower) / (2 * step), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(in_coefficients, basis.design_matrix(z), atol=1e-12)
+    difference = (basis.design_matrix(z + step) - basis.design_matrix(z - step)) / (2 * step)
+    np.testing.assert_allclose(of_both, difference, rtol=1e-6, atol=1e-6)
+
+
 def test_derivatives_of_chebyshev_polynomials_at_the_ends_are_the_squares_of_their_degrees(x64):
     basis = Chebyshev(degree=9, domain=(-1.0, 1.0))
     squares = np.arange(10) ** 2.0

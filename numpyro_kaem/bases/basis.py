@@ -165,11 +165,13 @@ class AffineBasis(Basis):
         low, high = self.ends(z.dtype)
         return (z - low) / (high - low)
 
+    @abc.abstractmethod
+    def unit_combination(self, x, coefficients):
+        """The linear combination sum_g c_g U_g(x) for x in [0, 1]."""
+
     def contract(self, z, coefficients):
         """The linear combination at z."""
-        # Without the barrier XLA would compute the position anew for every function of the basis.
-        x = jax.lax.optimization_barrier(self.unit(self.clip(z)))
-        return jnp.sum(self.unit_values(x, jnp) * coefficients, axis=-1)
+        return self.unit_combination(self.unit(self.clip(z)), coefficients)
 
     def combine(self, cells, places, coefficients, rest):
         """By a matrix product whose leading part is exact.

@@ -6,6 +6,7 @@ import abc
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -71,6 +72,56 @@ class _Bumps(AffineBasis):
         if self.log_scale is not None:
             position, xp = jnp.asarray(position, self.log_scale.dtype), jnp
         return self.bump(position / self.scale, xp)
+
+    def unit_combination(self, x, coefficients):
+        """The combination of bumps, one after the other, and its derivatives in closed form."""
+        return _combination(self, 0, x * (self.num_centers - 1), coefficients)
+
+    def derivative(self, order: int, position, center, coefficient):
+        """The n-th derivative of c U((p - g) / s) in the position p = x (num_centers - 1)."""
+
+        def function(position):
+            return self.bump((position - center) / self.scale, jnp)
+
+        for _ in range(order):
+            function = _slope(function)
+        return coefficient * function(position)
+
+
+def _slope(function):
+    return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+
+@eqx.filter_custom_jvp
+def _combination(bumps: _Bumps, order: int, position: Array, coefficients: Array) -> Array:
+    """The n-th derivative of sum_g c_g U((p - g) / s) in p."""
+
+    # As a loop over the functions, each of which is evaluated at all points: XLA's sum over a last axis calls the
+    # exponential for one number at a time, and the reverse mode of that sum keeps all of its terms.
+    def add(total, term):
+        return total + bumps.derivative(order, position, *term), None
+
+    shape = jnp.broadcast_shapes(position.shape, coefficients.shape[:-1])
+    terms = jnp.arange(bumps.num_centers, dtype=position.dtype), jnp.moveaxis(coefficients, -1, 0)
+    return jax.lax.scan(add, jnp.zeros(shape, jnp.result_type(position, coefficients)), terms)[0]
+
+
+@_combination.def_jvp
+def _combination_jvp(primals, tangents):
+    bumps, order, position, coefficients = primals
+    bumps_dot, _, position_dot, coefficients_dot = tangents
+    value = _combination(bumps, order, position, coefficients)
+    value_dot = jnp.zeros_like(value)
+    if position_dot is not None:
+        value_dot += _combination(bumps, order + 1, position, coefficients) * position_dot
+
+    def total(bumps, coefficients):
+        centers = jnp.arange(bumps.num_centers, dtype=position.dtype)
+        return jnp.sum(bumps.derivative(order, position[..., None], centers, coefficients), axis=-1)
+
+    if jax.tree.leaves((bumps_dot, coefficients_dot)):
+        value_dot += eqx.filter_jvp(total, (bumps, coefficients), (bumps_dot, coefficients_dot))[1]
+    return value, value_dot
 
 
 class RBF(_Bumps):

@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import abc
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Num
+from jaxtyping import Array, Num
 
 from numpyro_kaem.bases.basis import AffineBasis
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.grids import Grid, check_domain
 
 
-class Fourier(AffineBasis):
+class _Series(AffineBasis):
+    """Abstract: functions whose derivatives are combinations of the functions themselves."""
+
+    @abc.abstractmethod
+    def recurrence(self, x, coefficients):
+        """The series at x in [0, 1], without a value of every function."""
+
+    @abc.abstractmethod
+    def differentiated(self, coefficients):
+        """The coefficients of the series' derivative in x."""
+
+    def unit_combination(self, x, coefficients):
+        """The series, whose derivative in x is the series of other coefficients."""
+        return _combination(self, x, coefficients)
+
+
+@eqx.filter_custom_jvp
+def _combination(series: _Series, x: Array, coefficients: Array) -> Array:
+    return series.recurrence(x, coefficients)
+
+
+@_combination.def_jvp
+def _combination_jvp(primals, tangents):
+    series, x, coefficients = primals
+    _, x_dot, coefficients_dot = tangents
+    value = _combination(series, x, coefficients)
+    value_dot = jnp.zeros_like(value)
+    if x_dot is not None:
+        value_dot += _combination(series, x, series.differentiated(coefficients)) * x_dot
+    if coefficients_dot is not None:
+        value_dot += series.recurrence(x, coefficients_dot)
+    return value, value_dot
+
+
+class Fourier(_Series):
     """Sines and cosines whose period is the domain.
 
     With x = (z - a) / (b - a) and K = num_frequencies, the 2 K + 1 functions are
@@ -64,9 +101,9 @@ class Fourier(AffineBasis):
         angle = (2.0 * np.pi) * (turns - xp.round(turns))
         return xp.concatenate([xp.ones_like(angle[..., :1]), xp.cos(angle), xp.sin(angle)], axis=-1)
 
-    def contract(self, z, coefficients):
-        """The series by Horner's rule in exp(2 pi i x), without a value of every function."""
-        angle = (2.0 * np.pi) * self.unit(self.clip(z))
+    def recurrence(self, x, coefficients):
+        """The series by Horner's rule in exp(2 pi i x)."""
+        angle = (2.0 * np.pi) * x
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         constant, cosines, sines = jnp.split(coefficients, (1, self.num_frequencies + 1), axis=-1)
         # Re sum_k (a_k - i b_k) exp(2 pi i k x)
@@ -76,8 +113,14 @@ class Fourier(AffineBasis):
             real, imaginary = real * cos - imaginary * sin, real * sin + imaginary * cos
         return constant[..., 0] + real
 
+    def differentiated(self, coefficients):
+        """Cosines and sines change places."""
+        constant, cosines, sines = jnp.split(coefficients, (1, self.num_frequencies + 1), axis=-1)
+        frequencies = 2.0 * np.pi * np.arange(1, self.num_frequencies + 1)
+        return jnp.concatenate([jnp.zeros_like(constant), frequencies * sines, -frequencies * cosines], axis=-1)
 
-class Chebyshev(AffineBasis):
+
+class Chebyshev(_Series):
     """Chebyshev polynomials T_0 ... T_degree on the domain, by recurrence.
 
     With x = (2 z - a - b) / (b - a),
@@ -132,10 +175,18 @@ class Chebyshev(AffineBasis):
             values.append(2.0 * x * values[-1] - values[-2])
         return xp.stack(values, axis=-1)
 
-    def contract(self, z, coefficients):
-        """The series by Clenshaw's recurrence, without a value of every function."""
-        x = 2.0 * self.unit(self.clip(z)) - 1.0
+    def recurrence(self, x, coefficients):
+        """The series by Clenshaw's recurrence."""
+        x = 2.0 * x - 1.0
         last = before = 0.0
         for k in reversed(range(1, self.degree + 1)):
             last, before = coefficients[..., k] + 2.0 * x * last - before, last
         return coefficients[..., 0] + x * last - before
+
+    def differentiated(self, coefficients):
+        """Sums of every second coefficient: T_k' = 2 k (T_{k-1} + T_{k-3} + ...), the last one halved if it is T_0."""
+        order, power = np.arange(self.degree + 1), np.arange(self.degree + 1)[:, None]
+        odd = (power > order) & ((power - order) % 2 == 1)
+        # twice, because x goes from 0 to 1 where the polynomials are those on [-1, 1]
+        matrix = np.where(odd, 2.0 * np.where(order == 0, 1.0, 2.0) * power, 0.0).astype(coefficients.dtype)
+        return jnp.matmul(coefficients, matrix, precision=lax.Precision.HIGHEST)

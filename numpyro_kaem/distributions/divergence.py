@@ -55,6 +55,7 @@ def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
 
 @eqx.filter_jit
 def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "..."]:
+    p = p._prepared()
     rank = len(p._table_shape)
     extra = q.batch_shape[: max(0, len(q.batch_shape) - rank)]
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from numpyro_kaem.cdf_table import CDFTable, build_table
-from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -130,19 +130,20 @@ class KAMixture(TabulatedDistribution):
 
     @property
     def _components(self) -> KAPrior:
-        """The components, with the constants that `tabulate` kept."""
+        """The components, with the constants if they were kept."""
         if self._kept_constants is None:
             return self.components
         components = self.components._copy()
         components._kept_constants = self._kept_constants
         return components
 
-    def _build_table(self) -> CDFTable:
+    def _build(self) -> tuple[CDFTable, _Constants]:
         tilt = self.components._tilt()
-        log_weights = self._log_proportions - self.components._log_integral(tilt)
+        constants = self.components._constants_of(tilt)
+        log_weights = self._log_proportions - constants.log_integral
         log_density = jax.nn.logsumexp(tilt.log_density + log_weights[..., None, None], axis=-3)
         log_tails = (_log_sum_exp(tail + log_weights) for tail in tilt.log_tails)
-        return build_table(log_density, *self._edges_and_sizes, self.quadrature, *log_tails)
+        return build_table(log_density, *self._edges_and_sizes, self.quadrature, *log_tails), constants
 
     def _log_tail_weights(self) -> tuple[Array, Array]:
         """Of the one reference that all components share."""

@@ -368,12 +368,15 @@ class KAPrior(TabulatedDistribution):
     def _constants(self) -> _Constants:
         if self._kept_constants is not None:
             return self._kept_constants
-        tilt = self._tilt()
+        return self._constants_of(self._tilt())
+
+    def _constants_of(self, tilt: _Tilt) -> _Constants:
         return _Constants(tilt.largest, tilt.at_ends, self._log_integral(tilt))
 
-    def _build_table(self) -> CDFTable:
+    def _build(self) -> tuple[CDFTable, _Constants]:
         tilt = self._tilt()
-        return build_table(tilt.log_density, *self._edges_and_sizes, self.quadrature, *tilt.log_tails)
+        table = build_table(tilt.log_density, *self._edges_and_sizes, self.quadrature, *tilt.log_tails)
+        return table, self._constants_of(tilt)
 
     def _log_tail_weights(self) -> tuple[Array, Array]:
         constants = self._constants()

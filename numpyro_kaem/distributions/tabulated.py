@@ -78,12 +78,12 @@ class TabulatedDistribution(dist.Distribution):
         """Normalised log-density at z inside the support."""
 
     @abc.abstractmethod
-    def _build_table(self) -> CDFTable:
-        """Tabulate the body."""
+    def _build(self) -> tuple[CDFTable, Any]:
+        """Tabulate the body; with the constants, of the same evaluation of the energy."""
 
     @abc.abstractmethod
     def _constants(self):
-        """What a log-density needs besides the parameters; as `tabulate` kept it, if it did."""
+        """What a log-density needs besides the parameters; as it was kept, if it was."""
 
     @abc.abstractmethod
     def _log_tail_weights(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -127,7 +127,7 @@ class TabulatedDistribution(dist.Distribution):
         half = jnp.finfo(dtype).eps / 2
         # Made coordinate by coordinate, as they are looked up.
         rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
-        return self.icdf(self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape))
+        return _icdf(self, self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape), None, True)
 
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
@@ -161,7 +161,7 @@ class TabulatedDistribution(dist.Distribution):
             complement = self._check_shape("complement", complement)
             shape = jnp.broadcast_shapes(shape, complement.shape)
             complement = jax.lax.stop_gradient(jnp.broadcast_to(complement, shape))
-        return _icdf(self, jnp.broadcast_to(q, shape), complement)
+        return _icdf(self, jnp.broadcast_to(q, shape), complement, False)
 
     def tabulate(self) -> TabulatedDistribution:
         """The same distribution with its tables kept, for many calls with unchanged parameters.
@@ -189,7 +189,8 @@ class TabulatedDistribution(dist.Distribution):
     @eqx.filter_jit
     def entropy(self) -> Float[Array, "*batch"]:
         """Differential entropy -E[log p(z)], by quadrature."""
-        return jnp.broadcast_to(self._expect(lambda z: -self._log_density(z)), self.batch_shape)
+        prepared = self._prepared()
+        return jnp.broadcast_to(prepared._expect(lambda z: -prepared._log_density(z)), self.batch_shape)
 
     @property
     def mean(self) -> Float[Array, "*batch"]:
@@ -271,8 +272,16 @@ class TabulatedDistribution(dist.Distribution):
         order = self._row_order(shape)
         return jnp.transpose(rows.reshape([shape[axis] for axis in order]), np.argsort(order))
 
+    def _prepared(self) -> TabulatedDistribution:
+        """The same distribution with the table and the constants kept, for all that is computed from here on."""
+        if self._kept_table is not None:
+            return self
+        prepared = self._copy()
+        prepared._kept_table, prepared._kept_constants = self._build()
+        return prepared
+
     def _table(self) -> CDFTable:
-        return self._build_table() if self._kept_table is None else self._kept_table
+        return self._prepared()._kept_table
 
     def _inverse(self) -> InverseTable:
         """The table of quantiles, extended into the tails as far as draws reach."""
@@ -317,7 +326,8 @@ class TabulatedDistribution(dist.Distribution):
 
     @eqx.filter_jit
     def _tabulate(self):
-        return self._table(), with_guide(self._inverse()), self._constants()
+        prepared = self._prepared()
+        return prepared._kept_table, with_guide(prepared._inverse()), prepared._kept_constants
 
     @eqx.filter_jit
     def _log_prob(self, value):
@@ -327,6 +337,7 @@ class TabulatedDistribution(dist.Distribution):
 
     @eqx.filter_jit
     def _cdf(self, value):
+        self = self._prepared()
         low, high = self._body
         is_below, is_above, inside = value < low, value > high, self.support(value)
         # No jnp.clip: it would halve derivatives at the body's ends.
@@ -348,14 +359,18 @@ class TabulatedDistribution(dist.Distribution):
 
     @eqx.filter_jit
     def _mean_and_variance(self):
-        mean = self._expect(lambda z: z)
-        return mean, self._expect(lambda z: (z - mean) ** 2)
+        z, mass = self._nodes()
+        mean = jnp.sum(z * mass, axis=0)
+        return mean, jnp.sum((z - mean) ** 2 * mass, axis=0)
 
     @eqx.filter_jit
-    def _quantile(self, q, complement):
+    def _quantile(self, q, complement, drawn: bool):
+        self = self._prepared()
         inverse = self._inverse()
         rows = jax.tree.map(self._in_rows, (q, complement))
         z = table_icdf(inverse, *rows)
+        if drawn:  # the tables reach further than draws do
+            return self._out_of_rows(z, q.shape)
         lower, upper = (end.reshape(-1, 1) for end in (inverse.lower_end, inverse.upper_end))
         in_table = (rows[0] > lower) & ((1.0 - rows[0] if complement is None else rows[1]) > upper)
         # A loop of at most one round, because lax.cond under vmap would build the tables anew for every element.
@@ -408,16 +423,25 @@ class TabulatedDistribution(dist.Distribution):
         )
 
     def _expect(self, function):
-        """E[function(z)]: quadrature in z on the body; in each tail, in u on the octaves of its probability."""
-        rule, panels, dtype, rank = self.quadrature, self._panels, self._dtype, len(self._table_shape)
+        """E[function(z)], by quadrature."""
+        z, mass = self._nodes()
+        # Where there is no mass the function need not be finite.
+        return jnp.sum(jnp.where(mass == 0, 0.0, function(z) * mass), axis=0)
+
+    def _nodes(self):
+        """Points with their probabilities: nodes in z on the body; in each tail, in u on the octaves of its mass.
+
+        Both have shape (num_nodes, *table).
+        """
+        self = self._prepared()
+        rule, panels, dtype, shape = self.quadrature, self._panels, self._dtype, self._table_shape
 
         def column(values):
-            return jnp.asarray(values, dtype).reshape(-1, *[1] * rank)
+            return jnp.asarray(values, dtype).reshape(-1, *[1] * len(shape))
 
-        z = nodes_first(panels.nodes(self._basis, rule, dtype)[0], rank)
-        weights = nodes_first(panels.sizes(self._basis)[..., None] * rule.weights, rank).astype(dtype)
-        mass = jnp.exp(self._log_density(z)) * weights
-        total = jnp.sum(function(z) * mass, axis=0)
+        z = nodes_first(panels.nodes(self._basis, rule, dtype)[0], len(shape))
+        weights = nodes_first(panels.sizes(self._basis)[..., None] * rule.weights, len(shape)).astype(dtype)
+        points, masses = [z], [jnp.exp(self._log_density(z)) * weights]
         if self._has_tails:
             table = self._table()
             octaves = 0.5 ** np.arange(1, 41 if dtype == jnp.float32 else 101)[:, None]
@@ -433,8 +457,10 @@ class TabulatedDistribution(dist.Distribution):
                     z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
                     log_density = self._log_density(z)
                     mass = mass * jnp.exp(log_density - jax.lax.stop_gradient(log_density))
-                total += jnp.sum(jnp.where(usable, function(z) * mass, 0.0), axis=0)
-        return total
+                points.append(z)
+                masses.append(jnp.where(usable, mass, 0.0))
+        points, masses = ([jnp.broadcast_to(p, (len(p), *shape)) for p in parts] for parts in (points, masses))
+        return jnp.concatenate(points), jnp.concatenate(masses)
 
 
 @survival.register
@@ -450,17 +476,20 @@ def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:
 
 
 @eqx.filter_custom_jvp
-def _icdf(distribution: TabulatedDistribution, q: Array, complement: Array | None) -> Array:
-    return distribution._quantile(q, complement)
+def _icdf(distribution: TabulatedDistribution, q: Array, complement: Array | None, drawn: bool) -> Array:
+    return distribution._quantile(q, complement, drawn)
 
 
 @_icdf.def_jvp
 def _icdf_jvp(primals, tangents):
-    distribution, q, complement = primals
-    distribution_dot, q_dot, _ = tangents
-    z = _icdf(distribution, q, complement)
+    distribution, q, complement, drawn = primals
+    distribution_dot, q_dot, *_ = tangents
+    learned = bool(jax.tree.leaves(distribution_dot))
+    if learned:  # all of the below by one table
+        distribution, distribution_dot = eqx.filter_jvp(lambda d: d._prepared(), (distribution,), (distribution_dot,))
+    z = _icdf(distribution, q, complement, drawn)
     z_dot = jnp.zeros_like(z) if q_dot is None else q_dot
-    if jax.tree.leaves(distribution_dot):
+    if learned:
         _, cdf_dot = eqx.filter_jvp(lambda d: d.cdf(z), (distribution,), (distribution_dot,))
         z_dot = z_dot - cdf_dot
     # The inverse of a density that underflows stays finite, with room for what it is multiplied by: no infinite factor.

@@ -104,15 +104,18 @@ class ArrayFeed:
         rows = jnp.arange(self.batch_size)
         records = stepper.empty_records(state, self.first_batch, rows, kwargs, self.num_steps)
         self._empty = records if layout is None else layout.place(records)
-        self.begin(jax.random.key(0), 0)
+        self.begin(jax.random.key(0))
         start = time.perf_counter()
         bound = self._bound(0)
         arguments = (state, self._empty, self._order, bound, bound, self.data, kwargs)
         self._run = eqx.filter_jit(run).lower(*arguments).compile()
         return time.perf_counter() - start
 
-    def begin(self, key: PRNGKeyArray, skip: int) -> None:
-        """Begin an epoch; `skip` of its steps were taken before."""
+    def resume(self, step: int, step_in_epoch: int) -> None:
+        """Nothing to pass over: an epoch's batches are a function of its key."""
+
+    def begin(self, key: PRNGKeyArray) -> None:
+        """Begin an epoch."""
         self._order = self._shuffle(key)
         if self.layout is not None:
             self._order = self.layout.place(self._order)
@@ -184,11 +187,23 @@ class StreamFeed:
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
         return time.perf_counter() - start
 
-    def begin(self, key: PRNGKeyArray, skip: int) -> None:
-        """Begin an epoch; `skip` of its batches were used before, and are passed over."""
-        for _ in range(skip):
+    def resume(self, step: int, step_in_epoch: int) -> None:
+        """Pass over the batches that were used before the checkpoint.
+
+        Args:
+            step: steps of the whole run so far.
+            step_in_epoch: those of the epoch at hand.
+        """
+        used = step_in_epoch if self.num_steps is None and not self.is_iterator else step
+        for number in range(used):
             if self._pop() is None:
-                raise ValueError(f"data ended before the {skip} batches that the checkpoint had used of its epoch")
+                raise ValueError(
+                    f"data ended after {number} batches, but the checkpoint had used {used}: resume with data that "
+                    "begin where they began at first"
+                )
+
+    def begin(self, key: PRNGKeyArray) -> None:
+        """Begin an epoch; batches come in the order of the iterable."""
 
     def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
         """Take up to `last` steps of the epoch; see `ArrayFeed.advance`."""

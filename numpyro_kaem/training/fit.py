@@ -67,9 +67,9 @@ def fit(
     floor(N / batch_size) batches of a fresh permutation of the N rows: where batch_size does not divide N, a few rows,
     other ones every time, sit an epoch out. Data that do not fit into memory come as an iterable of batches.
 
-    A step whose loss, or whose new parameters, are not finite is skipped: parameters, optimiser, chains and grids stay
-    as they were. Ctrl-C ends the run after the steps at hand, with a checkpoint where there is a directory for them,
-    and returns what there is; a second one ends it at once.
+    A step whose loss, or whose new parameters or optimiser state, are not finite is skipped: parameters, optimiser,
+    averages, chains and grids stay as they were. Ctrl-C ends the run after the steps at hand, with a checkpoint where
+    there is a directory for them, and returns what there is; a second one ends it at once.
 
     Held-out data are scored by importance sampling from the prior: log 1/S sum_s p(x | z_s) per datum, a
     lower bound of log p(x) in expectation. The draws are the same at every epoch, so that scores can be
@@ -99,7 +99,8 @@ def fit(
         callbacks: called at the end of every epoch as `callback(epoch, metrics, params)`, with the epoch's row of
             the history and the parameters. One that returns True ends the run.
         max_bad_steps: number of steps in a row that are not finite after which the run ends, at least 1.
-        checkpoint_dir: directory for checkpoints, one per run. If there is one of this run it is gone on with.
+        checkpoint_dir: directory for checkpoints, one per run. If there is one of this run it is gone on with: the
+            random keys are then those of the checkpoint, and an iterator has to begin where it began at first.
         checkpoint_every: steps between checkpoints; None for one at the end of every epoch.
         keep_checkpoints: number of checkpoints kept.
         mesh: `jax.sharding.Mesh` over whose first axis data and chains are divided; None for one device. Its length

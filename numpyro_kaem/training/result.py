@@ -18,9 +18,10 @@ class FitResult:
             the samplers and `numpyro.infer.Predictive` take them.
         history: NumPy arrays. By step: `loss`, divided by the number of data, and the objective's metrics. By epoch:
             `epoch_loss` (mean over its steps that were taken), `steps` (steps since the start), `seconds` (without
-            compilation) and `non_finite_steps` (how many were skipped because their loss or the parameters after them
-            were infinite or NaN). By held-out score: `held_out_epoch` (1 is the first), `held_out_log_likelihood` (mean
-            over data) and `held_out_std_error` (of that mean, from the spread between data). And `compile_seconds`.
+            compilation) and `non_finite_steps` (how many were skipped because their loss, or the parameters or the
+            optimiser after them, were infinite or NaN). By held-out score: `held_out_epoch` (1 is the first),
+            `held_out_log_likelihood` (mean over data) and `held_out_std_error` (of that mean, from the spread between
+            data). And `compile_seconds`.
         state: NumPyro's SVIState, with the optimiser's state and the chains.
         guide_params: constrained values of the guide's parameters.
         best_params: model parameters with the best held-out score; those of `params` where nothing was held out.
@@ -52,7 +53,7 @@ BY_EPOCH = ("epoch_loss", "seconds", "non_finite_steps")
 NOT_BY_STEP = (*BY_EPOCH, "steps", "compile_seconds", "held_out_epoch", "held_out_log_likelihood", "held_out_std_error")
 
 
-def epoch_table(history: dict[str, np.ndarray]) -> list[dict[str, float]]:
+def epoch_table(history: dict[str, np.ndarray]) -> list[dict[str, float | int]]:
     """One row an epoch."""
     rows = []
     ends = history["steps"]

@@ -69,11 +69,14 @@ class Run:
         self.by_step: dict[str, list[np.ndarray]] = {}
         self.by_epoch: dict[str, list[float]] = {name: [] for name in (*BY_EPOCH, "steps")}
         self.scores: list[tuple[float, float, float]] = []
-        self.epoch, self.step_in_epoch, self.seconds = 1, 0, 0.0
+        self.epoch, self.step_in_epoch, self.seconds, self.size = 1, 0, 0.0, 1
         self.warned: set[str] = set()
         self._resume()
-        self.compile_seconds = self.feed.compile(self.stepper, self.state, shardings, kwargs)
-        reason = "finished"
+        self.compile_seconds = 0.0
+        reason = "patience" if self._is_out_of_patience() else "finished"
+        if self.epoch <= self.settings.num_epochs and reason == "finished":
+            self.feed.resume(int(self.state.step), self.step_in_epoch)
+            self.compile_seconds = self.feed.compile(self.stepper, self.state, shardings, kwargs)
         is_first = jax.process_index() == 0
         with (
             _interrupts() as interrupted,
@@ -92,10 +95,10 @@ class Run:
 
     def _one_epoch(self, bar: tqdm, interrupted: list[bool]) -> str:
         """Go to the end of the epoch; tells whether and why the run ends there."""
-        self.feed.begin(jax.random.fold_in(self.keys["shuffle"], self.epoch), self.step_in_epoch)
-        ended, size, reason = False, 1, "finished"
+        self.feed.begin(jax.random.fold_in(self.keys["shuffle"], self.epoch))
+        ended = False
         while not ended:
-            first, last = self.step_in_epoch, self._next_stop(size)
+            first, last = self.step_in_epoch, self._next_stop()
             start = time.perf_counter()
             self.state, records, ended = self.feed.advance(self.state, first, last)
             seconds = time.perf_counter() - start
@@ -108,41 +111,42 @@ class Run:
             bar.update(taken / self.feed.num_steps if self.feed.num_steps else float(ended))
             if int(self.state.bad_in_a_row) >= self.stepper.max_bad_steps:
                 return "non-finite steps"
-            size = self._next_size(size, seconds / max(taken, 1))
+            self.size = self._next_size(seconds / max(taken, 1))
             every = self.settings.checkpoint_every
             if not ended and every is not None and int(self.state.step) % every == 0:
                 self._save()
-            is_interrupted = self._anywhere(bool(interrupted))
-            if is_interrupted and not ended:
+            if not ended and self._anywhere(bool(interrupted)):
                 self._save()
                 return "interrupted"
         reason = self._end_epoch()
         bar.set_postfix_str(self._postfix(), refresh=False)
-        is_last = self.epoch > self.settings.num_epochs or reason != "finished" or is_interrupted
+        if self._anywhere(bool(interrupted)):
+            reason = "interrupted"
+        is_last = self.epoch > self.settings.num_epochs or reason != "finished"
         every = self.settings.checkpoint_every
         if is_last or every is None or int(self.state.step) % every == 0:
             self._save()
-        return "interrupted" if is_interrupted else reason
+        return reason
 
-    def _next_stop(self, size: int) -> int:
+    def _next_stop(self) -> int:
         """The step before which to come back from the device."""
         first, every = self.step_in_epoch, self.settings.checkpoint_every
-        stop = first + size
+        stop = first + self.size
         if every is not None:
             stop = min(stop, first + every - int(self.state.step) % every)
         return stop if self.feed.num_steps is None else min(stop, self.feed.num_steps)
 
-    def _next_size(self, size: int, seconds_per_step: float) -> int:
+    def _next_size(self, seconds_per_step: float) -> int:
         """How many steps to take at once: a second's worth, found by doubling."""
         longest = self.feed.num_steps or 10**9
         if jax.process_count() > 1:  # every process must come back at the same step, whatever its clock says
             return longest
-        return min(longest, 2 * size, max(1, int(_SECONDS / max(seconds_per_step, 1e-9))))
+        return min(longest, 2 * self.size, max(1, int(_SECONDS / max(seconds_per_step, 1e-9))))
 
     def _end_epoch(self) -> str:
         """Close the books of the epoch; tells whether and why the run ends."""
         losses, finite = self._of_epoch("loss"), self._of_epoch("is_finite")
-        self.by_epoch["epoch_loss"].append(losses[finite].mean() if finite.any() else np.nan)
+        self.by_epoch["epoch_loss"].append(float(losses[finite].mean()) if finite.any() else np.nan)
         self.by_epoch["seconds"].append(self.seconds)
         self.by_epoch["non_finite_steps"].append(int(np.sum(~finite)))
         self.by_epoch["steps"].append(self.step_in_epoch + (self.by_epoch["steps"][-1] if self.epoch > 1 else 0))
@@ -153,10 +157,9 @@ class Run:
             params = self._scored_params(self.state)
             mean, std_error = (float(value) for value in self.score(params, self.keys["score"]))
             self.scores.append((self.epoch, mean, std_error))
-            best = int(np.nanargmax([score[1] for score in self.scores])) if np.isfinite(mean) else -1
-            if best == len(self.scores) - 1:
+            if self._best_score() == len(self.scores) - 1:
                 self.best = params
-            elif self.settings.patience is not None and len(self.scores) - 1 - best >= self.settings.patience:
+            elif self._is_out_of_patience():
                 reason = "patience"
         row = epoch_table(self._history())[-1] if self.settings.callbacks else {}
         ends = [callback(self.epoch, row, self._params()) is True for callback in self.settings.callbacks]
@@ -168,6 +171,16 @@ class Run:
     def _anywhere(self, value: bool) -> bool:
         """Whether the value is true in any of the processes that train together."""
         return value if self.feed.layout is None else any_process(value)
+
+    def _best_score(self) -> int:
+        """Index of the first of the best scores; -1 while there is none that is finite."""
+        scores = [mean if np.isfinite(mean) else -np.inf for _, mean, _ in self.scores]
+        return int(np.argmax(scores)) if np.isfinite(scores).any() else -1
+
+    def _is_out_of_patience(self) -> bool:
+        """Whether there were too many scores since the best one."""
+        patience = self.settings.patience
+        return patience is not None and len(self.scores) - 1 - self._best_score() >= patience
 
     def _of_epoch(self, name: str) -> np.ndarray:
         """The records of the steps of the present epoch."""
@@ -182,7 +195,9 @@ class Run:
             self.warned.add("steps")
             step = int(np.argmin(records["is_finite"]))
             loss, number = records["loss"][step], self.step_in_epoch - len(records["loss"]) + step + 1
-            what = f"the loss is {loss}" if not np.isfinite(loss) else "the parameters are not finite"
+            what = f"the loss is {loss}"
+            if np.isfinite(loss):
+                what = "the parameters or the state of the optimiser are not finite"
             warnings.warn(
                 f"{what} at step {number} of epoch {self.epoch}, which is skipped (history counts such steps): try a "
                 "smaller learning rate, clipped gradients or a likelihood that is nowhere zero",
@@ -238,7 +253,7 @@ class Run:
         params = self._params()
         guide_params = self.guide_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
         averaged = None if average is None else self.model_values(average, svi.mutable_state)
-        best = self.best if self.scores else (params if averaged is None else averaged)
+        best = self.best if self._best_score() >= 0 else (params if averaged is None else averaged)
         return FitResult(params, self._history(), svi, guide_params, best, averaged, reason)
 
     def _failure(self) -> str:
@@ -291,6 +306,9 @@ def _interrupts() -> Iterator[list[bool]]:
         yield interrupted
         return
     usual = signal.getsignal(signal.SIGINT)
+    if usual is None:  # Python runs inside of another program, which handles its signals itself
+        yield interrupted
+        return
 
     def handle(number, frame):
         interrupted.append(True)

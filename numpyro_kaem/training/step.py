@@ -51,7 +51,10 @@ class Stepper(NamedTuple):
     max_bad_steps: int
 
     def step(self, state: TrainState, batch: tuple, rows: Any, kwargs: dict) -> tuple[TrainState, dict[str, Array]]:
-        """Take a step on a batch, or stay where everything was if the loss or the new parameters are not finite.
+        """Take a step on a batch, or stay where everything was if what comes out of it is not finite.
+
+        That is the loss, the new parameters, or what the optimiser has accumulated: the parameters may still be finite
+        while a gradient that is not waits there for its turn.
 
         Args:
             state: before the step.
@@ -65,10 +68,8 @@ class Stepper(NamedTuple):
         before = _take(state.svi, rows)
         after, loss = self.svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
-        # Not a NaN in what the optimiser keeps either, where a gradient may wait for the next ones. (It may hold
-        # infinities on purpose.)
-        is_finite = jnp.isfinite(loss) & _all(jnp.isfinite, self.svi.get_params(after))
-        is_finite &= _all(lambda leaf: ~jnp.isnan(leaf), after.optim_state)
+        is_finite = jnp.isfinite(loss) & _all_finite(self.svi.get_params(after))
+        is_finite &= _still_finite(before.optim_state, after.optim_state)
         # All of it, chains and grids too; but for the random key, so that the next step draws anew.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
@@ -76,12 +77,15 @@ class Stepper(NamedTuple):
         if self.adapt is not None:
             key, key_adapt = jax.random.split(kept.rng_key)
             kept = SVIState(kept.optim_state, kept.mutable_state, key)
-            due = self.adaptation_is_due(number)
+            due = is_finite & self.adaptation_is_due(number)
             kept = jax.lax.cond(due, lambda s: self.adapt(key_adapt, s, batch, kwargs), lambda s: s, kept)
         average = state.average
         if self.ema_decay is not None:
             params = self.svi.optim.get_params(kept.optim_state)
-            average = jax.tree.map(lambda a, p: self.ema_decay * a + (1 - self.ema_decay) * p, average, params)
+            decay = self.ema_decay
+            average = jax.tree.map(
+                lambda a, p: jnp.where(is_finite, decay * a + (1 - decay) * p, a), state.average, params
+            )
         bad_in_a_row = jnp.where(is_finite, 0, state.bad_in_a_row + 1)
         record = {"loss": loss / self.data_per_step, "is_finite": is_finite, **metrics}
         return TrainState(_put(state.svi, kept, rows), average, number, bad_in_a_row), record
@@ -147,7 +151,16 @@ def _with_chains(state: SVIState, function: Callable[[dict], dict]) -> SVIState:
     return SVIState(state.optim_state, state.mutable_state | {STATE: own}, state.rng_key)
 
 
-def _all(condition: Callable[[Array], Array], tree: PyTree) -> Array:
-    """Whether a condition holds for all numbers of a tree."""
-    leaves = [jnp.all(condition(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+def _all_finite(tree: PyTree) -> Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def _still_finite(before: PyTree, after: PyTree) -> Array:
+    """Whether nothing that was finite has become otherwise; an optimiser may begin with an infinite best loss."""
+    kept = [
+        jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        if jnp.issubdtype(new.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(kept)) if kept else jnp.array(True)
