@@ -293,13 +293,18 @@ def test_chunks_do_not_change_the_result(make, small):
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [MALA(), HMC(), PCNL()], ids=lambda kernel: type(kernel).__name__)
 def test_step_sizes_reach_the_best_acceptance_rate(kernel):
-    """At every rung, of a ladder that SMC makes short on purpose and of one for chains."""
+    """At every rung, of a ladder that SMC makes short on purpose and of one for chains.
+
+    Near the prior PCNL accepts more than that with the largest step size that there is.
+    """
     model, x, *_ = linear_gaussian(10)
     particles = smc(kernel=kernel, target_ess=0.3).run(KEY, model, {}, x)
     chains = tempering(kernel=kernel, num_steps=500, warmup=1000).run(KEY, model, {}, x)
     for rungs in (particles.rungs, chains.rungs):
         there = np.isfinite(rungs.temperatures[:, 1:])
-        assert np.all(np.abs(rungs.acceptance[:, 1:] - kernel.target_acceptance)[there] < 0.15)
+        excess = (rungs.acceptance[:, 1:] - kernel.target_acceptance)[there]
+        at_limit = kernel.step_limit is not None and rungs.step_size[:, 1:][there] > 0.95 * kernel.step_limit
+        assert np.all((np.abs(excess) < 0.15) | (at_limit & (excess > 0)))
 
 
 @pytest.mark.slow
