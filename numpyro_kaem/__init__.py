@@ -1,7 +1,7 @@
 """Kolmogorov-Arnold Energy Models in NumPyro: learned priors that are drawn exactly and can be read."""
 
 from numpyro_kaem.bases import RBF, RSWAF, Basis, BSpline, Chebyshev, Fourier, Wavelet
-from numpyro_kaem.distributions import ICDFReparam, KAMixture, KAPrior
+from numpyro_kaem.distributions import DeepKAPrior, ICDFReparam, KAMixture, KAPrior
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.energy_module import adapt_svi_grid, energy_module
 from numpyro_kaem.generators import KAN, MLP
@@ -43,6 +43,7 @@ __all__ = [
     "Barker",
     "Basis",
     "Chebyshev",
+    "DeepKAPrior",
     "EllipticalSlice",
     "FitResult",
     "Fourier",

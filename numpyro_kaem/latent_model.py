@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem.row_program import Latents, RowProgram, scaled_log_prob
-from numpyro_kaem.self_check import check_rows_stand_alone
+from numpyro_kaem.self_check import check_constants_are_constant, check_rows_stand_alone
 from numpyro_kaem.staging import StagedFunction
 
 
@@ -54,7 +54,8 @@ class LatentModel:
 
     Raises:
         ValueError: for missing or unknown parameters, discrete latents, data that do not fit the plate, an
-            ambiguous plate, and a model whose rows do not stand alone (the site and the cure are named).
+            ambiguous plate, a model whose rows do not stand alone (the site and the cure are named), and a site
+            that is not normalised and observed, or dependent on other latents.
 
     Example:
         ```python
@@ -96,6 +97,7 @@ class LatentModel:
         self.outside_sites = program.outside_sites
         if check:
             check_rows_stand_alone(program)
+            check_constants_are_constant(program)
 
     def require_per_datum(self, caller: str) -> None:
         """Raise a ValueError, for `caller`, unless every latent site is inside one data plate."""
@@ -124,6 +126,15 @@ class LatentModel:
         row = self._row(x, "log_prior", lambda: self.prior_depends_on_data)
         sites, log_det = self._run(z, row, unconstrained)
         return self._sum(sites, z) + log_det
+
+    def unnormalized_log_prior(self, z: Latents, *x: Any) -> Float[Array, ""]:
+        r"""The part of $\log p(z)$ that is known up to a constant only: of `unnormalized_sites`, zero without any.
+
+        Args and errors are as in `log_prior`.
+        """
+        row = self._row(x, "unnormalized_log_prior", lambda: self.prior_depends_on_data)
+        sites, _ = self._run(z, row, unconstrained=False)
+        return self._sum(sites, self.unnormalized_sites)
 
     def log_likelihood(self, z: Latents, *x: Any, unconstrained: bool = False) -> Float[Array, ""]:
         r"""$\log p(x \mid z)$ of one datum: its observed sites and factors.
@@ -208,6 +219,14 @@ class LatentModel:
         model = substitute(program.model, data={**program.params, **program.structure.plate_indices})
         sites = trace(seed(model, program.rng_key)).get_trace(*program.data, **program.model_kwargs)
         return sum(jnp.sum(scaled_log_prob(sites[name])) for name in program.global_names)
+
+    @cached_property
+    def unnormalized_sites(self) -> tuple[str, ...]:
+        """The latent sites whose distribution is not normalised, such as a `DeepKAPrior`, also inside of wrappers.
+
+        `log_prior` lacks their unknown constants; `objectives` make up for them with negative samples.
+        """
+        return self.program.structure.unnormalized_sites
 
     @cached_property
     def prior_depends_on_data(self) -> bool:

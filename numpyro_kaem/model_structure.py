@@ -29,6 +29,7 @@ class SampleSite(NamedTuple):
     shape: tuple[int, ...]
     event_dim: int
     dtype: Any
+    is_normalized: bool
 
 
 class ParameterSite(NamedTuple):
@@ -68,6 +69,11 @@ class ModelStructure(NamedTuple):
         """The unobserved sites."""
         return {name: site for name, site in self.sites.items() if not site.is_observed}
 
+    @property
+    def unnormalized_sites(self) -> tuple[str, ...]:
+        """Names of the unobserved sites whose distribution is known up to a constant only."""
+        return tuple(name for name, site in self.latent_sites.items() if not site.is_normalized)
+
 
 class _NamelessMessages(Messenger):
     """Notes the types of messages that a trace does not record."""
@@ -94,7 +100,7 @@ def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict
         The model's structure.
 
     Raises:
-        ValueError: where a latent site is discrete or there is none.
+        ValueError: where a latent site is discrete or there is none, or an observed one is not normalised.
     """
     messages = _NamelessMessages(substitute(seed(model, rng_key), data=params))
     facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
@@ -139,7 +145,22 @@ def _sample_site(site: dict) -> SampleSite:
             f"latent site {site['name']!r} is discrete: only continuous latents are supported; sum it out of the "
             "model, for example with numpyro.distributions.MixtureSameFamily"
         )
-    return SampleSite(site["is_observed"], _plates(site), tuple(fn.shape()), fn.event_dim, dtype)
+    normalized = _is_normalized(fn)
+    if site["is_observed"] and not normalized:
+        raise ValueError(
+            f"observed site {site['name']!r} has a density that is not normalised: its likelihood is known up to a "
+            "factor only, which may depend on latents and parameters; give it a normalised distribution"
+        )
+    return SampleSite(site["is_observed"], _plates(site), tuple(fn.shape()), fn.event_dim, dtype, normalized)
+
+
+def _is_normalized(fn: Any) -> bool:
+    """Whether a distribution and, where it wraps others, all of these are normalised."""
+    while fn is not None:
+        if not getattr(fn, "is_normalized", True):
+            return False
+        fn = getattr(fn, "base_dist", None)
+    return True
 
 
 def _parameter_site(site: dict) -> ParameterSite:

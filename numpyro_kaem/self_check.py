@@ -68,6 +68,22 @@ def _signature(program: RowProgram) -> Hashable:
     return program.plate, treedef, tuple(shapes)
 
 
+def check_constants_are_constant(program: RowProgram) -> None:
+    """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel.
+
+    Raises:
+        ValueError: naming a site that is not normalised and the latents that its distribution depends on.
+    """
+    for name in program.structure.unnormalized_sites:
+        latents, _ = program.staged.uses(lambda out, name=name: out["prior"][name])
+        if others := [other for other, used in latents.items() if used and other != name]:
+            raise ValueError(
+                f"latent site {name!r} has a density that is not normalised and depends on the latents {others}: its "
+                "unknown normalising constant depends on them too, and posteriors would be wrong; give it a normalised "
+                "distribution, or make its energy and reference parameters"
+            )
+
+
 class _CompletedSites(Messenger):
     """Notes the last sample site that a run completed."""
 

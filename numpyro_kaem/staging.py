@@ -29,9 +29,12 @@ class StagedFunction:
 
     def depends(self, select: Callable[[Any], Any], argument: int) -> bool:
         """Whether the outputs that `select` picks from the output tree use the given positional argument."""
+        return any(jax.tree.leaves(self.uses(select)[argument]))
+
+    def uses(self, select: Callable[[Any], Any]) -> tuple:
+        """Whether the outputs that `select` picks use each leaf of the arguments, in a tuple of trees like these."""
         _, used_inputs = self._eliminate(select)
-        first = len(jax.tree.leaves(self.args[:argument]))
-        return any(used_inputs[first : first + len(jax.tree.leaves(self.args[argument]))])
+        return jax.tree.unflatten(jax.tree.structure(self.args), used_inputs)
 
     def evaluate(self, select: Callable[[Any], Any], *args: Any) -> Any:
         """The outputs that `select` picks; arguments they do not depend on may be shapes only."""

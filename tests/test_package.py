@@ -18,6 +18,7 @@ PUBLIC_NAMES = [
     "BSpline",
     "Barker",
     "Chebyshev",
+    "DeepKAPrior",
     "EllipticalSlice",
     "FitResult",
     "Fourier",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.ka_mixture import KAMixture
 from numpyro_kaem.distributions.ka_prior import KAPrior
 
@@ -39,6 +40,14 @@ def _(mixture: KAMixture) -> KAMixture:
     new_axes = jnp.broadcast_shapes(of_components, mixture.logits.shape[:new_of_logits])
     stacked._batch_shape = new_axes + mixture.batch_shape
     return stacked
+
+
+@promote_batch_shape.register
+def _(prior: DeepKAPrior) -> DeepKAPrior:
+    raise NotImplementedError(
+        "a DeepKAPrior cannot be a site inside of NumPyro's scan: its energy may be any function, which knows of no "
+        "time axis; take a KAPrior, or write the loop in Python"
+    )
 
 
 def _stack_prior(prior: KAPrior, rank: int) -> tuple[KAPrior, tuple[int, ...]]:

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions.kl import kl_divergence
 
+from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -44,6 +45,12 @@ def _(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "*batch"]:
     except ValueError as error:
         raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
     return jnp.broadcast_to(_divergence(p, q), shape)
+
+
+# NumPyro's divergence of a point mass is -log q at the point, whatever q is.
+@kl_divergence.register(dist.Delta, DeepKAPrior)
+def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
+    raise NotImplementedError("the divergence from a DeepKAPrior is not known, for its density is not normalised")
 
 
 @eqx.filter_jit

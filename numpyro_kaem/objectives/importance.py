@@ -25,7 +25,8 @@ class ImportanceMLE(Objective):
     with r(z) = p(z) / stop_gradient(p(z)) = 1. By r the parameters of the prior receive the score
     sum_s w_bs grad log p(z_s), the gradient of Fisher's identity; the draws themselves carry no gradient,
     which is several times less noisy than pathwise gradients. `scale` is the data plate's size / subsample
-    size.
+    size. Of a prior that is not normalised (`DeepKAPrior`) the mean score of the draws, which are its negative
+    samples, is subtracted; its gradient is as good as these are.
 
     The expected loss is above -log p(x_b) by about Var(w) / (2 S E[w]^2), so the gradient is biased by
     O(1/S). Scores of different priors are compared at equal, large S.

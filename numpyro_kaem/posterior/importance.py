@@ -54,6 +54,30 @@ def log_prior(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array
     return jax.vmap(lambda z: jax.vmap(latent_model.log_prior)(z, *latent_model.rows))(draws)
 
 
+def negative_phase(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "*num_data"]:
+    """Zero, with the gradient of log Z of the unnormalised latent sites, the draws being the negative samples:
+
+        mean_s [ log p~(z_s) - stop_gradient(log p~(z_s)) ],   grad log Z = E_p[grad log p~(z)].
+
+    Maximum likelihood subtracts it from log p~ of every datum. The draws carry no gradient.
+
+    Args:
+        latent_model: the model; without unnormalised sites the result is a constant zero.
+        draws: as from `sample_prior`, S of them.
+
+    Returns:
+        A scalar; where the prior depends on the data, one number for each datum.
+    """
+    if not latent_model.unnormalized_sites:
+        return jnp.zeros(())
+    draws, log_density = jax.lax.stop_gradient(draws), latent_model.unnormalized_log_prior
+    if draws_differ_by_datum(latent_model):
+        values = jax.vmap(lambda z: jax.vmap(log_density)(z, *latent_model.rows))(draws)
+    else:
+        values = jax.vmap(log_density)(draws)
+    return jnp.mean(values - jax.lax.stop_gradient(values), axis=0)
+
+
 def log_likelihood(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples num_data"]:
     """Likelihood log p(x_b | z_s) of every datum at every draw (or at its own draws)."""
     if latent_model.plate is None:
@@ -106,12 +130,15 @@ def log_evidence(
     """Evidence log 1/S sum_s p(x_b | z_s) r(z_s) per datum, with r(z) = p(z) / stop_gradient(p(z)) = 1, and the ESS.
 
     The draws carry no gradient; by r the parameters of the prior receive the score
-    sum_s w_bs grad log p(z_s). `proposal` is the same model at parameters without gradients: given one, JAX does
-    not trace the pathwise gradients of the draws only to drop them.
+    sum_s w_bs grad log p(z_s). Where p is known up to a constant only, the mean of that score over the draws is
+    subtracted (`negative_phase`), for sum_s w_bs grad log p~(z_s) - mean_s grad log p~(z_s).
+
+    `proposal` is the same model at parameters without gradients: given one, JAX does not trace the pathwise gradients
+    of the draws only to drop them.
     """
     draws = jax.lax.stop_gradient(sample_prior(proposal or latent_model, key, num_samples))
     log_density = log_prior(latent_model, draws)
-    log_ratio = log_density - jax.lax.stop_gradient(log_density)
+    log_ratio = log_density - jax.lax.stop_gradient(log_density) - negative_phase(latent_model, draws)
 
     def sums(chunk):
         log_weights = log_likelihood(latent_model, chunk[0]) + chunk[1]
