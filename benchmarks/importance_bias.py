@@ -15,7 +15,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from numpyro_kaem import LatentModel
-from numpyro_kaem.posterior.importance import log_likelihood, log_sum_exp, sample_prior
+from numpyro_kaem.posterior.weights import log_likelihood, log_sum_exp, sample_prior
 
 DATA_SIZE, NUM_DATA, NOISE = 10, 40, 0.5
 

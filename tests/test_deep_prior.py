@@ -25,7 +25,7 @@ from numpyro_kaem import (
     LatentModel,
     TemperedSMC,
 )
-from numpyro_kaem.posterior.importance import negative_phase, sample_prior
+from numpyro_kaem.posterior.weights import negative_phase, sample_prior
 
 STANDARD = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
 KAN_PRIOR = DeepKAPrior(KAN(jax.random.key(0), 3, 1, (2,)), STANDARD)

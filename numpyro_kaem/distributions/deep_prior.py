@@ -34,8 +34,8 @@ class DeepKAPrior(dist.Distribution):
     - Log-densities of different energies, and evidences made of them, are not comparable unless log Z is estimated:
       `log_normalizer` gives the simple estimate.
     - Maximising `log_prob` does not learn the energy. Maximum likelihood subtracts the negative phase,
-      grad log p(z) = grad log p~(z) - E_p[grad log p~(z')]: `ImportanceMLE` does, with its prior draws as the negative
-      samples. NumPyro's ELBOs and MCMC over the energy's own parameters do not.
+      grad log p(z) = grad log p~(z) - E_p[grad log p~(z')]: the objectives of this package do, with draws from the
+      prior as the negative samples. NumPyro's ELBOs and MCMC over the energy's own parameters do not.
 
     **Draws are not exact.** They are the last points of short unadjusted Langevin chains that start at draws from the
     reference, with step size h and the reference's standard deviation sigma by coordinate:

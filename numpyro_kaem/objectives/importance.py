@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import Objective
-from numpyro_kaem.posterior.importance import log_evidence
+from numpyro_kaem.posterior.weights import log_evidence
 
 
 class ImportanceMLE(Objective):

@@ -16,6 +16,7 @@ from numpyro_kaem.objectives.population import Walk
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.weights import negative_phase, sample_prior
 
 STARTS = ("prior", "importance")
 
@@ -57,7 +58,7 @@ class ChainObjective(Objective):
         step_size = jnp.full(self.num_rungs, self.kernel.initial_step_size(target.dim))
         state["shared"] = {"step": jnp.zeros((), int), "log_step_size": jnp.log(step_size)}
         if self.persistent:
-            positions = jnp.zeros((num_data, self.num_chains, self.num_rungs, target.dim))
+            positions = jnp.zeros((num_data, self.num_chains, self.num_rungs, target.dim), target.dtype)
             state["per_datum"] = {"positions": positions, "started": jnp.zeros(num_data, bool)}
         return state
 
@@ -77,21 +78,21 @@ class ChainObjective(Objective):
                 f"{what} a place between steps: train with fit, pass SVI guide=objective.guide(model), or use a kernel "
                 f"with a step_size, such as {type(self.kernel).__name__}(step_size=0.01), and persistent=False"
             )
-        key_start, key_scale, key_walk = jax.random.split(key, 3)
+        key_draw, key_start, key_walk = jax.random.split(key, 3)
+        draws = population.draw_prior(
+            key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
+        )
         chains, rows_at = {}, None
         if self.persistent:
             chains = state["per_datum"]
             rows_at = _rows_of(latent_model, len(chains["started"]))
-        positions = self._starts(key_start, target, temperatures, chains, rows_at)
+        positions = self._starts(key_start, target, temperatures, draws.starts, chains, rows_at)
         step_size = jnp.full(self.num_rungs, self.kernel.initial_step_size(target.dim))
         if self.kernel.adapts_step_size:
             step_size = jnp.exp(state["shared"]["log_step_size"])
-        scale = population.preconditioner(key_scale, target, self.kernel)
         # The chains' moves are no function of the parameters that gradients should know of.
         walk = jax.lax.stop_gradient(
-            population.walk(
-                key_walk, target, self.kernel, positions, temperatures, step_size, scale, self.num_steps, exact
-            )
+            population.walk(key_walk, target, self.kernel, positions, temperatures, step_size, draws, self.num_steps)
         )
         if state is None:
             return walk, None
@@ -112,15 +113,24 @@ class ChainObjective(Objective):
             }
         return walk, {"metrics": state["metrics"], "shared": shared, "per_datum": per_datum}
 
-    def _starts(self, key, target: Target, temperatures: Array, chains: dict[str, Array], rows_at) -> Array:
+    def negative_phases(self, key: PRNGKeyArray, latent_model: LatentModel, target: Target) -> Float[Array, " B"]:
+        """What maximum likelihood subtracts from log p(z) of each datum: zero, with the gradient of log Z."""
+        if not latent_model.unnormalized_sites:
+            return jnp.zeros(latent_model.num_data)
+        draws = sample_prior(target.model, key, self.num_draws)
+        return jnp.broadcast_to(negative_phase(latent_model, draws), latent_model.num_data)
+
+    def _starts(
+        self, key: PRNGKeyArray, target: Target, temperatures: Array, draws: Array, chains: dict[str, Array], rows_at
+    ) -> Float[Array, "B C K dim"]:
         def fresh(key):
             if self.start == "importance":
                 return population.importance_starts(key, target, temperatures, self.num_chains, self.num_draws)
-            return population.prior_starts(key, target, self.num_chains, self.num_rungs)
+            return draws
 
         if not chains:
             return fresh(key)
-        started, positions = chains["started"][rows_at], chains["positions"][rows_at]
+        started, positions = chains["started"][rows_at], chains["positions"][rows_at].astype(target.dtype)
         by_datum = started[:, None, None, None]
         return jax.lax.cond(
             jnp.all(started), lambda key: positions, lambda key: jnp.where(by_datum, positions, fresh(key)), key
@@ -133,11 +143,13 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
         return slice(None)
     structure = latent_model.program.structure
     size, _ = structure.plates[latent_model.plate]
-    if num_kept != size:
+    lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.program.uncut_rows)}
+    if num_kept != size or lengths - {size}:
         raise ValueError(
-            f"chains are kept for {num_kept} data, but plate {latent_model.plate!r} has size {size} and "
-            f"{latent_model.num_data} rows at hand: declare numpyro.plate(..., {num_kept}, subsample_size=...) in the "
-            "model, or train with fit"
+            f"chains are kept for {num_kept} data, but plate {latent_model.plate!r} has size {size} and the data at "
+            f"hand {latent_model.num_data} rows, of which nothing tells which data they are: train with fit, or pass "
+            f"all {num_kept} rows to a model whose plate subsamples them, numpyro.plate(..., {num_kept}, "
+            "subsample_size=...)"
         )
     return structure.plate_indices[latent_model.plate]
 
@@ -150,7 +162,8 @@ class LangevinMLE(ChainObjective):
     $$\nabla \log p(x) = \mathbb E_{p(z \mid x)} \bigl[ \nabla \log p(x \mid z) + \nabla \log p(z) \bigr],$$
 
     here over the last states of `num_chains` chains per datum after `num_steps` steps of the kernel. A `KAPrior` is
-    normalised by quadrature, so that its gradient needs no negative samples and has no noise of its own. The loss is
+    normalised by quadrature, so that its gradient needs no negative samples and has no noise of its own; from that of
+    a prior which is not normalised (`DeepKAPrior`) its mean over `num_draws` fresh draws is subtracted. The loss is
     $-\text{scale} \sum_b [\log p(x_b \mid z_b) + \log p(z_b)]$ at those states, whose gradient it is; its value is no
     estimate of the likelihood: score held-out data for that.
 
@@ -166,7 +179,8 @@ class LangevinMLE(ChainObjective):
         num_chains: chains per datum, at least 1.
         start: "prior" for exact draws from the prior, or "importance" for draws that are resampled by the likelihood
             of each datum. Persistent chains start so when their datum is first seen.
-        num_draws: draws that "importance" resamples, shared by the data.
+        num_draws: draws that "importance" resamples, and negative samples of a prior that is not normalised; shared
+            by the data.
         plate: name of the data plate, where the model has several.
 
     Raises:
@@ -244,10 +258,11 @@ class LangevinMLE(ChainObjective):
     ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
         """The loss at the chains' last states, and the state with them."""
         target = population.frozen_target(latent_model, self.kernel)
-        walk, new_state = self.advance(key, latent_model, target, state, jnp.ones(1), exact=False)
+        key_walk, key_negative = jax.random.split(key)
+        walk, new_state = self.advance(key_walk, latent_model, target, state, jnp.ones(1), exact=False)
         latents = population.latents_of(target, walk.points.position[:, :, 0])
         likelihood, prior = population.log_joint(latent_model, latents)
-        total = jnp.sum(jnp.mean(likelihood + prior, 1))
+        total = jnp.sum(jnp.mean(likelihood + prior, 1) - self.negative_phases(key_negative, latent_model, target))
         loss = -(latent_model.scale * total + latent_model.global_log_density())
         if new_state is not None:
             new_state["metrics"] = {

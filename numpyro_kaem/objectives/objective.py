@@ -102,9 +102,11 @@ class Objective(ELBO):
         params = {site: value for site, value in param_map.items() if site != STATE}
         latent_model = LatentModel(model, params, *args, plate=self.plate, rng_key=model_key, **kwargs)
         latent_model.require_per_datum(name)
-        loss, state = self.evaluate(key, latent_model, param_map.get(STATE))
+        old_state = param_map.get(STATE)
+        loss, state = self.evaluate(key, latent_model, old_state)
         parameters = latent_model.program.structure.parameters
         mutable_state = {site: value for site, value in params.items() if site not in parameters}
         if state is not None:
-            mutable_state[STATE] = state
+            # A loop carries the state, whose dtypes must not follow those of the model.
+            mutable_state[STATE] = jax.tree.map(lambda new, old: new.astype(old.dtype), state, old_state)
         return {"loss": loss, "mutable_state": mutable_state or None}

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.posterior.chains import move_datum, propose_swaps
-from numpyro_kaem.posterior.importance import draws_differ_by_datum, log_likelihood
+from numpyro_kaem.posterior.chains import move_or_replace, propose_swaps
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Point, Target
+from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 
-# Draws from the prior whose spread is the preconditioner.
-_PRIOR_DRAWS = 64
+# Pairs of draws from the prior whose differences give the preconditioner, or one of each datum if these are more.
+_PRIOR_PAIRS = 64
 
 
 class Walk(NamedTuple):
@@ -50,25 +50,42 @@ def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
     )
 
 
-def preconditioner(key: PRNGKeyArray, target: Target, kernel: Kernel) -> Float[Array, " dim"]:
-    """The spread of each coordinate under the prior, of quantiles, because a prior need not have a variance."""
-    if not kernel.precondition or kernel.whiten:
-        return jnp.ones(target.dim)
-    row = target.latent_model.program.first_row
-    draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, _PRIOR_DRAWS))
-    low, high = jnp.quantile(draws, jnp.array([0.16, 0.84]), axis=0)
-    return jnp.where(high > low, (high - low) / 2, 1.0)
+class PriorDraws(NamedTuple):
+    """All the draws from the prior that a walk needs, made in one call: that call is long to compile.
+
+    Attributes:
+        starts: for every chain.
+        lowest: for the rung that is the prior, at every step; None where there is no such rung.
+        scale: preconditioner, the spread of each coordinate under the prior.
+    """
+
+    starts: Float[Array, "B C K dim"]
+    lowest: Float[Array, "T B C dim"] | None
+    scale: Float[Array, " dim"]
 
 
-def prior_starts(key: PRNGKeyArray, target: Target, num_chains: int, num_rungs: int) -> Float[Array, "B C K dim"]:
-    """Exact draws from the prior for every chain."""
-    num_data = target.latent_model.num_data
-    keys = jax.random.split(key, (num_data, num_chains, num_rungs))
+def draw_prior(
+    key: PRNGKeyArray, target: Target, kernel: Kernel, num_chains: int, num_rungs: int, num_steps: int, exact: bool
+) -> PriorDraws:
+    """Exact draws from the prior of every datum, apart for every use."""
+    num_data, dim = target.latent_model.num_data, target.dim
+    num_pairs = -(-_PRIOR_PAIRS // num_data) if kernel.precondition and not kernel.whiten else 0
+    num_starts, num_lowest = num_chains * num_rungs, num_steps * num_chains if exact else 0
 
     def of_datum(keys, row):
-        return jax.vmap(jax.vmap(lambda k: target.draw(k, row)))(keys)
+        return jax.vmap(lambda k: target.draw(k, row))(keys)
 
-    return jax.vmap(of_datum)(keys, target.latent_model.rows)
+    keys = jax.random.split(key, (num_data, num_starts + num_lowest + 2 * num_pairs))
+    draws = jax.vmap(of_datum)(keys, target.latent_model.rows)
+    starts, lowest, pairs = jnp.split(draws, [num_starts, num_starts + num_lowest], axis=1)
+    scale = jnp.ones(dim, draws.dtype)
+    if num_pairs:
+        # Differences do not know where a datum's prior lies, and quantiles need no variance.
+        differences = (pairs[:, :num_pairs] - pairs[:, num_pairs:]).reshape(-1, dim) / 2**0.5
+        low, high = jnp.quantile(differences, jnp.array([0.16, 0.84]), axis=0)
+        scale = jnp.where(high > low, (high - low) / 2, 1.0)
+    lowest = jnp.moveaxis(lowest.reshape(num_data, num_steps, num_chains, dim), 1, 0) if exact else None
+    return PriorDraws(starts.reshape(num_data, num_chains, num_rungs, dim), lowest, scale)
 
 
 def importance_starts(
@@ -109,9 +126,8 @@ def walk(
     positions: Float[Array, "B C K dim"],
     temperatures: Float[Array, " K"],
     step_size: Float[Array, " K"],
-    scale: Float[Array, " dim"],
+    draws: PriorDraws,
     num_steps: int,
-    exact: bool,
 ) -> Walk:
     """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
 
@@ -122,22 +138,23 @@ def walk(
         positions: where they start.
         temperatures: of the rungs.
         step_size: by rung.
-        scale: preconditioner.
+        draws: where the lowest rung, if it is the prior, is at every step; and the preconditioner.
         num_steps: number of steps.
-        exact: whether the lowest rung is the prior, t = 0, which is drawn afresh at every step.
     """
     num_data, _, num_rungs, _ = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
     temperatures, step_size = temperatures.astype(dtype), step_size.astype(dtype)
-    scale = jnp.broadcast_to(scale, (num_rungs, target.dim)).astype(dtype)
-    move = partial(move_datum, target, kernel, temperatures, exact)
+    scale = jnp.broadcast_to(draws.scale, (num_rungs, target.dim)).astype(dtype)
+    move = partial(move_or_replace, target, kernel, temperatures)
+    over_data = jax.vmap(move, in_axes=(0, 0, 0, None, None, None if draws.lowest is None else 0))
 
     def start(positions, row):
         return jax.vmap(jax.vmap(lambda u: target.evaluate(u, row)))(positions)
 
-    def step(points, i):
+    def step(points, at):
+        i, lowest = at
         keys = jax.random.split(jax.random.fold_in(key, i), (2, num_data))
-        points, acceptance, _ = jax.vmap(move, in_axes=(0, 0, 0, None, None))(keys[0], rows, points, step_size, scale)
+        points, acceptance, _ = over_data(keys[0], rows, points, step_size, scale, lowest)
         probability = jnp.nan
         if num_rungs > 1:
             swap = propose_swaps(keys[1], points.log_likelihood, temperatures, i, jnp.array(True))
@@ -145,7 +162,7 @@ def walk(
         return points, (acceptance.mean(0), jnp.asarray(probability, dtype), points.log_likelihood)
 
     points = jax.vmap(start)(positions, rows)
-    points, (acceptance, swaps, log_likelihoods) = jax.lax.scan(step, points, jnp.arange(num_steps))
+    points, (acceptance, swaps, log_likelihoods) = jax.lax.scan(step, points, (jnp.arange(num_steps), draws.lowest))
     return Walk(points, acceptance.mean(0), swaps.mean(), log_likelihoods)
 
 

@@ -17,13 +17,13 @@ from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
 from numpyro_kaem.objectives.tempered_particles import ascend
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.ladder import Ladder, as_ladder, equally_far_apart
+from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.swarm import Plan
 from numpyro_kaem.posterior.target import Target
 
 GRADIENTS = ("fisher", "path")
 SAMPLERS = ("tempering", "smc")
-# Share of the present step in the running mean of the log-likelihoods' standard deviations.
+# Share of the present step in the running mean of the log-likelihood.
 _NEW = 0.1
 
 
@@ -183,7 +183,7 @@ class ThermodynamicMLE(ChainObjective):
         state = super().initial_state(latent_model, num_data)
         if self.adapt:
             temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
-            state["shared"] |= {"temperatures": temperatures, "speed": jnp.zeros_like(temperatures)}
+            state["shared"] |= {"temperatures": temperatures, "mean_log_likelihood": jnp.zeros_like(temperatures)}
         return state
 
     def evaluate(
@@ -196,8 +196,10 @@ class ThermodynamicMLE(ChainObjective):
                 "guide=objective.guide(model)"
             )
         by_sampler = self._by_particles if self.sampler == "smc" else self._by_chains
-        log_evidence, objective, new_state = by_sampler(key, latent_model, state)
-        surrogate = jnp.sum(objective)
+        target = population.frozen_target(latent_model, self.kernel)
+        key_sample, key_negative = jax.random.split(key)
+        log_evidence, objective, new_state = by_sampler(key_sample, latent_model, target, state)
+        surrogate = jnp.sum(objective - self.negative_phases(key_negative, latent_model, target))
         # The value of the evidence and the gradient of the surrogate.
         total = jax.lax.stop_gradient(jnp.sum(log_evidence)) + surrogate - jax.lax.stop_gradient(surrogate)
         return -(latent_model.scale * total + latent_model.global_log_density()), new_state
@@ -208,11 +210,11 @@ class ThermodynamicMLE(ChainObjective):
         if self.schedule is None:
             return jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
         exponent = self.schedule(state["shared"]["step"])
-        return (jnp.arange(self.num_rungs) / self.max_rungs) ** exponent
+        # An exponent that has fallen to zero leaves the prior at t = 0.
+        return ((jnp.arange(self.num_rungs) / self.max_rungs) ** exponent).at[0].set(0.0)
 
-    def _by_chains(self, key, latent_model: LatentModel, state):
+    def _by_chains(self, key, latent_model: LatentModel, target: Target, state):
         temperatures = self._temperatures(state)
-        target = population.frozen_target(latent_model, self.kernel)
         walk, new_state = self.advance(key, latent_model, target, state, temperatures, exact=True)
         by_rung = jnp.moveaxis(walk.log_likelihood, 1, 0)  # (B, T, C, K)
         steps = jnp.diff(temperatures)
@@ -237,21 +239,27 @@ class ThermodynamicMLE(ChainObjective):
         return steppingstone, objective, new_state
 
     def _moved(self, shared: dict[str, Array], temperatures: Array, by_rung: Array) -> dict[str, Array]:
-        """Rungs equally far apart, by a running mean of the standard deviation of the log-likelihood."""
-        finite = jnp.isfinite(by_rung)
-        deviation = jnp.std(by_rung, axis=(1, 2), where=finite)
-        speed = jnp.nanmean(deviation, axis=0)
-        speed = jnp.where(jnp.isfinite(speed), speed, 0.0)
-        first = shared["step"] == 0
-        speed = jnp.where(first, speed, (1 - _NEW) * shared["speed"] + _NEW * speed)
-        new = equally_far_apart(temperatures, speed, self.num_rungs, jnp).at[0].set(0.0).at[-1].set(1.0)
-        # A rung goes a part of its way: chains and step sizes have to follow.
-        new = (1 - _NEW) * temperatures + _NEW * new
-        return {"temperatures": new, "speed": jnp.interp(new, temperatures, speed)}
+        """Rungs equally far apart, by a running mean of the log-likelihood at every rung.
 
-    def _by_particles(self, key, latent_model: LatentModel, state):
+        Its derivative by t is the variance whose root is the speed of thermodynamic length. Deviations of each datum's
+        own chains would give it too, but not where these are one or slow.
+        """
+        means = jnp.mean(by_rung, axis=(0, 1, 2), where=jnp.isfinite(by_rung))
+        means = jnp.where(jnp.isfinite(means), means, shared["mean_log_likelihood"])
+        share = jnp.where(shared["step"] == 0, 1.0, _NEW)
+        means = (1 - share) * shared["mean_log_likelihood"] + share * means
+        steps = jnp.diff(temperatures)
+        variances = jnp.diff(means) / steps
+        largest = variances.max()
+        speeds = jnp.sqrt(jnp.maximum(variances, jnp.where(largest > 0, 1e-6 * largest, 1.0)))
+        length = jnp.concatenate([jnp.zeros(1), jnp.cumsum(speeds * steps)])
+        new = jnp.interp(jnp.linspace(0.0, length[-1], self.num_rungs), length, temperatures).at[0].set(0.0)
+        # A rung goes a part of its way: chains and step sizes have to follow.
+        new = ((1 - _NEW) * temperatures + _NEW * new).at[-1].set(1.0)
+        return {"temperatures": new, "mean_log_likelihood": jnp.interp(new, temperatures, means)}
+
+    def _by_particles(self, key, latent_model: LatentModel, target: Target, state):
         plan = Plan(self.target_ess, self.num_steps, "systematic", False, False, self.max_rungs, 0)
-        target = population.frozen_target(latent_model, self.kernel)
         temperatures = None if self.ladder is None else self._temperatures(state)
         is_path = self.gradient == "path"
         run = jax.lax.stop_gradient(

@@ -156,7 +156,26 @@ def move_datum(
     step_size: Float[Array, " K"],
     scale: Float[Array, "K dim"],
 ) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
-    """One step of the chains `(C, K)` of a datum; where `exact`, the lowest rung is drawn afresh from the prior.
+    """One step of the chains `(C, K)` of a datum; where `exact`, the lowest rung is drawn afresh from the prior."""
+    key_move, key_draw = jax.random.split(key)
+    draws = None
+    if exact:
+        draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, len(points.log_prior)))
+    return move_or_replace(target, kernel, temperatures, key_move, row, points, step_size, scale, draws)
+
+
+def move_or_replace(
+    target: Target,
+    kernel: Kernel,
+    temperatures: Float[Array, " K"],
+    key: Array,
+    row: tuple,
+    points: Point,
+    step_size: Float[Array, " K"],
+    scale: Float[Array, "K dim"],
+    draws: Float[Array, "C dim"] | None,
+) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
+    """One step of the chains `(C, K)` of a datum; those at the lowest rung go to `draws`, where there are any.
 
     Returns:
         The new points, the mean acceptance by rung, and how many moves diverged.
@@ -169,16 +188,14 @@ def move_datum(
     def move(key, point, temperature, step_size, scale):
         return kernel.step(key, point, temperature, step_size, scale, evaluate)
 
-    key_move, key_draw = jax.random.split(key)
     over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None))
-    if exact:
+    if draws is not None:
         points, step_size, scale = jax.tree.map(lambda x: x[:, 1:], points), step_size[1:], scale[1:]
         temperatures = temperatures[1:]
-    keys = jax.random.split(key_move, (num_chains, len(temperatures)))
+    keys = jax.random.split(key, (num_chains, len(temperatures)))
     moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale)
     acceptance, divergences = acceptance.mean(0), divergent.sum()
-    if exact:
-        draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_chains))
+    if draws is not None:
         fresh = jax.vmap(evaluate)(draws)
         moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
         acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])

@@ -118,20 +118,19 @@ def as_ladder(ladder: Ladder | Sequence[float]) -> Ladder:
     return ladder if isinstance(ladder, Ladder) else Ladder(ladder)
 
 
-def equally_far_apart(temperatures, speed, num_rungs: int, xp=np):
+def equally_far_apart(temperatures, speed, num_rungs: int):
     r"""Temperatures that divide $\int v(t)\, dt$ into equal parts, v being the speed measured at other temperatures.
 
     Args:
         temperatures: increasing, where the speed was measured.
         speed: standard deviation of the log-likelihood there, not negative.
         num_rungs: how many temperatures to return, the two ends among them.
-        xp: NumPy, or `jax.numpy` inside compiled code.
     """
-    largest = xp.max(speed)
-    speed = xp.maximum(speed, xp.where(largest > 0, 1e-3 * largest, 1.0))
+    largest = np.max(speed)
+    speed = np.maximum(speed, np.where(largest > 0, 1e-3 * largest, 1.0))
     # The standard deviation falls like a power of t: its mean over an interval is the logarithmic one.
     left, right = speed[:-1], speed[1:]
-    close = xp.abs(left - right) < 1e-6 * left
-    mean = xp.where(close, left, (left - right) / xp.where(close, 1.0, xp.log(left / right)))
-    length = xp.concatenate([xp.zeros(1, speed.dtype), xp.cumsum(mean * xp.diff(temperatures))])
-    return xp.interp(xp.linspace(0.0, length[-1], num_rungs), length, temperatures)
+    close = np.abs(left - right) < 1e-6 * left
+    mean = np.where(close, left, (left - right) / np.where(close, 1.0, np.log(left / right)))
+    length = np.concatenate([np.zeros(1, speed.dtype), np.cumsum(mean * np.diff(temperatures))])
+    return np.interp(np.linspace(0.0, length[-1], num_rungs), length, temperatures)

@@ -17,13 +17,13 @@ from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.evidence import Evidence, finite_std
-from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
 from numpyro_kaem.posterior.swarm import Course, Plan, Rung
 from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.weights import observed_values
 from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
 

@@ -74,6 +74,7 @@ class Target:
         model: the model as it was given.
         latent_model: the model whose latents are the coordinates, rows given one at a time.
         dim: number of coordinates.
+        dtype: of the coordinates.
 
     Raises:
         ValueError: as `LatentModel`; with `whiten`, for a latent site whose distribution has no icdf.
@@ -114,7 +115,7 @@ class Target:
 
         example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(example))
         flat, self._unravel = ravel_pytree(example)
-        self.dim = flat.size
+        self.dim, self.dtype = flat.size, flat.dtype
 
     def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
         """One exact draw from the prior of a datum, in flat coordinates."""

@@ -18,13 +18,13 @@ from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Course, Population, Problem
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
-from numpyro_kaem.posterior.importance import observed_values
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.weights import observed_values
 from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
 # The progress bar moves this often in a run, and shows the lowest ESS of so many data.

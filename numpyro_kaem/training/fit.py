@@ -18,7 +18,7 @@ from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
-from numpyro_kaem.posterior.importance import log_evidence
+from numpyro_kaem.posterior.weights import log_evidence
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
 from numpyro_kaem.training.grids import GridAdaptation

@@ -15,7 +15,7 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.energy_module import adapt_svi_grid
 from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.posterior.importance import draws_differ_by_datum, log_likelihood, sample_prior
+from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood, sample_prior
 
 
 @dataclass(frozen=True, kw_only=True)
