@@ -75,6 +75,7 @@ LAYERS = [
     "self_check",
     "latent_model",
     "pairwise",
+    "sharded_inputs",
     "posterior",
     "objectives",
     "checkpoint_arrays",
