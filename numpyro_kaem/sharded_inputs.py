@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
 _SPREADING: ContextVar[NamedSharding | None] = ContextVar("spreading", default=None)
 
@@ -63,7 +63,7 @@ def spread(tree: PyTree) -> PyTree:
     )
 
 
-def take_rows(rows: PyTree, keys: PRNGKeyArray, indices: np.ndarray) -> tuple[PyTree, PRNGKeyArray]:
+def take_rows(rows: PyTree, keys: jax.Array, indices: np.ndarray) -> tuple[PyTree, jax.Array]:
     """Some of the rows and their keys, divided among devices as all the rows were, where that divides them evenly."""
     shardings = [leaf.sharding for leaf in jax.tree.leaves(rows) if _is_divided(leaf)]
     if not shardings:
