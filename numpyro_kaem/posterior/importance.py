@@ -19,7 +19,14 @@ from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, check_log_ratio, warn_if_impossible
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.result import Posterior
-from numpyro_kaem.posterior.weights import log_likelihood, log_proposal_ratio, map_chunks, observed_values, sample_prior
+from numpyro_kaem.posterior.weights import (
+    draws_differ_by_datum,
+    log_likelihood,
+    log_proposal_ratio,
+    map_chunks,
+    observed_values,
+    sample_prior,
+)
 from numpyro_kaem.sharded_inputs import compiler_sharded
 
 
