@@ -358,8 +358,8 @@ EVERY_STATE = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", EVERY_STATE)
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=SLOW)])
+@pytest.mark.parametrize("name", ["langevin", "smc", *(pytest.param(name, marks=SLOW) for name in EVERY_STATE)])
 def test_steps_can_be_looped_over_in_float64_mode(x64, name, dtype):
     for model in (simple, with_learned_prior):
         state, losses = trace_update(model, EVERY_STATE[name], jnp.zeros(3, dtype))
@@ -484,7 +484,7 @@ BATCH = jnp.asarray(np.random.default_rng(1).normal(0.5, 1.0, (20, 3)), jnp.floa
 
 def test_step_size_finds_its_acceptance():
     _, metrics = metrics_of(LangevinMLE(num_steps=5, persistent=True), partial(linear_gaussian, dim=2), 150, BATCH)
-    # 100 steps of 100 moves: a standard error of 0.005 if they were independent; a gain of one adds as much again.
+    # 100 steps of 100 moves: a standard error of 0.005 if they were independent, and the wobble of a gain of one.
     assert abs(metrics["acceptance"][50:].mean() - MALA.target_acceptance) < 0.04
     assert metrics["step_size"][0] == pytest.approx(MALA().initial_step_size(2))
 
@@ -542,11 +542,12 @@ def test_schedule_moves_the_ladder():
     np.testing.assert_allclose(metrics["temperatures"], expected, atol=1e-6)
 
 
-def test_evidence_of_smc_is_unbiased():
+def test_evidence_of_smc_matches_the_closed_form():
     objective = ThermodynamicMLE(LADDER, MALA(step_size=0.5), 5, sampler="smc", num_particles=16)
     model = partial(linear_gaussian, dim=1)
-    _, metrics = metrics_of(objective, model, 1, jnp.tile(X[:1], (20_000, 1)))
+    _, metrics = metrics_of(objective, model, 1, jnp.tile(X[:1], (4_000, 1)))
     exact = float(exact_log_evidence(parameters(1))[0])
-    # Its logarithm is low by half the relative variance of sixteen weights at each of two rungs.
-    assert -0.1 < metrics["log_evidence_smc"][0] - exact < 0.0
+    # Its logarithm is low by half the relative variance of sixteen weights at each of two rungs: a few hundredths,
+    # known to within less than 0.01 (the standard deviation of one run is below 0.5).
+    assert -0.15 < metrics["log_evidence_smc"][0] - exact < 0.0
     assert metrics["num_rungs"][0] == 2

@@ -66,11 +66,11 @@ def ascend(
         key_draw, key_move = jax.random.split(key)
         keys = jax.random.split(key_draw, num_particles)
         particles = jax.vmap(lambda k: evaluate(target.draw(k, row)))(keys)
-        zero = jnp.zeros((), particles.position.dtype)
+        zero = jnp.zeros((), particles.dtype)
         step_size = zero + kernel.initial_step_size(target.dim)
         swarm = Swarm(particles, zero, zero, step_size, jnp.arange(num_particles), zero, None)
         means = jnp.zeros(num_rungs, zero.dtype).at[0].set(particles.log_likelihood.mean())
-        positions = jnp.zeros((num_rungs if keep_rungs else 0, *particles.position.shape), zero.dtype)
+        positions = jnp.zeros((num_rungs if keep_rungs else 0, *particles.position.shape), particles.position.dtype)
         if keep_rungs:
             positions = positions.at[0].set(particles.position)
 

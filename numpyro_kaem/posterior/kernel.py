@@ -106,10 +106,10 @@ class Kernel:
             scale: preconditioner, as long as a position.
             evaluate: gives the point at a position.
         """
-        # A chain keeps its dtype, also where float64 is enabled and the model in float32.
+        # A chain keeps its dtype, also where float64 is enabled, in which BlackJAX draws, and the model in float32.
         dtype = point.position.dtype
         temperature, step_size, scale = (jnp.asarray(x, dtype) for x in (temperature, step_size, scale))
-        return self._step(key, point, temperature, step_size, scale, evaluate)
+        return self._step(key, point, temperature, step_size, scale, lambda u: evaluate(u.astype(dtype)))
 
     def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
         raise NotImplementedError

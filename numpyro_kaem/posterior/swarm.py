@@ -139,7 +139,7 @@ def start(
         keys = jax.random.split(key, num_particles)
         points = jax.lax.map(draw, keys, batch_size=plan.batch_size) if plan.batch_size else jax.vmap(draw)(keys)
         particles, bad = count_invalid(points)
-        zero = jnp.zeros((), particles.position.dtype)
+        zero = jnp.zeros((), particles.dtype)
         step_size = zero + kernel.initial_step_size(target.dim)
         history = None
         if plan.persistent:

@@ -32,6 +32,11 @@ class Point(NamedTuple):
     prior_gradient: Float[Array, "*batch dim"]
     likelihood_gradient: Float[Array, "*batch dim"]
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of what is computed from the parts: latents in float32 may meet data in float64."""
+        return jnp.result_type(self.position, self.log_prior, self.log_likelihood)
+
     def log_density(self, temperature: Array | float) -> Float[Array, "*batch"]:
         """Log p(z) + t log p(x | z); at t = 0 the prior alone, also where the likelihood is zero."""
         return self.log_prior + tempered(self.log_likelihood, temperature)
