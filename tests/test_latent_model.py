@@ -290,7 +290,8 @@ def test_scaled_local_plus_global_is_the_log_density_of_numpyro(x64, num_rows, p
         expected, _ = log_density(seed(model, 0), data, kwargs, {**params, **full, **latents})
         return expected, latent_model.log_density(by_datum), total
 
-    expected, density, total = densities({name: full[name] for name in by_datum}, by_datum)  # the indices of plates stay known
+    # The indices of plates stay known.
+    expected, density, total = densities({name: full[name] for name in by_datum}, by_datum)
     tolerance = {"rel": 1e-6 if "decoder$params" in params else 1e-12}  # modules compute in float32
     assert float(density) == pytest.approx(float(expected), **tolerance)
     assert float(total) == pytest.approx(float(expected), **tolerance)
