@@ -129,7 +129,6 @@ SLOW = pytest.mark.slow
         pytest.param(2, LangevinMLE(MALA_STEP, 40), id="langevin"),
         pytest.param(1, LangevinMLE(MALA(step_size=0.3, whiten=True), 30, num_chains=2), id="whitened"),
         pytest.param(2, LangevinMLE(MALA(step_size=0.5), 40, start="importance"), id="importance", marks=SLOW),
-        pytest.param(2, LangevinMLE(PCNL(step_size=1.0), 40), id="pcnl", marks=SLOW),
         pytest.param(1, ThermodynamicMLE(LADDER, MALA_STEP, 30), id="tempering"),
         pytest.param(2, ThermodynamicMLE(LADDER, MALA_STEP, 40), id="tempering, 2-D", marks=SLOW),
         pytest.param(
@@ -227,7 +226,9 @@ def test_prior_that_is_not_normalised_is_learned_by_negative_samples(objective):
     def exact(p):
         return dist.Normal(p["theta"], jnp.sqrt(1 + p["noise"] ** 2)).log_prob(x).sum()
 
-    samples = gradients(objective, deep_linear_gaussian, params, x, num_keys=2_000)
+    # The evidence's gradient by the ladder's chains varies more than that by single ones.
+    num_keys = 2_000 if isinstance(objective, LangevinMLE) else 6_000
+    samples = gradients(objective, deep_linear_gaussian, params, x, num_keys=num_keys)
     # After 80 steps of 0.1 the draws' mean lacks 2e-4 of theta.
     assert_mean_is(samples, jax.grad(exact)(params), slack=1e-3)
 
