@@ -91,7 +91,7 @@ def make_posterior(log_evidence, std_error, plate="data", shared=False):
         ess=np.ones(num_data),
         observed={},
         plate=plate,
-        proposal_log_weights=np.zeros((num_data, 1)) if shared else None,
+        shares_draws=shared,
     )
 
 

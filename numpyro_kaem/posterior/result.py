@@ -185,14 +185,13 @@ class Posterior:
             assert abs(mean[1] - 1.0) < 0.05 and abs(square[0] - 0.5) < 0.05
             ```
         """
-        values = jax.vmap(jax.vmap(function))(self.latents)
+        values = jax.device_get(jax.vmap(jax.vmap(function))(self.latents))
         with np.errstate(invalid="ignore", divide="ignore"):
             weights = np.exp(self.log_weights - self.log_weights.max(1, keepdims=True))
             weights = np.where(self.ess[:, None] > 0, weights / weights.sum(1, keepdims=True), np.nan)
 
-        def mean(value: Array) -> np.ndarray:
-            by_axis = weights.reshape(weights.shape + (1,) * (value.ndim - 2))
-            return np.sum(by_axis * np.asarray(value), axis=1)
+        def mean(value: np.ndarray) -> np.ndarray:
+            return np.sum(weights.reshape(weights.shape + (1,) * (value.ndim - 2)) * value, axis=1)
 
         return jax.tree.map(mean, values)
 
