@@ -108,12 +108,12 @@ def gradients(objective, model, params, *data, num_keys):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), run(keys, params))
 
 
-def assert_mean_is(samples, expected, slack=0.0):
+def assert_mean_is(samples, expected, slack=0.0, known_to=0.03):
     """Every entry of the mean is within its error of what is expected, and known to a few percent of the whole."""
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(expected)))
     for name, leaf in samples.items():
         error = leaf.std(0) / np.sqrt(len(leaf))
-        assert np.all(error < 0.03 * norm), (name, error, norm)
+        assert np.all(error < known_to * norm), (name, error, norm)
         difference = np.abs(leaf.mean(0) - expected[name])
         assert np.all(difference < ERRORS * error + slack * norm), (name, difference / error)
 
@@ -127,7 +127,7 @@ SLOW = pytest.mark.slow
     ("dim", "objective"),
     [
         pytest.param(2, LangevinMLE(MALA_STEP, 40), id="langevin"),
-        pytest.param(1, LangevinMLE(MALA(step_size=0.3, whiten=True), 30, num_chains=2), id="whitened"),
+        pytest.param(1, LangevinMLE(MALA(step_size=0.3, whiten=True), 30, num_chains=2), id="whitened", marks=SLOW),
         pytest.param(2, LangevinMLE(MALA(step_size=0.5), 40, start="importance"), id="importance", marks=SLOW),
         pytest.param(1, ThermodynamicMLE(LADDER, MALA_STEP, 30), id="tempering"),
         pytest.param(2, ThermodynamicMLE(LADDER, MALA_STEP, 40), id="tempering, 2-D", marks=SLOW),
@@ -158,7 +158,7 @@ def test_gradient_is_that_of_the_log_likelihood(dim, objective):
 def test_unadjusted_steps_have_the_bias_of_their_wider_posterior():
     params, step_size = parameters(1), 0.15
     objective = LangevinMLE(ULA(step_size=step_size, precondition=False), 40)
-    samples = gradients(objective, partial(linear_gaussian, dim=1), params, X, num_keys=20_000)
+    samples = gradients(objective, partial(linear_gaussian, dim=1), params, X, num_keys=10_000)
     assert_mean_is(samples, ula_gradient(params, step_size))
     with pytest.raises(AssertionError):
         assert_mean_is(samples, gradient_of_log_evidence(params))
@@ -177,28 +177,39 @@ def test_path_gradient_has_the_bias_that_theory_predicts(sampler):
     assert_mean_is({name: samples[name] for name in ("location", "scale")}, exact)
 
 
-SUCCESSES = np.array([[3.0, 1.0], [9.0, 2.0], [5.0, 7.0], [0.0, 4.0]], np.float32)
+PAIRS = np.array([[0.9, 1.0], [1.8, 4.0], [0.2, 2.0], [1.3, 0.0]], np.float32)
+BOUNDED = {"length": 3.0, "shape": 2.5, "rate": 0.6}
 
 
-def beta_binomial(x):
+def stretched_beta(p):
+    """On an interval whose length is learned; its density vanishes at the bounds, as Fisher's identity wants."""
+    stretch = dist.transforms.AffineTransform(0.0, p["length"], dist.constraints.unit_interval)
+    return dist.TransformedDistribution(dist.Beta(p["shape"], 4.0), stretch)
+
+
+def bounded(x):
     """Two bounded latents of every datum, and a plate that takes half of the data."""
-    a, b, c = (numpyro.param(name, value) for name, value in {"a": 2.0, "b": 3.0, "c": 1.5}.items())
+    p = {name: numpyro.param(name, value) for name, value in BOUNDED.items()}
     with numpyro.plate("data", len(x), subsample_size=len(x) // 2) as rows:
-        p = numpyro.sample("p", dist.Beta(a, b))
-        q = numpyro.sample("q", dist.Beta(c, 2.0))
-        numpyro.sample("x", dist.Binomial(10, jnp.stack([p, q], -1)).to_event(1), obs=x[rows])
+        a = numpyro.sample("a", stretched_beta(p))
+        b = numpyro.sample("b", dist.Exponential(p["rate"]))
+        numpyro.sample("x", dist.Normal(a, 0.5), obs=x[rows, 0])
+        numpyro.sample("count", dist.Poisson(b), obs=x[rows, 1])
 
 
 def test_bounded_latents_of_two_sites_in_a_plate_that_subsamples():
-    """A log-determinant in the loss would pull a and b; the plate's scale makes up for the data left out."""
-    params = {"a": 2.0, "b": 3.0, "c": 1.5}
+    """The log-determinant, which knows `length`, stays out; the plate's scale makes up for the data left out."""
 
-    def exact(params):
-        first = dist.BetaBinomial(params["a"], params["b"], 10).log_prob(SUCCESSES[:, 0])
-        return jnp.sum(first + dist.BetaBinomial(params["c"], 2.0, 10).log_prob(SUCCESSES[:, 1]))
+    def exact(p):
+        a, count = p["length"] * (jnp.arange(4_000) + 0.5) / 4_000, PAIRS[:, 1]
+        density = jnp.exp(stretched_beta(p).log_prob(a) + dist.Normal(a, 0.5).log_prob(PAIRS[:, :1]))
+        of_counts = jnp.log(p["rate"]) - (count + 1) * jnp.log1p(p["rate"])
+        return jnp.sum(jnp.log(density.mean(1) * p["length"]) + of_counts)
 
-    samples = gradients(LangevinMLE(MALA(step_size=0.6), 60), beta_binomial, params, SUCCESSES, num_keys=10_000)
-    assert_mean_is(samples, jax.grad(exact)(params))
+    samples = gradients(
+        LangevinMLE(MALA(step_size=0.3, precondition=False), 40), bounded, BOUNDED, PAIRS, num_keys=2_000
+    )
+    assert_mean_is(samples, jax.grad(exact)(BOUNDED), known_to=0.06)
 
 
 def deep_linear_gaussian(x):
@@ -230,7 +241,7 @@ def test_prior_that_is_not_normalised_is_learned_by_negative_samples(objective):
     num_keys = 2_000 if isinstance(objective, LangevinMLE) else 6_000
     samples = gradients(objective, deep_linear_gaussian, params, x, num_keys=num_keys)
     # After 80 steps of 0.1 the draws' mean lacks 2e-4 of theta.
-    assert_mean_is(samples, jax.grad(exact)(params), slack=1e-3)
+    assert_mean_is(samples, jax.grad(exact)(params), slack=1e-3, known_to=0.06)
 
 
 # Persistent chains, in NumPyro's own SVI.
@@ -288,14 +299,14 @@ def test_chains_are_kept_by_the_indices_of_the_plate():
 
 def test_chains_may_start_at_draws_that_the_likelihood_has_chosen():
     """Every rung starts at its power posterior, which a swap leaves as it is."""
-    x, temperatures = jnp.full(2_000, 2.0), [0.0, 0.5, 1.0]
-    objective = ThermodynamicMLE(temperatures, STILL, 1, persistent=True, start="importance", num_draws=20_000)
-    update, state = make_svi(partial(kept, batch_size=2_000), objective, x)
+    x, temperatures = jnp.full(1_000, 2.0), [0.0, 0.5, 1.0]
+    objective = ThermodynamicMLE(temperatures, STILL, 1, persistent=True, start="importance", num_draws=2_000)
+    update, state = make_svi(partial(kept, batch_size=1_000), objective, x)
     z = np.asarray(own(update(state, x)[0])["per_datum"]["positions"])[:, 0, :, 0]
     for rung, t in enumerate(temperatures):
         precision = 1.0 + t / 0.8**2
         # The draws are shared, and their weights leave a fifth of them effective.
-        error = ERRORS * np.sqrt(1 / precision) * np.sqrt(1 / 2_000 + 5 / 20_000)
+        error = ERRORS * np.sqrt(1 / precision) * np.sqrt(1 / 1_000 + 5 / 2_000)
         assert abs(z[:, rung].mean() - (3.0 + t * 2.0 / 0.8**2) / precision) < error
         assert abs(z[:, rung].std() - precision**-0.5) < error
 
@@ -543,6 +554,7 @@ def test_schedule_moves_the_ladder():
     np.testing.assert_allclose(metrics["temperatures"], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evidence_of_smc_matches_the_closed_form():
     objective = ThermodynamicMLE(LADDER, MALA(step_size=0.5), 5, sampler="smc", num_particles=16)
     model = partial(linear_gaussian, dim=1)
