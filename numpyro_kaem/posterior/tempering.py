@@ -283,7 +283,8 @@ class Langevin(ParallelTempering):
         chunk_size: chains (data x chains) that move at once, as in `ParallelTempering`.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
-        guide, guide_params: where chains start, as in `ParallelTempering`.
+        guide: where chains start, as in `ParallelTempering`.
+        guide_params: constrained values of the guide's parameter sites.
 
     Raises:
         ValueError: for numbers out of range, and for guide_params without a guide.
