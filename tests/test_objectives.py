@@ -207,7 +207,7 @@ def test_bounded_latents_of_two_sites_in_a_plate_that_subsamples():
         return jnp.sum(jnp.log(density.mean(1) * p["length"]) + of_counts)
 
     samples = gradients(
-        LangevinMLE(MALA(step_size=0.3, precondition=False), 40), bounded, BOUNDED, PAIRS, num_keys=2_000
+        LangevinMLE(MALA(step_size=0.3, precondition=False), 40), bounded, BOUNDED, PAIRS, num_keys=16_000
     )
     assert_mean_is(samples, jax.grad(exact)(BOUNDED), known_to=0.06)
 
