@@ -13,6 +13,7 @@ from numpyro.infer import SVI
 from benchmarks.samplers import LATENTS, NOISE, STEPS, TEMPERATURES, make_problem
 from benchmarks.timing import alternate, print_rows
 from numpyro_kaem import MALA, ULA, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem.convolutions import channels_last
 
 # Of the author's JAX code (PritRaj1/thermo-ebms), the same sizes and 20 steps, on a machine where the bare generator
 # gradients of these steps took as long as is said: a whole training step, and the first one with its compilation.
@@ -33,8 +34,10 @@ def bare_step(decoder, x, num_rungs: int):
         def log_likelihood(params, z, x):
             return jnp.sum(norm.logpdf(x, eqx.combine(params, static)(z), NOISE))
 
+        gradient_by_z = channels_last(jax.value_and_grad(log_likelihood, 1))
+
         def step(z, _):
-            value, gradient = jax.value_and_grad(log_likelihood, 1)(params, z, images)
+            value, gradient = gradient_by_z(params, z, images)
             return z + 1e-4 * gradient, value
 
         z, values = jax.lax.scan(step, z, None, STEPS + 1)

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.handlers import reparam
 
+from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.distributions import ICDFReparam
 from numpyro_kaem.distributions.reparam import normal_of_quantile
 from numpyro_kaem.latent_model import LatentModel
@@ -169,7 +170,7 @@ class Target:
             return Point(position, log_prior(position), log_likelihood(position), zero, zero)
         # Apart, so that no gradient of the prior runs the decoder; what both share XLA computes once.
         (prior, prior_gradient), (likelihood, likelihood_gradient) = (
-            jax.value_and_grad(part)(position) for part in (log_prior, log_likelihood)
+            channels_last(jax.value_and_grad(part))(position) for part in (log_prior, log_likelihood)
         )
         return Point(position, prior, likelihood, prior_gradient, likelihood_gradient)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.objectives.objective import STATE
 
 
@@ -117,7 +118,8 @@ class Stepper(NamedTuple):
         def body(carry):
             i, state, records = carry
             rows = order[i]
-            state, record = self.step(state, cut(data, rows), rows, kwargs)
+            step = channels_last(lambda state, batch, rows: self.step(state, batch, rows, kwargs))
+            state, record = step(state, cut(data, rows), rows)
             records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, record)
             return i + 1, place(state), records
 
