@@ -1,4 +1,4 @@
-"""A training step by chains against the bare generator gradients that it needs: time, compilation, memory."""
+"""A training step by chains against the bare generator gradients that it needs, and an epoch against its steps."""
 
 import time
 
@@ -12,7 +12,7 @@ from numpyro.infer import SVI
 
 from benchmarks.samplers import LATENTS, NOISE, STEPS, TEMPERATURES, make_problem
 from benchmarks.timing import alternate, print_rows
-from numpyro_kaem import MALA, ULA, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem import MALA, ULA, LangevinMLE, ThermodynamicMLE, fit
 from numpyro_kaem.convolutions import channels_last
 
 # Of the author's JAX code (PritRaj1/thermo-ebms), the same sizes and 20 steps, on a machine where the bare generator
@@ -44,7 +44,8 @@ def bare_step(decoder, x, num_rungs: int):
         return z, values, jax.grad(log_likelihood)(params, z[::num_rungs], x)
 
     z = jax.random.normal(jax.random.key(4), (len(images), LATENTS))
-    return lambda: run(params, z, x, images)
+    compiled = run.lower(params, z, x, images).compile()
+    return lambda: compiled(params, z, x, images), compiled
 
 
 def objectives() -> dict:
@@ -71,24 +72,66 @@ def make_step(model, x, objective):
 def main() -> None:
     """Print what a step takes, beside the bare gradients of its generator."""
     model, _, x, decoder = make_problem()
-    functions = {("bare", rungs): bare_step(decoder, x, rungs) for rungs in (1, len(TEMPERATURES))}
-    first, compiled = {}, {}
+    functions, first, compiled = {}, {}, {}
+    for rungs in (1, len(TEMPERATURES)):
+        functions["bare", rungs], compiled["bare", rungs] = bare_step(decoder, x, rungs)
     for name, objective in objectives().items():
         functions[name], first[name], compiled[name] = make_step(model, x, objective)
-    seconds = alternate(functions, runs=7)
+    seconds = alternate(functions, runs=15)
     rows = []
-    for name, values in seconds.items():
-        bare = seconds["bare", name[1]]
-        rows.append(
-            (
-                *map(str, name),
-                f"{1e3 * values.min():.0f}",
-                f"{np.median(values / bare):.3f}",
-                f"{values.min() / bare.min():.3f}",
-                f"{first.get(name, np.nan):.1f}",
-            )
-        )
-    print_rows("Step", ("what", "rungs", "ms", "median ratio", "min ratio", "first"), rows)
+    for (name, rungs), values in seconds.items():
+        bare, author = seconds["bare", rungs].min(), AUTHOR[rungs]
+        megabytes, bare_megabytes = (_megabytes(compiled[key, rungs]) for key in (name, "bare"))
+        row = [name, str(rungs), f"{1e3 * values.min():.0f}", f"{values.min() / bare:.2f}"]
+        row += [f"{values.min() / bare / (author['step'] / author['bare']):.2f}" if name != "bare" else ""]
+        row += [f"{first[name, rungs]:.1f}" if name != "bare" else "", f"{megabytes:.0f}"]
+        rows.append((*row, f"{megabytes / bare_megabytes:.2f}"))
+    header = ("step", "rungs", "ms", "over bare", "over the author's", "first step, s", "memory, MB", "over bare")
+    print_rows(f"Training steps, {len(x)} images, {LATENTS} latents, {STEPS} moves", header, rows)
+    print_rows("Epochs of `fit`", ("steps", "s an epoch", "s of the steps alone", "overhead"), [epoch(model)])
+
+
+def _megabytes(compiled) -> float:
+    """What a compiled step holds at its peak: arguments, results and temporary arrays."""
+    memory = compiled.memory_analysis()
+    parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+    return (sum(parts) - memory.alias_size_in_bytes) / 1e6
+
+
+def epoch(model, steps: int = 16) -> tuple[str, ...]:
+    """Epochs of `fit`, with its progress bar, against as many steps in a compiled loop of their own."""
+    _, _, x, _ = make_problem(steps * 64)
+    objective, optimizer = LangevinMLE(ULA(step_size=1e-3), STEPS), optax.adam(1e-3)
+    svi = SVI(model, lambda x: None, optimizer, objective)
+    state = jax.jit(svi.init)(jax.random.key(1), x[:64])
+    svi.get_params(state)
+    batches = x.reshape(steps, 64, *x.shape[1:])
+    loop = jax.jit(channels_last(lambda state, batches: jax.lax.scan(lambda s, b: svi.update(s, b), state, batches)))
+    jax.block_until_ready(loop(state, batches))
+    alone = []
+    ends = []
+
+    def at_the_end(number, row, params):
+        """Time the steps alone between two epochs, so that both see the same machine."""
+        ends.append(time.perf_counter())
+        start = time.perf_counter()
+        jax.block_until_ready(loop(state, batches))
+        alone.append(time.perf_counter() - start)
+        ends.append(time.perf_counter())
+
+    fit(
+        jax.random.key(2),
+        model,
+        x,
+        objective=objective,
+        optimizer=optimizer,
+        num_epochs=7,
+        batch_size=64,
+        callbacks=[at_the_end],
+    )
+    epochs = np.array(ends[2::2]) - np.array(ends[1:-1:2])
+    overhead = np.median(epochs / np.array(alone[1:])) - 1
+    return str(steps), f"{np.median(epochs):.2f}", f"{np.median(alone):.2f}", f"{100 * overhead:.1f} %"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count, check_positive
+from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood, check_log_ratio, warn_if_impossible
 from numpyro_kaem.posterior.proposal import Proposal
@@ -190,12 +191,14 @@ class ImportanceSampling:
             latent_model = LatentModel(model, params, *data, plate=self.plate, check=False, **model_kwargs)
             if proposal is None:
                 draws = sample_prior(latent_model, key, self.num_samples)
-                likelihood = map_chunks(partial(log_likelihood, latent_model), draws, self.chunk_size)
+                at_draws = channels_last(partial(log_likelihood, latent_model))
+                likelihood = map_chunks(at_draws, draws, self.chunk_size)
                 return draws, likelihood.T, None, _count_bad(likelihood), None
             encoder, by_datum = proposal.read(latent_model), latent_model.plate is not None
             draws = sample_prior(encoder, key, self.num_samples, by_datum)
             log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, self.chunk_size)
-            likelihood = map_chunks(partial(log_likelihood, latent_model, by_datum=by_datum), draws, self.chunk_size)
+            at_draws = channels_last(partial(log_likelihood, latent_model, by_datum=by_datum))
+            likelihood = map_chunks(at_draws, draws, self.chunk_size)
             # Outside of its prior's support a model need not have a likelihood.
             likelihood = jnp.where(log_ratio == -jnp.inf, -jnp.inf, likelihood)
             return draws, likelihood.T, (likelihood + log_ratio).T, _count_bad(likelihood), _count_bad(log_ratio)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.row_program import scaled_log_prob
 
@@ -161,7 +162,7 @@ def _map_draws(
 
         flat = jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), latents)
         indices = jnp.repeat(jnp.arange(num_data), num_draws)
-        return jax.lax.map(of_pair, (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
+        return jax.lax.map(channels_last(of_pair), (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
 
     results = jax.device_get(of_all(jax.random.split(key, num_data * num_draws), latents, _rows(latent_model)))
     return jax.tree.map(lambda x: x.reshape(num_data, num_draws, *x.shape[1:]), results)
