@@ -2,6 +2,7 @@
 
 import time
 
+import blackjax  # noqa: F401, whose import is not to be counted as compilation
 import equinox as eqx
 import jax
 import jax.numpy as jnp

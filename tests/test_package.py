@@ -69,6 +69,7 @@ LAYERS = [
     "inverse_transform",
     "distributions",
     "energy_module",
+    "convolutions",
     "staging",
     "model_structure",
     "row_program",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.target import Point, Target, count_invalid
 
@@ -189,6 +189,8 @@ def move_or_replace(
         return kernel.step(key, point, temperature, step_size, scale, evaluate)
 
     over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None))
+    if draws is not None and kernel.evaluates_once:
+        return _move_and_replace(evaluate, kernel, temperatures, key, points, step_size, scale, draws)
     if draws is not None:
         points, step_size, scale = jax.tree.map(lambda x: x[:, 1:], points), step_size[1:], scale[1:]
         temperatures = temperatures[1:]
@@ -200,6 +202,30 @@ def move_or_replace(
         moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
         acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])
     return moved, acceptance, divergences
+
+
+def _move_and_replace(evaluate, kernel, temperatures, key, points, step_size, scale, draws):
+    """As `move_or_replace`, the model evaluated at moves and draws in one call: half of the code to compile."""
+    num_chains, num_rungs = points.log_prior.shape
+    is_lowest = jnp.arange(num_rungs) == 0
+
+    def move(key, point, temperature, step_size, scale, is_lowest, draw):
+        evaluated = []
+
+        def evaluate_either(u):
+            evaluated.append(evaluate(jnp.where(is_lowest, draw, u)))
+            return evaluated[-1]
+
+        moved, acceptance, divergent = kernel.step(key, point, temperature, step_size, scale, evaluate_either)
+        (at_draw,) = evaluated
+        return choose(is_lowest, at_draw, moved), jnp.where(is_lowest, 1.0, acceptance), ~is_lowest & divergent
+
+    keys = jax.random.split(key, (num_chains, num_rungs - 1))
+    keys = jnp.concatenate([keys[:, :1], keys], 1)
+    over_rungs = jax.vmap(move, in_axes=(0, 0, 0, 0, 0, 0, None))
+    over_chains = jax.vmap(over_rungs, in_axes=(0, 0, None, None, None, None, 0))
+    moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale, is_lowest, draws)
+    return moved, acceptance.mean(0), divergent.sum()
 
 
 class Swap(NamedTuple):
@@ -262,8 +288,9 @@ class Course(NamedTuple):
 
 
 # How far to go and whether to adapt are arguments, so that a whole run, with its warm-up and its progress bar, is one
-# compiled function. The population's memory is given to its successor.
-@eqx.filter_jit(donate="all-except-first")
+# compiled function. The population's memory is given to its successor. LLVM's highest level takes a quarter longer to
+# compile and runs no faster.
+@eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
 def advance(course_and_span: tuple[Course, Array, Array, Array], population: Population) -> Population:
     """Advance all chains by some steps.
 

@@ -52,6 +52,7 @@ class Kernel:
         target_acceptance: acceptance rate to which step sizes adapt; None for kernels without a step size.
         step_limit: the largest step size that makes sense; None where there is none.
         needs_gradients: whether points must carry gradients.
+        evaluates_once: whether a step evaluates the model at its proposal and nowhere else.
         needs_whitening: whether the kernel works on a standard normal prior only.
 
     Raises:
@@ -65,6 +66,7 @@ class Kernel:
     target_acceptance: ClassVar[float | None] = 0.574
     step_limit: ClassVar[float | None] = None
     needs_gradients: ClassVar[bool] = True
+    evaluates_once: ClassVar[bool] = False
     needs_whitening: ClassVar[bool] = False
 
     def __post_init__(self):

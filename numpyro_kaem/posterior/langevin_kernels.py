@@ -19,6 +19,8 @@ from numpyro_kaem.posterior.target import Point
 class _Langevin(Kernel):
     """What `ULA` and `MALA` share: an Euler step of the Langevin diffusion, by BlackJAX's integrator."""
 
+    evaluates_once: ClassVar[bool] = True
+
     def _propose(self, key, point, temperature, step_size, scale, evaluate) -> Point:
         from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
 

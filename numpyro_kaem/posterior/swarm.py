@@ -150,7 +150,7 @@ def start(
     return jax.vmap(jax.vmap(of_run, in_axes=(0, None)))(keys, rows)
 
 
-@eqx.filter_jit(donate="all-except-first")
+@eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
 def advance(course_and_rung: tuple[Course, Array, Array], swarm: Swarm) -> tuple[Swarm, Rung]:
     """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
 
