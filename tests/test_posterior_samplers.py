@@ -43,6 +43,23 @@ def smc(**kwargs):
     return TemperedSMC(**{"num_runs": 4, "progress": False} | kwargs)
 
 
+class _MALAByParts(MALA):
+    """MALA that does not say that it evaluates the model once a step."""
+
+    evaluates_once = False
+
+
+def test_moves_and_prior_draws_may_be_evaluated_in_one_call():
+    model, x, *_ = linear_gaussian(2)
+    runs = [
+        ParallelTempering(Ladder.power(3), kernel, num_steps=50, num_chains=2, progress=False).run(KEY, model, {}, x)
+        for kernel in (MALA(), _MALAByParts())
+    ]
+    one_call, two_calls = runs
+    np.testing.assert_allclose(one_call.latents["z"], two_calls.latents["z"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one_call.log_evidence, two_calls.log_evidence, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("dim", "sampler"),
     [
