@@ -116,7 +116,7 @@ def panel_polynomials(
     """Coefficients of t, t^2, ... of the increasing polynomial Q of each panel, which leads from 0 to 1."""
     dtype = log_density.dtype
     # Single precision is exhausted by fewer powers, and every power costs each draw a look-up.
-    degree = min(5 if dtype == jnp.float32 else 9, rule.nodes_per_panel - 1)
+    degree = min(6 if dtype == jnp.float32 else 9, rule.nodes_per_panel - 1)
     # Relative to the panel's own largest value: a panel of hardly any mass still has a shape, and finite gradients.
     local = lax.stop_gradient(jnp.max(log_density, axis=-1, keepdims=True))
     density = jnp.exp(log_density - jnp.where(jnp.isfinite(local), local, 0.0))

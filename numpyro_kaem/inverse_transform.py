@@ -1,7 +1,7 @@
 """Quantiles of tabulated distributions.
 
 A table of a CDF, extended into the tails by panels that hold fixed shares of them, is inverted in three steps: a search
-for the panel, the inverse of a rational quadratic with the panel's end values as a first guess, and a step of Halley's
+for the panel, the inverse of a rational quadratic with the panel's end values as a first guess, and steps of Halley's
 method on the panel's polynomial.
 
 Probabilities above one half are handled as survival probabilities throughout, because 1 - u keeps its digits where u
@@ -32,10 +32,12 @@ from numpyro_kaem.cdf_table import (
     take,
     take_edge,
 )
-from numpyro_kaem.quadrature import QuadratureRule
+from numpyro_kaem.quadrature import GaussLegendre
 
 # Buckets of a guide table per octave of probability.
 _GUIDE_BITS = 5
+# Where the nodes of tail panels are, whatever the rule of the body: there is nothing to be integrated.
+TAIL_RULE = GaussLegendre()
 
 
 class TailPanels(NamedTuple):
@@ -44,7 +46,7 @@ class TailPanels(NamedTuple):
     Attributes:
         shares: what part of the tail lies beyond each edge, seen from the body; shape (num_edges,), float64.
         edges: the edges, with or without the batch shape before the last axis.
-        log_density: at the nodes of each panel, up to a constant.
+        log_density: at the nodes of `TAIL_RULE` in each panel, up to a constant.
     """
 
     shares: np.ndarray
@@ -83,7 +85,7 @@ def tail_shares(dtype) -> np.ndarray:
     return 0.5 ** np.concatenate([np.arange(0.0, 8.0, 0.5), np.arange(8.0, jnp.finfo(dtype).nmant + 4.0)])
 
 
-def build_inverse(table: CDFTable, rule: QuadratureRule, tails: tuple[TailPanels, TailPanels] | None) -> InverseTable:
+def build_inverse(table: CDFTable, tails: tuple[TailPanels, TailPanels] | None) -> InverseTable:
     """Prepare a table for quantiles, and extend it into the tails."""
     table = lax.stop_gradient(table)
     dtype, batch_shape = table.mass.dtype, table.mass.shape[:-1]
@@ -96,7 +98,7 @@ def build_inverse(table: CDFTable, rule: QuadratureRule, tails: tuple[TailPanels
             return tail[..., None] * shares.astype(dtype)
 
         def polynomials(tail):
-            powers = panel_polynomials(lax.stop_gradient(tail.log_density), rule)
+            powers = panel_polynomials(lax.stop_gradient(tail.log_density), TAIL_RULE)
             missing = len(batch_shape) + 2 - powers.ndim
             powers = powers.reshape(len(powers), *[1] * missing, *powers.shape[1:])
             return jnp.broadcast_to(powers, (len(powers), *batch_shape, powers.shape[-1]))
@@ -115,6 +117,8 @@ def build_inverse(table: CDFTable, rule: QuadratureRule, tails: tuple[TailPanels
     if any(part.ndim > 1 for part in edges):
         edges = [jnp.broadcast_to(part, (*batch_shape, part.shape[-1])) for part in edges]
     edges = [edges[0], *(part[..., 1:] for part in edges[1:])]  # neighbours share one
+    most = max(map(len, polynomials))
+    polynomials = [jnp.pad(part, [(0, most - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in polynomials]
     edges, lower, left_survival, upper, mass, polynomials = (
         jnp.concatenate(part, axis=-1) for part in (edges, lower, left_survival, upper, mass, polynomials)
     )
@@ -206,7 +210,7 @@ def _invert(coefficients: list[Array], share: Array) -> Array:
     a, b = 1.0 - at_left + share * bend, at_left - share * bend
     place = 2.0 * share / (b + jnp.sqrt(jnp.maximum(b**2 + 4.0 * a * share, 1e-30)))
     place = jnp.clip(place, 0.0, 1.0)
-    for _ in range(1 if share.dtype == jnp.float32 else 2):
+    for _ in range(2):
         value, slope, half_bend = coefficients[-1], 0.0, 0.0
         for coefficient in [*reversed(coefficients[:-1]), 0.0]:
             half_bend = half_bend * place + slope

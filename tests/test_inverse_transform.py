@@ -9,6 +9,7 @@ import scipy.stats
 from numpyro_kaem import GaussLegendre
 from numpyro_kaem.cdf_table import build_table, log_integral, table_cdf
 from numpyro_kaem.inverse_transform import (
+    TAIL_RULE,
     TailPanels,
     build_inverse,
     invert_tail,
@@ -52,7 +53,7 @@ def test_exponential_densities_have_their_cdf_and_quantiles(x64, dtype):
     def there_and_back(z):
         table = tabulate(dtype)
         u = table_cdf(table, z)
-        return table, u, table_icdf(build_inverse(table, RULE, None), u)
+        return table, u, table_icdf(build_inverse(table, None), u)
 
     table, u, again = there_and_back(jnp.tile(z, (5, 1)))
     assert u.dtype == again.dtype == dtype
@@ -70,14 +71,14 @@ def test_panel_masses_and_ends_are_consistent(x64):
     np.testing.assert_allclose(table.upper[:, -1], table.upper_tail, rtol=1e-15)
     np.testing.assert_allclose(table.lower + table.mass + table.upper, 1.0, rtol=1e-13)
     np.testing.assert_allclose(table.polynomials.sum(0), 1.0, rtol=1e-13)  # every Q_j(1) is 1
-    inverse = build_inverse(table, RULE, None)
+    inverse = build_inverse(table, None)
     assert np.all(np.diff(inverse.keys, axis=-1) >= 0)
     np.testing.assert_allclose(np.abs(1.0 / inverse.slope), table.mass, rtol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_guide_changes_where_the_search_begins_and_nothing_else(x64, dtype):
-    inverse = build_inverse(tabulate(dtype), RULE, None)
+    inverse = build_inverse(tabulate(dtype), None)
     u = np.concatenate([np.linspace(0.0, 1.0, 2001), np.geomspace(1e-30, 0.1, 200), 1.0 - np.geomspace(1e-7, 0.1, 200)])
     u = jnp.tile(jnp.asarray(u, dtype), (5, 1))
     guided = with_guide(inverse)
@@ -91,13 +92,13 @@ def test_tail_panels_continue_the_quantiles_of_the_body(x64, dtype, tolerance):
     """A uniform body with tails of exponential densities: the relative error in the tails."""
     shares = tail_shares(dtype)
     edges = jnp.asarray(2.0 - np.log(shares), dtype)  # P(above z) = 0.3 exp(2 - z) beyond 2
-    nodes = edges[:-1, None] + jnp.diff(edges)[:, None] * RULE.unit_nodes.astype(dtype)
+    nodes = edges[:-1, None] + jnp.diff(edges)[:, None] * TAIL_RULE.unit_nodes.astype(dtype)
     upper = TailPanels(shares, edges, -nodes)
     lower = TailPanels(shares[::-1], 1.0 - edges[::-1], -nodes[::-1, ::-1])
     log_tails = (jnp.full(1, np.log(0.45), dtype), jnp.full(1, np.log(0.9), dtype))
     body = jnp.full((1, len(EDGES) - 1, RULE.nodes_per_panel), np.log(0.15), dtype)
     table = build_table(body, EDGES, np.diff(EDGES), RULE, *log_tails)
-    inverse = build_inverse(table, RULE, (lower, upper))
+    inverse = build_inverse(table, (lower, upper))
     share = np.geomspace(3 * shares[-1], 0.999, 100)
     lower_mass, upper_mass = 0.45 / 1.8, 0.9 / 1.8
     for q, complement, sign in (
@@ -146,7 +147,7 @@ def test_panels_without_mass_are_never_drawn_from():
     @jax.jit
     def quantiles_and_gradient(log_density):
         table = build_table(log_density, EDGES, np.diff(EDGES), RULE, none, none)
-        z = table_icdf(build_inverse(table, RULE, None), u)
+        z = table_icdf(build_inverse(table, None), u)
         return z, jax.grad(lambda d: table_cdf(build_table(d, EDGES, np.diff(EDGES), RULE, none, none), z).sum())(
             log_density
         )

@@ -222,6 +222,17 @@ def test_the_error_of_the_trapezoid_rule_falls_with_the_square_of_a_panel_s_widt
     np.testing.assert_allclose(np.log(errors[0]) - np.log(errors[1]), 2.0 * np.log(4.0), rtol=0.02)
 
 
+def test_quantiles_in_the_tails_do_not_depend_on_the_rule_of_the_body(x64):
+    energy = random_energy(BASES["b-spline"](CASES["normal"][1]), (1,), 5.0, dtype=np.float64)
+    prior = KAPrior(energy, CASES["normal"][0][0], quadrature=Trapezoid(4))
+    # In the tails the CDF is a multiple of the reference's.
+    below, above = prior.cdf(-3.0)[0], 1.0 - prior.cdf(3.0)[0]
+    share = jnp.geomspace(1e-4, 0.99, 50)
+    z = prior.icdf(jnp.stack([below * share, 1.0 - above * share])[..., None])[..., 0]
+    np.testing.assert_allclose(prior.cdf(z[0][:, None])[:, 0], below * share, rtol=1e-6)
+    np.testing.assert_allclose(1.0 - prior.cdf(z[1][:, None])[:, 0], above * share, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "basis", [pytest.param(b, marks=() if b in FAST_YARDSTICKS else pytest.mark.slow) for b in EVERY_BASIS]
 )

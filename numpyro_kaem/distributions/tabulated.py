@@ -21,6 +21,7 @@ from numpyro_kaem.cdf_table import CDFTable, table_cdf
 from numpyro_kaem.distributions.reference import mass_below, support_bounds, survival, tail_quantile
 from numpyro_kaem.grids import array_module
 from numpyro_kaem.inverse_transform import (
+    TAIL_RULE,
     InverseTable,
     TailPanels,
     build_inverse,
@@ -289,7 +290,7 @@ class TabulatedDistribution(dist.Distribution):
             return self._kept_inverse
         table = self._table()
         tails = (self._tail_panels(table, True), self._tail_panels(table, False)) if self._has_tails else None
-        return build_inverse(table, self.quadrature, tails)
+        return build_inverse(table, tails)
 
     def _tail_panels(self, table: CDFTable, below: bool) -> TailPanels:
         """Panels of a tail, each a fixed share of it."""
@@ -312,7 +313,7 @@ class TabulatedDistribution(dist.Distribution):
         edges = jnp.moveaxis(edges, 0, -1)
         if below:
             edges, shares = edges[..., ::-1], shares[::-1]
-        nodes = edges[..., :-1, None] + jnp.diff(edges)[..., None] * self.quadrature.unit_nodes.astype(dtype)
+        nodes = edges[..., :-1, None] + jnp.diff(edges)[..., None] * TAIL_RULE.unit_nodes.astype(dtype)
         if common:
             log_density = self._reference.log_prob(nodes)
         else:
