@@ -129,6 +129,7 @@ SLOW = pytest.mark.slow
         pytest.param(2, LangevinMLE(MALA_STEP, 40), id="langevin"),
         pytest.param(1, LangevinMLE(MALA(step_size=0.3, whiten=True), 30, num_chains=2), id="whitened", marks=SLOW),
         pytest.param(2, LangevinMLE(MALA(step_size=0.5), 40, start="importance"), id="importance", marks=SLOW),
+        pytest.param(2, LangevinMLE(PCNL(step_size=0.2), 100), id="pcnl", marks=SLOW),
         pytest.param(1, ThermodynamicMLE(LADDER, MALA_STEP, 30), id="tempering"),
         pytest.param(2, ThermodynamicMLE(LADDER, MALA_STEP, 40), id="tempering, 2-D", marks=SLOW),
         pytest.param(
