@@ -288,8 +288,8 @@ class Course(NamedTuple):
 
 
 # How far to go and whether to adapt are arguments, so that a whole run, with its warm-up and its progress bar, is one
-# compiled function. The population's memory is given to its successor. LLVM's highest level takes a quarter longer to
-# compile and runs no faster.
+# compiled function. The population's memory is given to its successor. LLVM's highest level would only take
+# longer to compile.
 @eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
 def advance(course_and_span: tuple[Course, Array, Array, Array], population: Population) -> Population:
     """Advance all chains by some steps.
