@@ -34,7 +34,7 @@ def channels_last(fn: Callable) -> Callable:
 
 def _rewrite(part: Any) -> Any:
     """A jaxpr, or what a parameter of an equation holds of them; the very same object where nothing changes."""
-    if isinstance(part, ClosedJaxpr):
+    if isinstance(part, ClosedJaxpr) and part.jaxpr is not part:  # the two are one class from JAX 0.11 on
         jaxpr = _rewrite(part.jaxpr)
         return part if jaxpr is part.jaxpr else part.replace(jaxpr=jaxpr)
     if isinstance(part, tuple):
