@@ -154,6 +154,11 @@ class LatentModel:
         sites, _ = self._run(z, self._row(x, "log_likelihood", lambda: True), unconstrained)
         return self._sum(sites, self.observed_names)
 
+    def log_parts(self, z: Latents, *x: Any, unconstrained: bool = False) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """`log_prior` and `log_likelihood` of one datum, of one run of the model; arguments are those of the latter."""
+        sites, log_det = self._run(z, self._row(x, "log_likelihood", lambda: True), unconstrained)
+        return self._sum(sites, z) + log_det, self._sum(sites, self.observed_names)
+
     def sample_prior(self, key: Array, num_samples: int, *x: Any) -> Latents:
         """Draw from the prior of one datum.
 
@@ -170,10 +175,14 @@ class LatentModel:
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        return jax.vmap(lambda key: self.draw_prior(key, *x))(jax.random.split(key, num_samples))
+
+    def draw_prior(self, key: Array, *x: Any, unconstrained: bool = False) -> Latents:
+        """One draw from the prior of one datum, maybe in unconstrained coordinates; see `sample_prior`."""
         rows = self.program.lead(self._row(x, "sample_prior", lambda: self.prior_depends_on_data))
         # Staged, only the prior's equations are run: the decoder costs nothing.
-        staged = StagedFunction(lambda key: self.program.draw_latents(key, rows), key)
-        return jax.vmap(lambda key: staged.evaluate(lambda z: z, key))(jax.random.split(key, num_samples))
+        staged = StagedFunction(lambda key: self.program.draw_latents(key, rows, unconstrained=unconstrained), key)
+        return staged.evaluate(lambda z: z, key)
 
     def constrain(self, u: Latents, *x: Any) -> Latents:
         """The latents at unconstrained coordinates `u` of one datum (`biject_to` of each support)."""

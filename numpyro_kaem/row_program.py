@@ -229,9 +229,13 @@ class RowProgram:
 
         return StagedFunction(run, *jax.eval_shape(one_row))
 
-    def draw_latents(self, key: Array, rows: tuple, params: dict[str, Any] | None = None) -> Latents:
+    def draw_latents(
+        self, key: Array, rows: tuple, params: dict[str, Any] | None = None, unconstrained: bool = False
+    ) -> Latents:
         """One draw of the latents from their prior, given one row of data."""
         sites, _ = self.run({}, rows, key=key, params=params)
+        if unconstrained:
+            return {name: self.unconstrained_datum(name, sites[name]) for name in self.latent_shapes}
         return {name: self.datum(name, sites[name]["value"]) for name in self.latent_shapes}
 
     def datum(self, name: str, value: Array) -> Array:

@@ -155,13 +155,13 @@ def _compare(program: RowProgram) -> None:
 
 def _generic_values(program: RowProgram) -> dict[str, Any]:
     """The parameters, those with an axis as long as the plate moved off values equal for all rows."""
-    values = dict(program.params)
+    values, generator = dict(program.params), np.random.default_rng(0)
     for name, site in program.structure.parameters.items():
         if program.may_vary_by_row(values[name]):
             transform = biject_to(site.constraint)
             leaves, treedef = jax.tree.flatten(transform.inv(values[name]))
-            keys = jax.random.split(jax.random.key(1), len(leaves))
-            moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+            # By NumPy: JAX would compile a generator for every shape.
+            moved = [leaf + 0.1 * generator.normal(size=leaf.shape).astype(leaf.dtype) for leaf in leaves]
             values[name] = transform(jax.tree.unflatten(treedef, moved))
     return values
 

@@ -261,7 +261,7 @@ class LangevinMLE(ChainObjective):
         key_walk, key_negative = jax.random.split(key)
         walk, new_state = self.advance(key_walk, latent_model, target, state, jnp.ones(1), exact=False)
         latents = population.latents_of(target, walk.points.position[:, :, 0])
-        likelihood, prior = population.log_joint(latent_model, latents)
+        prior, likelihood = population.log_joint(latent_model, latents)
         total = jnp.sum(jnp.mean(likelihood + prior, 1) - self.negative_phases(key_negative, latent_model, target))
         loss = -(latent_model.scale * total + latent_model.global_log_density())
         if new_state is not None:

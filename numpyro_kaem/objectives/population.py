@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.posterior.chains import move_or_replace, propose_swaps
+from numpyro_kaem.posterior.chains import move_or_place, move_or_replace, propose_swaps
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Point, Target
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
@@ -141,28 +141,45 @@ def walk(
         draws: where the lowest rung, if it is the prior, is at every step; and the preconditioner.
         num_steps: number of steps.
     """
-    num_data, _, num_rungs, _ = positions.shape
+    num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
     temperatures, step_size = temperatures.astype(dtype), step_size.astype(dtype)
-    scale = jnp.broadcast_to(draws.scale, (num_rungs, target.dim)).astype(dtype)
-    move = partial(move_or_replace, target, kernel, temperatures)
-    over_data = jax.vmap(move, in_axes=(0, 0, 0, None, None, None if draws.lowest is None else 0))
+    scale = jnp.broadcast_to(draws.scale, (num_rungs, dim)).astype(dtype)
+    lowest = draws.lowest
+    is_lowest = jnp.arange(num_rungs) == 0 if lowest is not None else jnp.zeros(num_rungs, bool)
 
     def start(positions, row):
         return jax.vmap(jax.vmap(lambda u: target.evaluate(u, row)))(positions)
 
+    def move(i, keys, points, lowest):
+        if kernel.evaluates_once:
+            places = positions if lowest is None else jnp.where(i < 0, positions, lowest[:, :, None])
+            over_data = jax.vmap(partial(move_or_place, target, kernel, temperatures), (0, 0, 0, None, None, 0, None))
+            return over_data(keys, rows, points, step_size, scale, places, is_lowest | (i < 0))
+        axes = (0, 0, 0, None, None, None if lowest is None else 0)
+        over_data = jax.vmap(partial(move_or_replace, target, kernel, temperatures), axes)
+        return over_data(keys, rows, points, step_size, scale, lowest)
+
     def step(points, at):
         i, lowest = at
-        keys = jax.random.split(jax.random.fold_in(key, i), (2, num_data))
-        points, acceptance, _ = over_data(keys[0], rows, points, step_size, scale, lowest)
+        keys = jax.random.split(jax.random.fold_in(key, i), (num_data, num_chains * num_rungs + 1))
+        move_keys = keys[:, 1:].reshape(num_data, num_chains, num_rungs)
+        points, acceptance, _ = move(i, move_keys, points, lowest)
         probability = jnp.nan
         if num_rungs > 1:
-            swap = propose_swaps(keys[1], points.log_likelihood, temperatures, i, jnp.array(True))
+            swap = propose_swaps(keys[:, 0], points.log_likelihood, temperatures, i, i >= 0)
             points, probability = jax.tree.map(swap.exchange, points), jnp.mean(swap.probability)
         return points, (acceptance.mean(0), jnp.asarray(probability, dtype), points.log_likelihood)
 
-    points = jax.vmap(start)(positions, rows)
-    points, (acceptance, swaps, log_likelihoods) = jax.lax.scan(step, points, (jnp.arange(num_steps), draws.lowest))
+    steps = jnp.arange(num_steps)
+    if kernel.evaluates_once:
+        # A step before the first puts the chains where they start: the model is compiled once, inside of the loop.
+        points = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(start), positions, rows))
+        steps, lowest = jnp.arange(-1, num_steps), jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), lowest)
+    else:
+        points = jax.vmap(start)(positions, rows)
+    points, records = jax.lax.scan(step, points, (steps, lowest))
+    acceptance, swaps, log_likelihoods = jax.tree.map(lambda x: x[-num_steps:], records)
     return Walk(points, acceptance.mean(0), swaps.mean(), log_likelihoods)
 
 
@@ -176,9 +193,9 @@ def latents_of(target: Target, positions: Float[Array, "B N dim"]) -> dict[str, 
 
 
 def log_joint(latent_model: LatentModel, latents: dict[str, Array]) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
-    """Log p(x_b | z_bn) and log p(z_bn) of N particles of every datum."""
+    """Log p(z_bn) and log p(x_b | z_bn) of N particles of every datum."""
 
     def of_datum(z, row):
-        return jax.vmap(lambda z: (latent_model.log_likelihood(z, *row), latent_model.log_prior(z, *row)))(z)
+        return jax.vmap(lambda z: latent_model.log_parts(z, *row))(z)
 
     return jax.vmap(of_datum)(latents, latent_model.rows)

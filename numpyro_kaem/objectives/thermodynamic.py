@@ -292,7 +292,7 @@ class ThermodynamicMLE(ChainObjective):
         """What has the chosen gradient, by datum; of the last rung alone where K is 1."""
         num_data, num_particles, num_rungs, dim = positions.shape
         latents = population.latents_of(target, positions.reshape(num_data, num_particles * num_rungs, dim))
-        likelihood, prior = population.log_joint(latent_model, latents)
+        prior, likelihood = population.log_joint(latent_model, latents)
         likelihood, prior = (x.reshape(num_data, num_particles, num_rungs).mean(1) for x in (likelihood, prior))
         if num_rungs == 1:
             return likelihood[:, 0] + prior[:, 0]

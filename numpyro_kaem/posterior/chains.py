@@ -157,30 +157,32 @@ def move_datum(
     scale: Float[Array, "K dim"],
 ) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
     """One step of the chains `(C, K)` of a datum; where `exact`, the lowest rung is drawn afresh from the prior."""
-    key_move, key_draw = jax.random.split(key)
-    draws = None
-    if exact:
-        draws = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, len(points.log_prior)))
-    return move_or_replace(target, kernel, temperatures, key_move, row, points, step_size, scale, draws)
+    num_chains, num_rungs = points.log_prior.shape
+    keys = jax.random.split(key, (num_chains, num_rungs + 1))
+    draws = jax.vmap(lambda k: target.draw(k, row))(keys[:, -1]) if exact else None
+    return move_or_replace(target, kernel, temperatures, keys[:, :-1], row, points, step_size, scale, draws)
 
 
 def move_or_replace(
     target: Target,
     kernel: Kernel,
     temperatures: Float[Array, " K"],
-    key: Array,
+    keys: Array,
     row: tuple,
     points: Point,
     step_size: Float[Array, " K"],
     scale: Float[Array, "K dim"],
     draws: Float[Array, "C dim"] | None,
 ) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
-    """One step of the chains `(C, K)` of a datum; those at the lowest rung go to `draws`, where there are any.
+    """One step of the chains `(C, K)` of a datum, by their keys; the lowest rung goes to `draws`, where there are any.
 
     Returns:
         The new points, the mean acceptance by rung, and how many moves diverged.
     """
-    num_chains = points.log_prior.shape[0]
+    if draws is not None and kernel.evaluates_once:
+        places = jnp.broadcast_to(draws[:, None], points.position.shape)
+        is_lowest = jnp.arange(len(temperatures)) == 0
+        return move_or_place(target, kernel, temperatures, keys, row, points, step_size, scale, places, is_lowest)
 
     def evaluate(u):
         return target.evaluate(u, row)
@@ -188,13 +190,10 @@ def move_or_replace(
     def move(key, point, temperature, step_size, scale):
         return kernel.step(key, point, temperature, step_size, scale, evaluate)
 
-    over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None))
-    if draws is not None and kernel.evaluates_once:
-        return _move_and_replace(evaluate, kernel, temperatures, key, points, step_size, scale, draws)
     if draws is not None:
-        points, step_size, scale = jax.tree.map(lambda x: x[:, 1:], points), step_size[1:], scale[1:]
-        temperatures = temperatures[1:]
-    keys = jax.random.split(key, (num_chains, len(temperatures)))
+        keys, points = jax.tree.map(lambda x: x[:, 1:], (keys, points))
+        temperatures, step_size, scale = temperatures[1:], step_size[1:], scale[1:]
+    over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None))
     moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale)
     acceptance, divergences = acceptance.mean(0), divergent.sum()
     if draws is not None:
@@ -204,27 +203,39 @@ def move_or_replace(
     return moved, acceptance, divergences
 
 
-def _move_and_replace(evaluate, kernel, temperatures, key, points, step_size, scale, draws):
-    """As `move_or_replace`, the model evaluated at moves and draws in one call: half of the code to compile."""
-    num_chains, num_rungs = points.log_prior.shape
-    is_lowest = jnp.arange(num_rungs) == 0
+def move_or_place(
+    target: Target,
+    kernel: Kernel,
+    temperatures: Float[Array, " K"],
+    keys: Array,
+    row: tuple,
+    points: Point,
+    step_size: Float[Array, " K"],
+    scale: Float[Array, "K dim"],
+    places: Float[Array, "C K dim"],
+    is_placed: Bool[Array, " K"],
+) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
+    """One step of the chains `(C, K)` of a datum by a kernel that evaluates once; some rungs go to `places` instead.
 
-    def move(key, point, temperature, step_size, scale, is_lowest, draw):
+    Moves and places share the evaluation, so that the model is compiled once, and not for each of them.
+
+    Returns:
+        As `move_or_replace`.
+    """
+
+    def move(key, point, temperature, step_size, scale, place, is_placed):
         evaluated = []
 
-        def evaluate_either(u):
-            evaluated.append(evaluate(jnp.where(is_lowest, draw, u)))
+        def evaluate(u):
+            evaluated.append(target.evaluate(jnp.where(is_placed, place, u), row))
             return evaluated[-1]
 
-        moved, acceptance, divergent = kernel.step(key, point, temperature, step_size, scale, evaluate_either)
-        (at_draw,) = evaluated
-        return choose(is_lowest, at_draw, moved), jnp.where(is_lowest, 1.0, acceptance), ~is_lowest & divergent
+        moved, acceptance, divergent = kernel.step(key, point, temperature, step_size, scale, evaluate)
+        (placed,) = evaluated
+        return choose(is_placed, placed, moved), jnp.where(is_placed, 1.0, acceptance), ~is_placed & divergent
 
-    keys = jax.random.split(key, (num_chains, num_rungs - 1))
-    keys = jnp.concatenate([keys[:, :1], keys], 1)
-    over_rungs = jax.vmap(move, in_axes=(0, 0, 0, 0, 0, 0, None))
-    over_chains = jax.vmap(over_rungs, in_axes=(0, 0, None, None, None, None, 0))
-    moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale, is_lowest, draws)
+    over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None, 0, None))
+    moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale, places, is_placed)
     return moved, acceptance.mean(0), divergent.sum()
 
 

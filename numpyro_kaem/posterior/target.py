@@ -116,17 +116,17 @@ class Target:
         row = self.latent_model.program.first_row
 
         def example() -> dict[str, Array]:
-            draw = self.latent_model.sample_prior(jax.random.key(0), 1, *row)
-            return self._to_unconstrained(jax.tree.map(lambda leaf: leaf[0], draw), row)
+            return self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
 
         example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(example))
         flat, self._unravel = ravel_pytree(example)
         self.dim, self.dtype = flat.size, flat.dtype
+        # Traced once, however often a program evaluates.
+        self.evaluate_raw = jax.jit(self.evaluate_raw)
 
     def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
         """One exact draw from the prior of a datum, in flat coordinates."""
-        draws = self.latent_model.sample_prior(key, 1, *row)
-        return self._flatten(self._to_unconstrained(jax.tree.map(lambda leaf: leaf[0], draws), row))
+        return self._flatten(self.latent_model.draw_prior(key, *row, unconstrained=True))
 
     def position(self, z: dict[str, Array], row: tuple) -> Float[Array, " dim"]:
         """The flat coordinates of latents as the model knows them; those out of the prior's support move inside."""
@@ -159,20 +159,21 @@ class Target:
     def evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
         """The point at a position, with the log-likelihood as the model gives it."""
 
-        def log_prior(u):
-            return self.latent_model.log_prior(self._unravel(u), *row, unconstrained=True)
-
-        def log_likelihood(u):
-            return self.latent_model.log_likelihood(self._unravel(u), *row, unconstrained=True)
+        def parts(u):
+            return self.latent_model.log_parts(self._unravel(u), *row, unconstrained=True)
 
         if not self.gradients:
             zero = jnp.zeros_like(position)
-            return Point(position, log_prior(position), log_likelihood(position), zero, zero)
-        # Apart, so that no gradient of the prior runs the decoder; what both share XLA computes once.
-        (prior, prior_gradient), (likelihood, likelihood_gradient) = (
-            channels_last(jax.value_and_grad(part))(position) for part in (log_prior, log_likelihood)
-        )
-        return Point(position, prior, likelihood, prior_gradient, likelihood_gradient)
+            return Point(position, *parts(position), zero, zero)
+
+        def with_gradients(u):
+            values, push = jax.linearize(parts, u)
+            # Pulled back one by one, so that the gradient of the prior does not run the decoder.
+            pulls = [jax.linear_transpose(lambda v, i=i: push(v)[i], u) for i in range(2)]
+            return values, tuple(pull(jnp.ones_like(value))[0] for pull, value in zip(pulls, values, strict=True))
+
+        (prior, likelihood), gradients = channels_last(with_gradients)(position)
+        return Point(position, prior, likelihood, *gradients)
 
     def latents(self, position: Float[Array, " dim"], row: tuple) -> dict[str, Array]:
         """The latents at a position, as the model knows them."""
@@ -182,6 +183,3 @@ class Target:
         program = self.latent_model.program
         sites, _ = program.run(program.lead(u), program.lead(row or program.first_row))
         return {name: program.datum(f"{name}_base", sites[name]["value"]) for name in self.names}
-
-    def _to_unconstrained(self, z: dict[str, Array], row: tuple) -> dict[str, Array]:
-        return z if self.whiten else self.latent_model.unconstrain(z, *row)

@@ -16,7 +16,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro_kaem.checkpoint_arrays import to_host
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.sharding import Layout
-from numpyro_kaem.training.step import Stepper, TrainState
+from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
 
 def is_stream(data: Any) -> bool:
@@ -101,8 +101,7 @@ class ArrayFeed:
             return order.reshape(self.num_steps, self.batch_size)
 
         self._shuffle, self._kwargs = shuffle, kwargs
-        rows = jnp.arange(self.batch_size)
-        records = stepper.empty_records(state, self.first_batch, rows, kwargs, self.num_steps)
+        records = empty_records(state, self.num_steps)
         self._empty = records if layout is None else layout.place(records)
         self.begin(jax.random.key(0))
         start = time.perf_counter()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
@@ -126,10 +125,12 @@ class Stepper(NamedTuple):
         end, state, records = jax.lax.while_loop(goes_on, body, (first, state, records))
         return state, records, end
 
-    def empty_records(self, state: TrainState, batch: tuple, rows: Any, kwargs: dict, num_steps: int) -> dict:
-        """Room for the records of an epoch."""
-        _, record = eqx.filter_eval_shape(self.step, state, batch, rows, kwargs)
-        return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), record)
+
+def empty_records(state: TrainState, num_steps: int) -> dict[str, Array]:
+    """Room for the records of an epoch."""
+    metrics = (state.svi.mutable_state or {}).get(STATE, {}).get("metrics", {})
+    record = {"loss": jnp.zeros(()), "is_finite": jnp.zeros((), bool), **metrics}
+    return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), record)
 
 
 def _take(state: SVIState, rows: Any) -> SVIState:
