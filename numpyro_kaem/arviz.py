@@ -178,7 +178,8 @@ def _posterior_group(idata: Any) -> Mapping[str, Any]:
 
     if isinstance(idata, dict):
         return idata
-    if isinstance(idata, xr.Dataset):
+    # The posterior itself: a dataset, or with ArviZ 1.x a leaf of the tree.
+    if isinstance(idata, xr.Dataset) or (getattr(idata, "children", None) == {} and len(idata.data_vars)):
         return idata.data_vars
     try:
         groups = [str(group).strip("/") for group in (idata.groups() if callable(idata.groups) else idata.groups)]

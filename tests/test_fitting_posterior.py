@@ -51,9 +51,9 @@ def flat(values):
 
 
 def test_what_is_read_from_arviz_are_the_draws_of_all_chains_in_order(draws):
-    for idata in (inference_data(**draws), inference_data(**draws)["posterior"], draws):
-        if hasattr(idata, "to_dataset"):
-            idata = idata.to_dataset()
+    group = inference_data(**draws)["posterior"]
+    dataset = group.to_dataset() if hasattr(group, "to_dataset") else group
+    for idata in (inference_data(**draws), group, dataset, draws):
         samples = posterior_samples(idata, ["sigma", "beta"])
         assert list(samples) == ["sigma", "beta"]
         np.testing.assert_array_equal(samples["sigma"], draws["sigma"].ravel())

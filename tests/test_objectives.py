@@ -291,7 +291,7 @@ def test_chains_are_kept_by_the_indices_of_the_plate():
         # Chains of seen data go on where they were; those of new data start at the prior. False alarm: 3e-7 each.
         np.testing.assert_allclose(after[rows][seen[rows]], before[rows][seen[rows]], atol=1e-3)
         fresh = np.asarray(after[rows][~seen[rows]]).ravel()
-        assert scipy.stats.kstest(fresh, "norm", (3.0, 1.0)).pvalue > 3e-7
+        assert scipy.stats.kstest(fresh, scipy.stats.norm(3.0, 1.0).cdf).pvalue > 3e-7
         seen[rows] = True
         np.testing.assert_array_equal(own(state)["per_datum"]["started"], seen)
     assert 500 < seen.sum() < 1_500
