@@ -208,9 +208,11 @@ def to_arviz(
     """Convert a Posterior to ArviZ.
 
     Chains and independent runs become ArviZ's chains. ArviZ knows no weights, so weighted particles are resampled
-    first, into one chain. The groups are
+    first, into one chain. Runs of SMC stay chains, whatever their evidences: where these differ much, R-hat says that
+    the chains must not be trusted together, and `Posterior.expectation` and `num_samples` weight the runs. The groups
+    are
 
-    - `posterior`: the latent sites, with dimensions (chain, draw, plate, ...);
+    - `posterior`: the latent and the deterministic sites, with dimensions (chain, draw, plate, ...);
     - `prior`: the latent sites, drawn from the prior for each datum, in one chain;
     - `posterior_predictive`: the observed sites, drawn from the model at draws of the posterior, which its
       coordinate `draw` counts;
@@ -288,14 +290,16 @@ def to_arviz(
         raise ValueError("posterior must know its model, but its latent_model is None")
     key = jax.random.key(0) if key is None else key
     draws = posterior
-    is_weighted = bool(np.any(posterior.log_weights != posterior.log_weights[:, :1]))
+    by_chain = posterior.log_weights.reshape(posterior.num_data, posterior.num_chains, -1)
+    is_weighted = bool(np.any(by_chain != by_chain[..., :1]))
     if is_weighted or num_samples is not None:
         draws = posterior.resample(key, posterior.num_particles if num_samples is None else num_samples, method)
     num_chains, num_draws = draws.num_chains, draws.num_particles // draws.num_chains
     # The next key after those that resampling splits off for the data.
     key_prior, key_predictive = jax.random.split(jax.random.fold_in(key, posterior.num_data))
     labels = Labels(model, coords, dims)
-    groups = {"posterior": labels.dataset(labels.sites_by_draw(draws.latents, num_chains))}
+    values = draws.latents | draws.deterministic
+    groups = {"posterior": labels.dataset(labels.sites_by_draw(values, num_chains))}
 
     numbers = posterior.num_data * sum(map(math.prod, model.latent_shapes.values()))
     if most := _at_most("num_prior_samples", num_prior_samples, 500, numbers):

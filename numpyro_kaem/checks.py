@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Any
+
+from jax.core import Tracer
 
 
 def check_count(name: str, value: int, minimum: int) -> int:
@@ -13,8 +16,10 @@ def check_count(name: str, value: int, minimum: int) -> int:
     return int(value)
 
 
-def check_positive(name: str, value: float) -> float:
+def check_positive(name: str, value: Any) -> float:
     """Return `value` as a finite float above zero, or raise an error that names it."""
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == () and not isinstance(value, Tracer):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
     return float(value)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 from numpyro.handlers import seed, substitute, trace
@@ -49,6 +50,7 @@ class ModelStructure(NamedTuple):
         plates: size and number of indices of each plate.
         plate_indices: the indices of each plate, drawn once where they are random.
         parameters: the parameter sites.
+        deterministic: the deterministic sites, with the dimensions of their plates.
         mutable: names of the mutable sites.
         has_random_state: whether the model asks for random keys or holds them as mutable state.
         has_subsample_statement: whether it calls `numpyro.subsample`.
@@ -59,6 +61,7 @@ class ModelStructure(NamedTuple):
     plates: dict[str, tuple[int, int]]
     plate_indices: dict[str, Array]
     parameters: dict[str, ParameterSite]
+    deterministic: dict[str, dict[str, int]]
     mutable: tuple[str, ...]
     has_random_state: bool
     has_subsample_statement: bool
@@ -75,8 +78,8 @@ class ModelStructure(NamedTuple):
         return tuple(name for name, site in self.latent_sites.items() if not site.is_normalized)
 
 
-class _NamelessMessages(Messenger):
-    """Notes the types of messages that a trace does not record."""
+class _Messages(Messenger):
+    """Notes the types of messages, of which a trace does not record all, and refuses priors that cannot be drawn."""
 
     def __init__(self, fn: Callable):
         super().__init__(fn)
@@ -84,6 +87,11 @@ class _NamelessMessages(Messenger):
 
     def process_message(self, msg: dict) -> None:
         self.types.add(msg["type"])
+        if msg["type"] == "sample" and msg["value"] is None and isinstance(_innermost(msg["fn"]), dist.ImproperUniform):
+            raise ValueError(
+                f"latent site {msg['name']!r} has an improper prior, from which nothing can be drawn: give it a proper "
+                "distribution, such as a wide dist.Normal or dist.HalfCauchy"
+            )
 
 
 def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict, rng_key: Array) -> ModelStructure:
@@ -102,15 +110,16 @@ def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict
     Raises:
         ValueError: where a latent site is discrete or there is none, or an observed one is not normalised.
     """
-    messages = _NamelessMessages(substitute(seed(model, rng_key), data=params))
+    messages = _Messages(substitute(seed(model, rng_key), data=params))
     facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
 
     def run() -> dict[str, dict]:
-        by_type: dict[str, dict] = {kind: {} for kind in ("plate", "param", "mutable", "sample")}
+        by_type: dict[str, dict] = {kind: {} for kind in ("plate", "param", "mutable", "sample", "deterministic")}
         for name, site in trace(messages).get_trace(*data, **model_kwargs).items():
             by_type.setdefault(site["type"], {})[name] = site
         facts["sites"] = {name: _sample_site(site) for name, site in by_type["sample"].items()}
         facts["parameters"] = {name: _parameter_site(site) for name, site in by_type["param"].items()}
+        facts["deterministic"] = {name: _plates(site) for name, site in by_type["deterministic"].items()}
         facts["mutable"] = tuple(by_type["mutable"])
         values = {
             kind: {name: site["value"] for name, site in by_type[kind].items()}
@@ -145,6 +154,12 @@ def _sample_site(site: dict) -> SampleSite:
             f"latent site {site['name']!r} is discrete: only continuous latents are supported; sum it out of the "
             "model, for example with numpyro.distributions.MixtureSameFamily"
         )
+    shape, full = jnp.shape(site["value"]), tuple(fn.shape())
+    if site["is_observed"] and shape and jnp.broadcast_shapes(shape, full) != shape:
+        raise ValueError(
+            f"observed site {site['name']!r} has values of shape {shape}, but its distribution has shape {full}: "
+            "values would be counted several times; give both the same shape"
+        )
     normalized = _is_normalized(fn)
     if site["is_observed"] and not normalized:
         raise ValueError(
@@ -152,6 +167,13 @@ def _sample_site(site: dict) -> SampleSite:
             "factor only, which may depend on latents and parameters; give it a normalised distribution"
         )
     return SampleSite(site["is_observed"], _plates(site), tuple(fn.shape()), fn.event_dim, dtype, normalized)
+
+
+def _innermost(fn: Any) -> Any:
+    """The distribution inside of its wrappers."""
+    while getattr(fn, "base_dist", None) is not None:
+        fn = fn.base_dist
+    return fn
 
 
 def _is_normalized(fn: Any) -> bool:

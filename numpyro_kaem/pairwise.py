@@ -138,11 +138,13 @@ def _site_matrix(
     form = _MATRIX_FORMS.get(type(_unwrap(fn)[0]))
     if form is None or program.staged.depends(partial(_fixed_parts, name=name), 0):
         return element_wise()
-    product, rounding = form(*_by_draw(site, values, axis))
+    base, reshape, weights, data = _by_draw(site, values, axis)
+    product, rounding = form(base, reshape, weights, data)
+    is_possible = jnp.all(base.support(data), -1)
     dtype = jax.eval_shape(of_value, values[0]).dtype
     # The comparison is false for NaN too. A logit of -inf, say, is sound by element, but not in a product.
     is_safe = (rounding < _TOLERANCE) & jnp.all(jnp.isfinite(product))
-    return lax.cond(is_safe, lambda: product.astype(dtype), element_wise)
+    return lax.cond(is_safe, lambda: jnp.where(is_possible, product, -jnp.inf).astype(dtype), element_wise)
 
 
 def _fixed_parts(out: dict[str, dict], name: str) -> tuple:

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer.reparam import LocScaleReparam
 
 from numpyro_kaem.arviz import pareto_k, pareto_smooth
 from numpyro_kaem.posterior import EllipticalSlice, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
@@ -444,3 +445,37 @@ def test_weights_without_a_tail_are_not_smoothed():
     np.testing.assert_array_equal(smoothed[:3], log_weights[:3])
     assert np.any(smoothed[3] != log_weights[3])
     np.testing.assert_array_equal(pareto_smooth(log_weights[:, :20]), log_weights[:, :20])
+
+
+def test_deterministic_sites_are_kept_with_the_plates_they_are_in():
+    """Such as latents that a reparameterisation has replaced by others."""
+
+    @numpyro.handlers.reparam(config={"theta": LocScaleReparam(0.0)})
+    def schools(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        with numpyro.plate("schools", 3):
+            theta = numpyro.sample("theta", dist.Normal(mu, 2.0))
+            numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        numpyro.deterministic("mean", theta.mean())
+
+    posterior = ImportanceSampling(50).run(jax.random.key(0), schools, {}, jnp.array([0.5, 1.0, -2.0]))
+    theta = posterior.latents["mu"][..., None] + 2.0 * posterior.latents["theta_decentered"]
+    np.testing.assert_allclose(posterior.deterministic["theta"], theta, rtol=1e-5, atol=1e-5)
+    dataset = posterior.to_arviz(log_likelihood=False, num_prior_samples=0, num_predictive_samples=0)["posterior"]
+    assert dataset["theta"].dims == ("chain", "draw", "schools") and dataset["mean"].dims == ("chain", "draw")
+
+
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_deterministic_sites_of_a_datum_lack_its_axis(dim):
+    def local(x):
+        with numpyro.plate("data", x.shape[0], dim=dim):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1) if dim == -1 else dist.Normal())
+            total = numpyro.deterministic("total", z.sum(-1) if dim == -1 else 2.0 * z)
+            numpyro.sample("x", dist.Normal(total, 1.0), obs=x if dim == -1 else x[:, None])
+        numpyro.deterministic("constant", jnp.ones(5))
+
+    posterior = ImportanceSampling(50).run(jax.random.key(0), local, {}, jnp.arange(4.0))
+    values = posterior.deterministic
+    assert values["constant"].shape == (4, 50, 5)
+    expected = posterior.latents["z"].sum(-1) if dim == -1 else 2.0 * posterior.latents["z"]
+    np.testing.assert_allclose(values["total"], expected, rtol=1e-6)

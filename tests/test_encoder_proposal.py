@@ -350,5 +350,7 @@ def test_broken_parameters_of_a_guide_are_found():
 def test_chains_do_not_start_at_broken_draws():
     model, guide, params, x, _ = linear_gaussian(2, 2)
     broken = {"guide": guide, "guide_params": params | {"gain": jnp.full((2, 2), jnp.nan)}}
-    with pytest.raises(ValueError, match=r"log-likelihood is NaN or \+inf at 4 of 4 draws from the guide of datum 0"):
+    with pytest.raises(
+        ValueError, match=r"log-likelihood is NaN or \+inf, .* at 4 of 4 draws from the guide of datum 0"
+    ):
         Langevin(num_steps=5, progress=False, **broken).run(KEY, model, {}, x)

@@ -1,5 +1,7 @@
 """Estimates of the evidence, effective sample sizes and ladders against closed forms, on draws made by NumPy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,21 @@ def test_what_cannot_be_compared_is_refused():
         compare_evidence({"a": one, "b": chains})
 
 
+def test_models_of_other_data_and_models_that_cannot_give_them_are_refused():
+    one, other = (
+        dataclasses.replace(make_posterior([-1.0, -2.0], [0.1, 0.1]), observed={"x": np.array(x)})
+        for x in ([1.0, np.nan], [1.5, np.nan])
+    )
+    assert len(compare_evidence({"a": one, "b": one})) == 2
+    with pytest.raises(ValueError, match="'a' and 'b' differ in the values of the observed site 'x'"):
+        compare_evidence({"a": one, "b": other})
+    with pytest.raises(TypeError, match="posteriors must be a dict of results by name of the model, got list"):
+        compare_evidence([one, one])
+    impossible = make_posterior([-np.inf], [np.inf])
+    with pytest.raises(ValueError, match=r"of \['a', 'b'\] none can"):
+        compare_evidence({"a": impossible, "b": impossible})
+
+
 def with_rungs(temperatures, log_likelihood_std):
     """A posterior of one datum that knows the standard deviation at each rung."""
     other = np.zeros((1, len(temperatures)))
@@ -146,5 +163,23 @@ def test_a_ladder_adapts_to_runs_on_itself_only():
     ladder = Ladder.power(4)
     with pytest.raises(ValueError, match="posterior must come of a run on this ladder"):
         ladder.adapt(make_posterior([0.0], [0.0]))
-    with pytest.raises(ValueError, match="posterior comes of a run on another ladder"):
+    with pytest.raises(ValueError, match=r"on this ladder, .*, but the rungs of its first datum are"):
         ladder.adapt(with_rungs(Ladder.power(4, 2.0).temperatures, np.ones(5)))
+
+
+def test_a_ladder_is_its_temperatures():
+    temperatures = np.array([0.0, 0.3, 1.0])
+    ladder = Ladder(temperatures)
+    temperatures[1] = 7.0
+    assert ladder == Ladder([0.0, 0.3, 1.0]) and hash(ladder) == hash(Ladder([0.0, 0.3, 1.0]))
+    assert ladder != Ladder([0.0, 0.4, 1.0])
+    with pytest.raises(ValueError, match=r"end at 1 exactly, got 0.0 to 0.9999999999999999"):
+        Ladder([0.0, 0.9999999999999999])
+    with pytest.raises(ValueError, match=r"exponent must be smaller for 10 intervals: \(1 / 10\)\^1000.0 is zero"):
+        Ladder.power(10, 1000.0)
+
+
+def test_a_ladder_adapts_to_runs_of_smc_which_have_the_rung_of_the_prior_besides():
+    ladder = Ladder([0.1, 0.5, 1.0])
+    adapted = ladder.adapt(with_rungs(np.array([0.0, 0.1, 0.5, 1.0]), np.array([5.0, 1.0, 1.0, 1.0])))
+    np.testing.assert_allclose(adapted.temperatures, [0.1, 0.55, 1.0])

@@ -27,6 +27,7 @@ from numpyro_kaem import (
 )
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
+from numpyro_kaem.posterior.swarm import Tuning
 
 KEY = jax.random.key(1)
 
@@ -282,7 +283,7 @@ def test_swaps_and_resampling_never_mix_data():
         particles, _ = swarm.start(PROBLEM, KERNEL, plan, rows, keys[:, None], 50)
         course = swarm.Course(PROBLEM, KERNEL, plan, rows, keys[:, None])
         for number in range(3):
-            particles, _ = swarm.advance((course, jnp.asarray(number), jnp.asarray(1.0)), particles)
+            particles, _ = swarm.advance((course, jnp.asarray(number), Tuning(jnp.ones(len(x)))), particles)
         return particles
 
     for run in (lambda rows, keys: run_chains(rows, keys, (0, 20, True)), run_swarm):
@@ -406,8 +407,12 @@ def test_a_kernel_is_asked_for():
 
 
 RUNS = {
-    "NaN": (nan_at_negative, MALA(), r"NaN or \+inf at \d+ of \d+ draws from the prior of datum 1 \(and of 0 other"),
-    "infinity": (infinite_at_positive, MALA(), r"NaN or \+inf at \d+ of \d+ draws .* of datum 1 \(and of 0 other"),
+    "NaN": (
+        nan_at_negative,
+        MALA(),
+        r"NaN or \+inf, .* at \d+ of \d+ draws from the prior of datum 1 \(and of 0 other",
+    ),
+    "infinity": (infinite_at_positive, MALA(), r"NaN or \+inf, .* at \d+ of \d+ draws .* of datum 1 \(and of 0 other"),
     "no icdf": (simplex_latent, PCNL(), r"whitening fails: site 'z' has a Dirichlet .* whiten=False, such as MALA\(\)"),
     "discrete": (
         discrete_latent,
@@ -418,7 +423,7 @@ RUNS = {
 
 
 MAKERS = {
-    "Langevin": lambda kernel: Langevin(kernel, num_steps=10, progress=False),
+    "Langevin": lambda kernel: Langevin(kernel, num_steps=10, num_chains=20, progress=False),
     "ParallelTempering": lambda kernel: tempering(kernel=kernel, num_steps=10),
     "TemperedSMC": lambda kernel: smc(kernel=kernel, num_particles=50),
 }
@@ -464,3 +469,55 @@ def test_ula_takes_the_steps_of_the_paper():
     posterior = sampler.run(KEY, two_modes, {}, TWO_MODES)
     assert posterior.latents["z"].shape == (3, 60)
     np.testing.assert_allclose(posterior.rungs.step_size, 0.01, rtol=1e-6)
+
+
+def unlikely(x):
+    """Likelihood zero but for a narrow interval, which few draws of the prior hit."""
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("x", jnp.where(jnp.abs(x - z) < 0.05, 0.0, -jnp.inf))
+
+
+def test_runs_count_by_their_evidence_and_those_that_found_nothing_not_at_all():
+    x = np.array([0.0, 2.0], np.float32)
+    sampler = smc(ladder=[1.0], kernel=MALA(step_size=0.01), num_particles=50, num_mcmc_steps=2, num_runs=8)
+    with pytest.warns(RuntimeWarning, match="the first at index 1, are so different that fewer than half of the runs"):
+        posterior = sampler.run(KEY, unlikely, {}, x)
+    found = posterior.run_log_evidence > -np.inf
+    assert 0 < found[1].sum() < 8
+    inside = np.abs(posterior.latents["z"] - x[:, None]) < 0.05
+    assert np.all(posterior.log_weights[~inside] == -np.inf)
+    share = posterior.expectation(lambda z: jnp.stack([jnp.abs(z["z"] - x0) < 0.05 for x0 in x]))
+    np.testing.assert_allclose(np.diag(share), 1.0)
+    mean = np.log(np.mean(np.exp(posterior.log_weights), 1))
+    np.testing.assert_allclose(mean, posterior.log_evidence, rtol=1e-5)
+    # Of R runs of which n found the interval by one draw each, sd(Z) / (mean(Z) sqrt(R)) is about 1 / sqrt(n).
+    assert posterior.log_evidence_std_error[1] > 0.5 / found[1].sum() ** 0.5
+
+
+def test_draws_of_chains_where_the_likelihood_is_zero_have_no_weight():
+    x = np.array([0.0], np.float32)
+    with pytest.warns(RuntimeWarning, match="1 of 1 data have draws of likelihood zero, the first at index 0"):
+        posterior = Langevin(MALA(step_size=0.1), num_steps=100, progress=False).run(jax.random.key(3), unlikely, {}, x)
+    inside = np.abs(posterior.latents["z"]) < 0.05
+    assert 0 < inside.mean() < 1
+    np.testing.assert_array_equal(posterior.log_weights == 0.0, inside)
+    np.testing.assert_allclose(posterior.expectation(lambda z: jnp.abs(z["z"]) < 0.05), 1.0)
+
+
+def test_a_frozen_run_keeps_ladders_and_tuning_and_is_unbiased():
+    """The mean of exp(log Z_hat - log Z) of 200 runs is 1 within 5 standard errors: false alarm 6e-7 per datum."""
+    model, x, _, _, log_evidence = linear_gaussian(2)
+    options = {"num_particles": 50, "num_mcmc_steps": 3, "progress": False}
+    found = TemperedSMC(**options).run(KEY, model, {}, x)
+    frozen = TemperedSMC(**options, num_runs=200).frozen(found)
+    posterior = frozen.run(jax.random.key(2), model, {}, x)
+    for name in ("temperatures", "step_size", "scale"):
+        kept, given = getattr(posterior.rungs, name), getattr(found.rungs, name)
+        np.testing.assert_allclose(kept[np.isfinite(given)], given[np.isfinite(given)], rtol=1e-5)
+    ratio = np.exp(posterior.run_log_evidence - log_evidence[:, None])
+    assert np.all(np.abs(ratio.mean(1) - 1) < 5 * ratio.std(1) / 200**0.5)
+    with pytest.raises(ValueError, match="the model has 1 data of 2 coordinates, but the sampler is frozen for 2 of 2"):
+        frozen.run(KEY, model, {}, x[:1])
+    with pytest.raises(ValueError, match="posterior must come of a run of TemperedSMC"):
+        TemperedSMC().frozen(ImportanceSampling(10).run(KEY, model, {}, x))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.swarm import Plan, Swarm, to_next_rung
+from numpyro_kaem.posterior.swarm import Plan, Swarm, Tuning, to_next_rung
 from numpyro_kaem.posterior.target import Target
 
 
@@ -81,7 +81,8 @@ def ascend(
         def climb(carry):
             number, swarm, reached, means, positions, acceptance = carry
             temperature = None if steps_above is None else steps_above[number].astype(zero.dtype)
-            swarm, rung = to_next_rung(jax.random.fold_in(key_move, number), evaluate, kernel, plan, swarm, temperature)
+            key_rung, tuning = jax.random.fold_in(key_move, number), Tuning(temperature)
+            swarm, rung = to_next_rung(key_rung, evaluate, kernel, plan, swarm, tuning)
             number = number + 1
             if keep_rungs:
                 positions = positions.at[number].set(swarm.particles.position)

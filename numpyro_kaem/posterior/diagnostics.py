@@ -3,8 +3,41 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
+from jax.core import Tracer
+from numpyro.util import is_prng_key
+
+from numpyro_kaem.latent_model import LatentModel
+
+
+def check_call(key: Any, params: Any) -> None:
+    """Raise a TypeError unless a sampler was called with a random key and parameters, outside of transformations."""
+    if isinstance(key, Tracer):
+        raise TypeError(
+            "key must be known: samplers compile what they run, and cannot be called inside of jax.jit, vmap or grad; "
+            "inside of these, train with LangevinMLE or ThermodynamicMLE, or call a kernel's step"
+        )
+    if not is_prng_key(key):
+        raise TypeError(f"key must be a JAX random key such as jax.random.key(0), got {key!r}")
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            "params must be a dict of values by parameter site, {} where the model has none, got "
+            f"{type(params).__name__}: call run(key, model, params, *data)"
+        )
+
+
+def warn_if_nothing_observed(latent_model: LatentModel) -> None:
+    """Warn of a model without observed sites and factors, such as one that was not given its data."""
+    if not (latent_model.observed_names or latent_model.program.global_names):
+        warnings.warn(
+            "the model observes nothing, so that its posterior is its prior: were all data passed?",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, source: str = "prior") -> None:
@@ -15,9 +48,9 @@ def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, s
     if bad.any():
         first = int(np.argmax(bad > 0))
         raise ValueError(
-            f"the log-likelihood is NaN or +inf at {int(bad[first])} of {num_draws} draws from the {source} of datum "
-            f"{indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that is zero is -inf; NaN "
-            "comes of parameters out of their range, such as a scale that is not positive"
+            f"the log-likelihood is NaN or +inf, or the log-prior NaN, at {int(bad[first])} of {num_draws} draws from "
+            f"the {source} of datum {indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that "
+            "is zero is -inf; NaN comes of parameters out of their range, such as a scale that is not positive"
         )
 
 
@@ -32,12 +65,58 @@ def check_log_ratio(bad: np.ndarray, num_draws: int) -> None:
         )
 
 
-def warn_if_impossible(impossible: np.ndarray, where: str) -> None:
+def warn_if_impossible(impossible: np.ndarray, where: str, latent_model: LatentModel) -> None:
     """Warn of data whose likelihood is zero wherever it was evaluated."""
     if impossible.any():
+        first = int(np.argmax(impossible))
         warnings.warn(
             f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
-            f"{np.argmax(impossible)}: their ess is 0 and their log_evidence, where there is one, -inf",
+            f"{first}{_reason(latent_model, first)}: their ess is 0 and their log_evidence, where there is one, -inf",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _reason(latent_model: LatentModel, datum: int) -> str:
+    """What is wrong with the observed values of a datum, if it is these: they are NaN or out of support."""
+    program = latent_model.program
+    row = program.rows if program.plate is None else jax.tree.map(lambda leaf: leaf[datum], program.rows)
+    sites, _ = program.run({}, program.lead(row))
+    for name in latent_model.observed_names:
+        value, fn = np.asarray(sites[name]["value"]), sites[name]["fn"]
+        with warnings.catch_warnings(action="ignore"):
+            # Elements that are masked out may be anything.
+            outside = ~np.asarray(fn.support(value)) & ~np.isfinite(fn.log_prob(value))
+        if outside.any():
+            if np.issubdtype(value.dtype, np.inexact) and np.isnan(value).any():
+                return f" (whose observed site {name!r} has NaN: mask what is missing)"
+            return f" (whose observed site {name!r} is outside of its support, {fn.support})"
+    return ""
+
+
+def warn_if_runs_disagree(share: np.ndarray) -> None:
+    """Warn of data for which few of the independent runs carry the evidence, of which these are the shares."""
+    num_runs = share.shape[1]
+    few = share.sum(1) ** 2 / np.sum(share**2, 1) < num_runs / 2
+    if few.any():
+        warnings.warn(
+            f"the evidences of the {num_runs} runs of {few.sum()} of {len(few)} data, the first at index "
+            f"{np.argmax(few)}, are so different that fewer than half of the runs count: use more particles or more "
+            "moves per rung",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_outside(outside: np.ndarray) -> None:
+    """Warn of data with draws `(B, S)` at which the likelihood is zero, though not at all of them."""
+    some = outside.any(1)
+    if some.any():
+        first = int(np.argmax(some))
+        warnings.warn(
+            f"{some.sum()} of {len(some)} data have draws of likelihood zero, the first at index {first} "
+            f"{int(outside[first].sum())} of {outside.shape[1]}: its chains have not found where it is positive, and "
+            "these draws have no weight; take more steps, or a temperature ladder",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -168,7 +168,9 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
         the `probability` of the model where all are as probable beforehand.
 
     Raises:
-        ValueError: for fewer than two models, for different numbers of data, and for a sampler without evidence.
+        TypeError: for anything but a dict.
+        ValueError: for fewer than two models, for different data, for a sampler without evidence, and where every
+            model has log-evidence -inf.
 
     Example:
         ```python
@@ -196,12 +198,24 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    if not isinstance(posteriors, Mapping):
+        raise TypeError(f"posteriors must be a dict of results by name of the model, got {type(posteriors).__name__}")
     if len(posteriors) < 2:
         raise ValueError(f"posteriors must hold at least two models, got {list(posteriors)}")
     # Of a model with global latents all the data are one datum.
     sizes = {name: posterior.num_data for name, posterior in posteriors.items() if posterior.plate is not None}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"posteriors must be of the same data, got numbers of data {sizes}")
+    (first_name, first), *others = posteriors.items()
+    for name, other in others:
+        for site in first.observed.keys() & other.observed.keys():
+            a, b = first.observed[site], other.observed[site]
+            # Where one model has a plate and the other has not, leading axes differ by ones.
+            if not np.array_equal(a.ravel(), b.ravel(), equal_nan=np.issubdtype(a.dtype, np.inexact)):
+                raise ValueError(
+                    f"posteriors must be of the same data, but {first_name!r} and {name!r} differ in the values of the "
+                    f"observed site {site!r}"
+                )
     rows = {}
     for name, posterior in posteriors.items():
         if posterior.log_evidence is None:
@@ -214,6 +228,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
         rows[name] = posterior.log_evidence.sum(), total_error
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["log_evidence", "std_error"], dtype=float)
     table = table.sort_values("log_evidence", ascending=False)
+    if table["log_evidence"].iloc[0] == -np.inf:
+        raise ValueError(f"posteriors must hold a model that can give the data, but of {list(posteriors)} none can")
     table["log_bayes_factor"] = table["log_evidence"] - table["log_evidence"].iloc[0]
     error = np.hypot(table["std_error"], table["std_error"].iloc[0])
     table["bayes_factor_std_error"] = np.where(np.arange(len(table)) == 0, 0.0, error)

@@ -17,7 +17,13 @@ from tqdm.auto import tqdm
 from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.posterior.diagnostics import check_log_likelihood, check_log_ratio, warn_if_impossible
+from numpyro_kaem.posterior.diagnostics import (
+    check_call,
+    check_log_likelihood,
+    check_log_ratio,
+    warn_if_impossible,
+    warn_if_nothing_observed,
+)
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.weights import (
@@ -179,8 +185,10 @@ class ImportanceSampling:
                 has not the model's latent sites; for a log-likelihood, or with a guide a ratio of densities, that is
                 NaN or +inf.
         """
+        check_call(key, params)
         params, data, model_kwargs = compiler_sharded((params, data, model_kwargs))
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
+        warn_if_nothing_observed(latent_model)
 
         if self.proposal is not None:
             self.proposal.read(latent_model, check=True)
@@ -241,7 +249,7 @@ class ImportanceSampling:
     ) -> Posterior:
         num_data, num_samples = log_weights.shape
         source = "prior draws" if self.proposal is None else "draws from the guide"
-        warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}")
+        warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}", latent_model)
         reached_target = None
         if self.target_ess is not None:
             reached_target = _effective_sample_size(log_sums) >= self.target_ess

@@ -71,7 +71,7 @@ class Kernel:
 
     def __post_init__(self):
         if self.step_size is not None:
-            check_positive("step_size", self.step_size)
+            object.__setattr__(self, "step_size", check_positive("step_size", self.step_size))
         if self.needs_whitening and not self.whiten:
             raise ValueError(f"{type(self).__name__} needs a standard normal prior: whiten must be True")
         if self.needs_whitening and self.precondition:

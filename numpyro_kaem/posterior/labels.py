@@ -39,12 +39,19 @@ class Labels:
         Raises:
             ValueError: where the user's names are too few or too many.
         """
-        site = self.latent_model.program.structure.sites[name]
+        structure = self.latent_model.program.structure
+        # The shape of a deterministic site is not known to have event dimensions.
+        deterministic = structure.deterministic.get(name)
+        site_plates, event_dim = (
+            (structure.sites[name].plates, structure.sites[name].event_dim)
+            if deterministic is None
+            else (deterministic, 0)
+        )
         plates: list[str | None] = [None] * num_axes
-        data_dim = site.plates.get(self.latent_model.plate)
-        for plate, dim in site.plates.items():
+        data_dim = site_plates.get(self.latent_model.plate)
+        for plate, dim in site_plates.items():
             # Without the data axis, what was left of it is one closer to the end.
-            axis = dim - site.event_dim + (data_dim is not None and dim < data_dim)
+            axis = dim - event_dim + (data_dim is not None and dim < data_dim)
             if plate != self.latent_model.plate and -axis <= num_axes:
                 plates[axis] = plate
         return self._complete(name, plates)

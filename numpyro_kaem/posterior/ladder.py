@@ -37,14 +37,18 @@ class Ladder:
     """
 
     def __init__(self, temperatures: Sequence[float] | np.ndarray):
-        t = np.asarray(temperatures, float)
+        try:
+            t = np.array(temperatures, float)
+        except (TypeError, ValueError):
+            raise TypeError(f"temperatures must be a sequence of numbers or a Ladder, got {temperatures!r}") from None
         if t.ndim != 1 or t.size == 0 or not np.all(np.isfinite(t)):
             raise ValueError(f"temperatures must be a sequence of finite numbers, got {temperatures}")
         if np.any(np.diff(t) <= 0):
             k = int(np.argmax(np.diff(t) <= 0))
             raise ValueError(f"temperatures must increase, but {t[k]:g} is followed by {t[k + 1]:g} at index {k + 1}")
         if t[0] < 0 or t[-1] != 1:
-            raise ValueError(f"temperatures must lie in [0, 1] and end at 1, got {t[0]:g} to {t[-1]:g}")
+            raise ValueError(f"temperatures must lie in [0, 1] and end at 1 exactly, got {t[0]!s} to {t[-1]!s}")
+        t.flags.writeable = False
         self.temperatures = t
 
     @classmethod
@@ -56,6 +60,10 @@ class Ladder:
             exponent: r > 0; above 1 the rungs crowd towards the prior, where the power posterior changes fastest.
         """
         num_intervals, exponent = check_count("num_intervals", num_intervals, 1), check_positive("exponent", exponent)
+        if (1 / num_intervals) ** exponent == 0 and num_intervals > 1:
+            raise ValueError(
+                f"exponent must be smaller for {num_intervals} intervals: (1 / {num_intervals})^{exponent} is zero"
+            )
         return cls((np.arange(num_intervals + 1) / num_intervals) ** exponent)
 
     @classmethod
@@ -93,11 +101,17 @@ class Ladder:
         """
         num_intervals = len(self) - 1 if num_intervals is None else check_count("num_intervals", num_intervals, 1)
         rungs = posterior.rungs
-        if rungs is None or rungs.temperatures.shape[1] != len(self):
-            raise ValueError("posterior must come of a run on this ladder")
-        if not np.allclose(rungs.temperatures, self.temperatures):
-            raise ValueError("posterior comes of a run on another ladder")
-        speed = np.nanmean(np.where(np.isfinite(rungs.log_likelihood_std), rungs.log_likelihood_std, np.nan), axis=0)
+        if rungs is None:
+            raise ValueError("posterior must come of a run on this ladder, but its sampler has no rungs")
+        temperatures, std = rungs.temperatures, rungs.log_likelihood_std
+        if temperatures.shape[1] == len(self) + 1 and self.temperatures[0] > 0:
+            temperatures, std = temperatures[:, 1:], std[:, 1:]  # SMC adds the rung t = 0
+        if temperatures.shape[1] != len(self) or not np.allclose(temperatures, self.temperatures):
+            raise ValueError(
+                f"posterior must come of a run on this ladder, {self}, but the rungs of its first datum are "
+                f"{temperatures[0]}"
+            )
+        speed = np.nanmean(np.where(np.isfinite(std), std, np.nan), axis=0)
         known = np.isfinite(speed)
         if not known.any():
             return self
@@ -105,6 +119,12 @@ class Ladder:
         t = equally_far_apart(self.temperatures, speed, num_intervals + 1)
         t[0], t[-1] = self.temperatures[0], 1.0
         return Ladder(t)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ladder) and np.array_equal(self.temperatures, other.temperatures)
+
+    def __hash__(self) -> int:
+        return hash(self.temperatures.tobytes())
 
     def __len__(self) -> int:
         return len(self.temperatures)

@@ -116,6 +116,43 @@ def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray])
     return _map_draws(latent_model, run, jax.random.key(0), latents, size // latent_model.num_data)
 
 
+def deterministic_values(
+    latent_model: LatentModel, latents: dict[str, np.ndarray]
+) -> dict[str, Shaped[np.ndarray, "num_data num_draws ..."]]:
+    """The values of `numpyro.deterministic` sites at draws of the latents, `(num_data, num_draws, *shape)`."""
+    program = latent_model.program
+    names = tuple(program.structure.deterministic)
+    if not names:
+        return {}
+
+    def values(z: dict[str, Array], rows: tuple, num_rows: int) -> dict[str, Array]:
+        z = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_rows, 0), z)
+        # A model that itself cuts its data does so at the indices.
+        shown = 1 if program.structure.has_subsample_statement else num_rows
+        rows = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], shown, 0), rows)
+        sites, _ = program.run(z, rows, jnp.zeros(num_rows, int))
+        return {name: jnp.asarray(sites[name]["value"]) for name in names}
+
+    axes = dict.fromkeys(names)
+    if latent_model.plate is not None:
+        # The axis of the data plate is the one that is as long as there are rows.
+        first = {name: jnp.asarray(z[0, 0]) for name, z in latents.items()}
+        one, two = (jax.eval_shape(lambda k=k: values(first, program.first_row, k)) for k in (1, 2))
+        for name in names:
+            longer = [i for i, (m, n) in enumerate(zip(one[name].shape, two[name].shape, strict=True)) if m != n]
+            axes[name] = longer[0] if longer else None
+
+    def run(_: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+        if latent_model.plate is None:
+            sites, _ = program.run(z, row)
+            return {name: jnp.asarray(sites[name]["value"]) for name in names}
+        found = values(z, row, 1)
+        return {name: x if axes[name] is None else jnp.squeeze(x, axes[name]) for name, x in found.items()}
+
+    size = sum(map(math.prod, latent_model.latent_shapes.values()))
+    return _map_draws(latent_model, run, jax.random.key(0), latents, size)
+
+
 def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The positional array arguments of the model that are no observed values, by the names of its signature.
 

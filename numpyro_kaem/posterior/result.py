@@ -46,6 +46,7 @@ class Rungs(NamedTuple):
         swap_acceptance: mean acceptance rate of swaps between a rung and the next; None without swaps.
         round_trip_rate: ways of a state from the lowest rung to the highest and back, per step and chain; None without
             swaps.
+        scale: preconditioner of the kernel, in unconstrained (or whitened) coordinates; None for chains.
     """
 
     temperatures: Float[np.ndarray, "num_data num_rungs"]
@@ -56,6 +57,7 @@ class Rungs(NamedTuple):
     log_likelihood_std: Float[np.ndarray, "num_data num_rungs"]
     swap_acceptance: Float[np.ndarray, "num_data num_pairs"] | None = None
     round_trip_rate: Float[np.ndarray, " num_data"] | None = None
+    scale: Float[np.ndarray, "num_data num_rungs dim"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +76,13 @@ class Posterior:
     Attributes:
         latents: draws of each latent site, `(num_data, num_particles, *event)`, chain by chain. Where particles are
             shared between data these are read-only views, which hold each particle once.
-        log_weights: unnormalised, `log mean_s exp(log_weights) = log_evidence` (0 without an evidence).
+        log_weights: unnormalised, `log mean_s exp(log_weights) = log_evidence` (0 without an evidence). Runs of SMC
+            have their own evidence for weight, draws of likelihood zero -inf.
         log_likelihood: log p(x_b | z_bs), summed over the observed sites of a datum.
         log_evidence: estimate of log p(x_b); None where the sampler has none.
         log_evidence_std_error: its standard error.
         ess: effective sample size of the sampler that made the draws, at most its number of particles. Of chains and of
-            SMC, the smallest over the latents' elements.
+            SMC, the smallest over the latents' elements; runs of SMC count by their evidence.
         observed: values of the observed sites, with the data axis first.
         plate: name of the data plate; None for a model with global latents.
         proposal_log_weights: log-weights of the importance sampler that made the draws, from which `pareto_k`
@@ -140,6 +143,16 @@ class Posterior:
                 return split_gelman_rubin(np.moveaxis(by_chain, 0, -1)).max(0)
 
         return np.max([of_site(value) for value in self.latents.values() if value[0, 0].size], axis=0)
+
+    @cached_property
+    def deterministic(self) -> dict[str, Shaped[np.ndarray, "num_data num_particles ..."]]:
+        """Values of the model's `numpyro.deterministic` sites, such as reparameterised latents, at the draws.
+
+        `(num_data, num_particles, *shape)` without the axis of the data plate; computed when first asked for.
+        """
+        from numpyro_kaem.posterior.predictive import deterministic_values
+
+        return {} if self.latent_model is None else deterministic_values(self.latent_model, self.latents)
 
     @cached_property
     def pareto_k(self) -> Float[np.ndarray, " num_data"] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import jax
@@ -12,16 +13,22 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
-from numpyro_kaem.checks import check_count
+from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
-from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
+from numpyro_kaem.posterior.diagnostics import (
+    check_call,
+    check_log_likelihood,
+    warn_if_impossible,
+    warn_if_nothing_observed,
+    warn_if_runs_disagree,
+)
 from numpyro_kaem.posterior.evidence import Evidence, finite_std
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
-from numpyro_kaem.posterior.swarm import Course, Plan, Rung
+from numpyro_kaem.posterior.swarm import Course, Plan, Rung, Tuning
 from numpyro_kaem.posterior.target import Target
 from numpyro_kaem.posterior.weights import observed_values
 from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
@@ -116,7 +123,7 @@ class TemperedSMC:
             raise ValueError(f"give ladder or target_ess, not both, got {ladder} and {target_ess}")
         self.ladder = None if ladder is None else as_ladder(ladder)
         self.target_ess = 0.5 if ladder is None and target_ess is None else target_ess
-        if self.target_ess is not None and not 0 < self.target_ess < 1:
+        if self.target_ess is not None and not 0 < check_positive("target_ess", self.target_ess) < 1:
             raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
         self.kernel = MALA() if kernel is None else kernel
         if not isinstance(self.kernel, Kernel):
@@ -145,6 +152,59 @@ class TemperedSMC:
         self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
         self.waste_free, self.persistent, self.resampling = waste_free, persistent, resampling
         self.plate, self.progress = plate, progress
+        self._tuning: Tuning | None = None
+
+    def frozen(self, posterior: Posterior) -> TemperedSMC:
+        """The same sampler with all that an earlier run has found kept: ladders, step sizes, preconditioners.
+
+        These are by datum (of several runs, their means). A run that adapts has particles that depend on one another
+        through what they have found; one that is frozen does not, so that its estimates exp(log_evidence) have no bias.
+
+        Args:
+            posterior: result of a run of `TemperedSMC` with this kernel on the same data.
+
+        Returns:
+            A sampler for the same model and number of data; other settings are those of this one.
+
+        Raises:
+            ValueError: for the result of another sampler.
+
+        Example:
+            ```python
+            import dataclasses
+
+            import jax
+            import jax.numpy as jnp
+            import numpyro
+            import numpyro.distributions as dist
+            from numpyro_kaem import TemperedSMC
+
+
+            def model(x):
+                with numpyro.plate("data", x.shape[0]):
+                    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                    numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+
+            x = jnp.array([0.3, -1.2])
+            first = TemperedSMC(num_particles=200, progress=False)
+            found = first.run(jax.random.key(0), model, {}, x)
+            unbiased = TemperedSMC(num_particles=200, num_runs=8, progress=False).frozen(found)
+            posterior = unbiased.run(jax.random.key(1), model, {}, x)
+            exact = dist.Normal(0.0, 1.01**0.5).log_prob(x)
+            assert jnp.allclose(posterior.log_evidence, exact, atol=0.2)
+            ```
+        """
+        rungs = posterior.rungs
+        if rungs is None or rungs.scale is None:
+            raise ValueError("posterior must come of a run of TemperedSMC, whose rungs have temperature and scale")
+        sampler = copy(self)
+        # Data that arrived early stay at t = 1 while others climb.
+        temperatures = np.where(np.isnan(rungs.temperatures), 1.0, rungs.temperatures)[:, 1:]
+        step_size, scale = (np.where(np.isnan(x), 1.0, x)[:, 1:] for x in (rungs.step_size, rungs.scale))
+        sampler.ladder, sampler.target_ess, sampler.max_rungs = None, None, temperatures.shape[1]
+        sampler._tuning = Tuning(temperatures, step_size, scale)
+        return sampler
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -159,19 +219,28 @@ class TemperedSMC:
             **model_kwargs: keyword arguments of the model.
 
         Returns:
-            Draws with equal weights, run by run, the evidence and statistics by rung (of several runs, their means).
+            Draws with equal weights within each run, run by run; runs are weighted by their evidence. The evidence and
+            statistics by rung (of several runs, their means).
 
         Warns:
-            RuntimeWarning: if a datum has likelihood zero at every particle; its `log_evidence` is -inf.
+            RuntimeWarning: if a datum has likelihood zero at every particle; its `log_evidence` is -inf. If
+                the evidences of its runs are so different that fewer than half of the runs count.
 
         Raises:
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
                 for a log-likelihood that is NaN or +inf at draws from the prior.
             RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
         """
+        check_call(key, params)
         problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        warn_if_nothing_observed(target.model)
         num_data = target.latent_model.num_data
+        if self._tuning is not None and self._tuning.scale.shape[::2] != (num_data, target.dim):
+            raise ValueError(
+                f"the model has {num_data} data of {target.dim} coordinates, but the sampler is frozen for "
+                f"{len(self._tuning.scale)} of {self._tuning.scale.shape[2]}"
+            )
         rows, keys = problem.rows(target), jax.random.split(key, (num_data, self.num_runs))
         per_datum = self.num_particles * self.num_runs
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
@@ -231,8 +300,8 @@ class TemperedSMC:
                     f"{self.max_rungs} rungs: raise max_rungs, lower target_ess, or use more num_mcmc_steps"
                 )
             number = len(rungs)
-            temperature = jnp.asarray(1.0 if self.ladder is None else self.temperatures[number], dtype)
-            particles, rung = swarm.advance((course, jnp.asarray(number), temperature), particles)
+            tuning = jax.tree.map(lambda x: jnp.asarray(x, dtype), self._tuning_at(number, indices))
+            particles, rung = swarm.advance((course, jnp.asarray(number), tuning), particles)
             rungs.append(jax.device_get(rung))
             bar.set_postfix_str(
                 f"rung {number + 1}, t {rungs[-1].temperature.min():.3g}, acceptance "
@@ -244,7 +313,13 @@ class TemperedSMC:
         elements = [z.reshape(len(keys), self.num_runs, self.num_particles, -1) for z in latents.values()]
         length = self.num_mcmc_steps + 1 if self.waste_free else 1
         ess = swarm.effective_size(particles, jnp.concatenate(elements, -1), length)
-        return jax.device_get((latents, log_likelihood, particles.log_evidence, ess.sum(1))), rungs
+        return jax.device_get((latents, log_likelihood, particles.log_evidence, ess)), rungs
+
+    def _tuning_at(self, number: int, indices: np.ndarray) -> Tuning:
+        """What is known of a rung, for some of the data."""
+        if self._tuning is not None:
+            return jax.tree.map(lambda x: x[indices, number], self._tuning)
+        return Tuning(None if self.ladder is None else np.full(len(indices), self.temperatures[number]))
 
     def _join(self, results: list, num_data: int) -> tuple:
         """The chunks' results one after the other; ladders that ended early are filled up with NaN."""
@@ -253,23 +328,36 @@ class TemperedSMC:
         longest = max(map(len, rungs))
 
         def stack(*steps):
-            stacked = np.stack(steps, -1).astype(float)
-            return np.pad(stacked, [(0, 0), (0, 0), (0, longest - len(steps))], constant_values=np.nan)
+            # The rung comes third, after data and runs.
+            stacked = np.stack(steps, 2).astype(float)
+            widths = [(0, 0), (0, 0), (0, longest - len(steps)), *[(0, 0)] * (stacked.ndim - 3)]
+            return np.pad(stacked, widths, constant_values=np.nan)
 
         by_chunk = [jax.tree.map(stack, *steps) for steps in rungs]
         joined = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *by_chunk)
         # After its last rung a run stays at t = 1, in company of those that are not there yet.
         arrived = np.cumsum(joined.temperature >= 1.0, -1) - (joined.temperature >= 1.0) > 0
-        joined = jax.tree.map(lambda x: np.where(arrived, np.nan, x), joined)
+        joined = jax.tree.map(
+            lambda x: np.where(arrived.reshape(arrived.shape + (1,) * (x.ndim - 3)), np.nan, x), joined
+        )
         return latents, log_likelihood, log_evidence, ess, joined
 
     def _posterior(self, target: Target, latents, log_likelihood, log_evidence, ess, rungs: Rung) -> Posterior:
         num_data = len(log_evidence)
         total = np.asarray(logsumexp(log_evidence.astype(float), axis=1)) - np.log(self.num_runs)
         impossible = total == -np.inf
-        warn_if_impossible(impossible, "at every particle")
-        std_error = self._std_error(rungs, log_evidence)
+        warn_if_impossible(impossible, "at every particle", target.model)
+        # A run counts in proportion to its evidence, with which the runs estimate theirs together.
+        with np.errstate(invalid="ignore"):
+            share = np.where(impossible[:, None], 1.0, np.exp(log_evidence - log_evidence.max(1, keepdims=True)))
+        warn_if_runs_disagree(share)
+        std_error = np.where(impossible, np.inf, self._std_error(rungs, share))
+        with np.errstate(divide="ignore"):
+            ess = share.sum(1) ** 2 / np.sum(share**2 / ess, 1)
         flat = log_likelihood.reshape(num_data, -1)
+        log_weights = np.repeat(log_evidence.astype(float), self.num_particles, axis=1)
+        # Particles that no move took out of where the likelihood is zero.
+        log_weights = np.where(flat == -np.inf, -np.inf, log_weights)
         last = [flat.mean(1), finite_std(flat, 1)]
         mean = _mean_over_runs
         # A run that has arrived stays at t = 1 while others are on their way.
@@ -284,7 +372,7 @@ class TemperedSMC:
 
         return Posterior(
             latents=latents,
-            log_weights=np.broadcast_to(total[:, None], flat.shape),
+            log_weights=log_weights,
             log_likelihood=flat,
             log_evidence=total,
             log_evidence_std_error=std_error,
@@ -303,26 +391,29 @@ class TemperedSMC:
                 ess=with_final(rungs.ess, self.num_particles),
                 log_likelihood_mean=with_final(rungs.log_likelihood_mean, last[0]),
                 log_likelihood_std=with_final(rungs.log_likelihood_std, last[1]),
+                scale=np.concatenate([np.full_like(rungs.scale[:, 0, :1], np.nan), mean(rungs.scale)], 1),
             ),
         )
 
-    def _std_error(self, rungs: Rung, log_evidence: np.ndarray) -> np.ndarray:
-        """Standard error of the log-evidence: from the families of particles, or between runs."""
-        if self.num_runs > 1 and (self.persistent or self.waste_free):
-            return log_evidence.std(1, ddof=1) / self.num_runs**0.5
-        if self.persistent:
-            return np.full(len(log_evidence), np.nan)
+    def _std_error(self, rungs: Rung, share: np.ndarray) -> np.ndarray:
+        """Standard error of the log-evidence: from the families of particles, and between runs of these evidences."""
+        between = np.full(len(share), np.nan)
+        if self.num_runs > 1:
+            between = share.std(1, ddof=1) / share.mean(1) / self.num_runs**0.5
+        if self.persistent or (self.waste_free and self.num_runs > 1):
+            return between
         # At least what independent particles (or chains, of waste-free SMC) would have.
         variance = np.nansum(rungs.weight_variance, -1)
         if not self.waste_free:
             last = np.isfinite(rungs.relative_variance).sum(-1, keepdims=True) - 1
             families = np.take_along_axis(rungs.relative_variance, last, -1)[..., 0]
             variance = np.maximum(variance, families)
-        return np.sqrt(variance.mean(1) / (self.num_particles * self.num_runs))
+        within = np.sqrt(np.mean(share**2 * variance, 1) / (self.num_particles * self.num_runs)) / share.mean(1)
+        return np.fmax(within, between)
 
 
 def _mean_over_runs(series: np.ndarray) -> np.ndarray:
-    """The mean of `(B, R, K)` over runs, of those that have come so far."""
+    """The mean of `(B, R, K, ...)` over runs, of those that have come so far."""
     there = np.isfinite(series)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(there, series, 0.0).sum(1) / there.sum(1)

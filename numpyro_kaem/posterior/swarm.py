@@ -62,6 +62,7 @@ class Rung(NamedTuple):
         acceptance: of the moves at the next rung.
         divergences: number of them.
         step_size: with which they were made.
+        scale: preconditioner with which they were made.
     """
 
     temperature: Float[Array, ""]
@@ -73,6 +74,20 @@ class Rung(NamedTuple):
     acceptance: Float[Array, ""]
     divergences: Int[Array, ""]
     step_size: Float[Array, ""]
+    scale: Float[Array, " dim"]
+
+
+class Tuning(NamedTuple):
+    """What a run need not find for itself, because another one has.
+
+    Attributes:
+        temperature: of the next rung; None where the plan's `target_ess` puts it.
+        step_size, scale: of the kernel there; None where the particles tell.
+    """
+
+    temperature: Float[Array, "*B"] | None
+    step_size: Float[Array, "*B"] | None = None
+    scale: Float[Array, "*B dim"] | None = None
 
 
 class Plan(NamedTuple):
@@ -151,29 +166,30 @@ def start(
 
 
 @eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
-def advance(course_and_rung: tuple[Course, Array, Array], swarm: Swarm) -> tuple[Swarm, Rung]:
+def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tuple[Swarm, Rung]:
     """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
 
     Args:
-        course_and_rung: the course; the number of the rung, which makes the random numbers new; its temperature, where
-            the ladder is fixed.
+        course_and_rung: the course; the number of the rung, which makes the random numbers new; what is known of it, by
+            datum.
         swarm: to be advanced.
     """
-    course, number, temperature = course_and_rung
+    course, number, tuning = course_and_rung
     problem, kernel, plan, rows, keys = course
     target = problem.target(kernel)
 
-    def of_run(key, row, swarm):
+    def of_run(key, row, swarm, tuning):
         evaluate = partial(target.evaluate, row=row)
-        new, rung = to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, temperature)
+        new, rung = to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, tuning)
         done = swarm.temperature >= 1.0
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, swarm), rung
 
-    return jax.vmap(jax.vmap(of_run, in_axes=(0, None, 0)))(keys, rows, swarm)
+    return jax.vmap(jax.vmap(of_run, in_axes=(0, None, 0, None)))(keys, rows, swarm, tuning)
 
 
-def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, temperature) -> tuple[Swarm, Rung]:
-    """Take a run's particles to their next rung: at `temperature`, or where the plan's `target_ess` puts it."""
+def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:
+    """Take a run's particles to their next rung, finding out what of its tuning is not known."""
+    temperature = tuning.temperature
     log_likelihood = swarm.particles.log_likelihood
     num_particles = len(log_likelihood)
     log_weights_at = partial(_log_weights, swarm)
@@ -185,9 +201,9 @@ def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, temper
     weights = jax.nn.softmax(log_weights)
     # Of all the particles that history holds, those of the last rung are what the next one's kernel is tuned on.
     local_weights = weights if not plan.persistent else _last_rung_weights(swarm, temperature)
-    scale = _spread(local_weights, swarm.particles, kernel)
-    step_size = swarm.step_size
-    if kernel.adapts_step_size:
+    scale = _spread(local_weights, swarm.particles, kernel) if tuning.scale is None else tuning.scale
+    step_size = swarm.step_size if tuning.step_size is None else tuning.step_size
+    if kernel.adapts_step_size and tuning.step_size is None:
         key, key_tune = jax.random.split(key)
         step_size = _tune(key_tune, evaluate, kernel, swarm, local_weights, temperature, scale)
 
@@ -221,6 +237,7 @@ def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, temper
         acceptance=moves.acceptance.mean(),
         divergences=moves.divergent.sum(),
         step_size=step_size,
+        scale=scale,
     )
     return Swarm(moved, temperature, log_evidence, step_size, ancestor, noise, history), rung
 

@@ -55,9 +55,9 @@ def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
 
 
 def count_invalid(points: Point) -> tuple[Point, Array]:
-    """Points whose log-likelihood is NaN or +inf become impossible; and how many there are."""
+    """Points whose log-likelihood is NaN or +inf, or log-prior NaN, become impossible; and how many there are."""
     likelihood = points.log_likelihood
-    invalid = jnp.isnan(likelihood) | (likelihood == jnp.inf)
+    invalid = jnp.isnan(likelihood) | (likelihood == jnp.inf) | jnp.isnan(points.log_prior)
     return points._replace(log_likelihood=jnp.where(invalid, -jnp.inf, likelihood)), jnp.sum(invalid)
 
 

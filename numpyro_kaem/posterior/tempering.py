@@ -16,7 +16,13 @@ from tqdm.auto import tqdm
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Course, Population, Problem
-from numpyro_kaem.posterior.diagnostics import check_log_likelihood, warn_if_impossible
+from numpyro_kaem.posterior.diagnostics import (
+    check_call,
+    check_log_likelihood,
+    warn_if_impossible,
+    warn_if_nothing_observed,
+    warn_if_outside,
+)
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
@@ -115,6 +121,11 @@ class ParallelTempering:
         self.swap_every = check_count("swap_every", swap_every, 1)
         self.num_chains = check_count("num_chains", num_chains, 1)
         self.warmup = self.num_steps if warmup is None else check_count("warmup", warmup, 0)
+        if self.warmup == 0 and self.kernel.adapts_step_size:
+            raise ValueError(
+                "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
+                f"{type(self.kernel).__name__} a step_size"
+            )
         self.thin = check_count("thin", thin, 1)
         if self.num_steps % self.thin:
             raise ValueError(f"thin must divide num_steps, got thin {thin} and num_steps {num_steps}")
@@ -135,20 +146,23 @@ class ParallelTempering:
             **model_kwargs: keyword arguments of the model.
 
         Returns:
-            Draws at t = 1, chain by chain, with equal weights, and statistics by rung. With the rung t = 0 in the
-            ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of thermodynamic integration
-            too; otherwise `log_evidence` is None.
+            Draws at t = 1, chain by chain, with equal weights (zero where the likelihood is), and statistics by rung.
+            With the rung t = 0 in the ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of
+            thermodynamic integration too; otherwise `log_evidence` is None.
 
         Warns:
-            RuntimeWarning: if a datum has likelihood zero at every draw; its `log_evidence` is -inf.
+            RuntimeWarning: if a datum has likelihood zero at every draw; its `log_evidence` is -inf. If it has
+                likelihood zero at some draws, because a chain has not found where it is positive: they have no weight.
 
         Raises:
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
                 for a guide that has not the model's latent sites; for a log-likelihood that is NaN or +inf where chains
                 start.
         """
+        check_call(key, params)
         problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        warn_if_nothing_observed(target.model)
         if self.proposal is not None:
             self.proposal.read(target.model, check=True)
         num_data = target.latent_model.num_data
@@ -235,19 +249,26 @@ class ParallelTempering:
             }
         at_one = log_likelihood[..., -1].reshape(num_data, -1)
         impossible = np.all(at_one == -np.inf, axis=1)
-        warn_if_impossible(impossible, "at every draw")
+        warn_if_impossible(impossible, "at every draw", target.model)
         elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
         ess = np.min([chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1])], axis=0)
         # One chain that never moved is one draw.
         stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
         ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
         best = evidence.get("steppingstone")
-        zeros = np.zeros_like(at_one)
+        # Where the likelihood is zero is the way of a chain to the posterior, and no part of it.
+        possible = at_one > -np.inf
+        warn_if_outside(~possible & ~impossible[:, None])
+        log_weights = np.where(possible | impossible[:, None], 0.0, -np.inf)
+        if best is not None:
+            with np.errstate(divide="ignore"):
+                log_weights = log_weights + (best.log_evidence - np.log(possible.mean(1)))[:, None]
+                log_weights = np.where(impossible[:, None], -np.inf, log_weights)
         with np.errstate(invalid="ignore"):
             mean = log_likelihood.mean((1, 2))
         return Posterior(
             latents=latents,
-            log_weights=zeros if best is None else zeros + best.log_evidence[:, None],
+            log_weights=log_weights,
             log_likelihood=at_one,
             log_evidence=None if best is None else best.log_evidence,
             log_evidence_std_error=None if best is None else best.std_error,
