@@ -13,9 +13,20 @@ from jax.scipy.stats import norm
 from numpyro.contrib.module import eqx_module
 
 from benchmarks.timing import alternate, print_rows
-from numpyro_kaem import MALA, ULA, BSpline, KAPrior, Ladder, Langevin, ParallelTempering, TemperedSMC, UnivariateEnergy
+from numpyro_kaem import (
+    MALA,
+    ULA,
+    BSpline,
+    ImportanceSampling,
+    KAPrior,
+    Ladder,
+    Langevin,
+    ParallelTempering,
+    TemperedSMC,
+    UnivariateEnergy,
+)
 from numpyro_kaem.convolutions import channels_last
-from numpyro_kaem.posterior import chains
+from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 
 DATA, LATENTS, STEPS, NOISE = 64, 40, 20, 0.3
@@ -130,6 +141,7 @@ def main() -> None:
         return time.perf_counter() - start
 
     samplers = {
+        "ImportanceSampling": ImportanceSampling(100),
         "Langevin": Langevin(num_steps=STEPS, num_chains=1, progress=False),
         "ParallelTempering": ParallelTempering(TEMPERATURES, num_steps=STEPS, progress=False),
         "TemperedSMC, fixed": TemperedSMC(TEMPERATURES, num_particles=8, num_mcmc_steps=4, progress=False),
@@ -150,6 +162,7 @@ def main() -> None:
     header = ("", "first", "second", "difference", "compilation by XLA")
     print_rows("First run of a sampler and the next", header, rows)
     scaling()
+    adaptive_ladders()
 
 
 def scaling() -> None:
@@ -181,6 +194,33 @@ def scaling() -> None:
         rows.append((name, f"{min(seconds['']):.2f} s", *ratios))
     header = ("", "{data} data, {particles} particles, {rungs} rungs, {steps} steps".format(**base))
     print_rows("Time of a run when one size doubles", (*header, *(f"2 x {size}" for size in base)), rows)
+
+
+def adaptive_ladders(num_data: int = 32) -> None:
+    """Print what adaptive SMC costs, data x the largest number of rungs in a chunk, and how little of it is wasted."""
+
+    def model(x, noise):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z, noise[:, None]).to_event(1), obs=x)
+
+    # Half of the data are easy, half need several times the rungs.
+    noise = jnp.where(jnp.arange(num_data) % 2 == 0, 1.0, 0.01)
+    x = jax.random.normal(jax.random.key(8), (num_data, 4))
+    rows = []
+    for chunk in (num_data, num_data // 4):
+        sampler = TemperedSMC(num_particles=200, chunk_size=200 * chunk, progress=False)
+        sampler.run(jax.random.key(9), model, {}, x, noise)
+        advance, calls = swarm.advance, []
+        swarm.advance = lambda *args, calls=calls, advance=advance: calls.append(1) or advance(*args)
+        start = time.perf_counter()
+        posterior = sampler.run(jax.random.key(9), model, {}, x, noise)
+        seconds, swarm.advance = time.perf_counter() - start, advance
+        needed = int(jnp.sum(jnp.isfinite(posterior.rungs.temperatures[:, 1:])))
+        paid = len(calls) * chunk
+        rows.append((str(chunk), str(needed), str(paid), f"{paid / needed:.2f}", f"{seconds:.1f} s"))
+    header = ("data in a chunk", "rungs x data needed", "paid for", "ratio", "time")
+    print_rows(f"Adaptive SMC of {num_data} data, every second one hard", header, rows)
 
 
 if __name__ == "__main__":

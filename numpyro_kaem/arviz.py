@@ -258,7 +258,8 @@ def to_arviz(
         RuntimeWarning: for an observed site whose distribution cannot be sampled; `posterior_predictive` lacks it.
 
     Raises:
-        ValueError: for num_samples below 1, other numbers below 0, an unknown method, and dims of the wrong length.
+        ValueError: for num_samples below 1, other numbers below 0, an unknown method, dims of the wrong length, and
+            dims or coords of what there is not.
 
     Example:
         ```python
@@ -330,6 +331,10 @@ def to_arviz(
         variables = {name: labels.by_datum(x, labels.of_array(name, x.ndim - 1)) for name, x in constants.items()}
         groups["constant_data"] = labels.dataset(variables)
 
+    labels.check_names(
+        {str(name) for group in groups.values() for name in group.data_vars},
+        {str(dim) for group in groups.values() for dim in group.dims},
+    )
     if _IS_ARVIZ_0:
         import arviz
 

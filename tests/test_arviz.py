@@ -465,6 +465,19 @@ def test_deterministic_sites_are_kept_with_the_plates_they_are_in():
     assert dataset["theta"].dims == ("chain", "draw", "schools") and dataset["mean"].dims == ("chain", "draw")
 
 
+def test_names_of_what_there_is_not_are_refused():
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    posterior = ImportanceSampling(10).run(jax.random.key(0), model, {}, jnp.arange(2.0))
+    with pytest.raises(ValueError, match=r"dims names \['zz'\], but there are only \["):
+        posterior.to_arviz(dims={"zz": ["axis"]})
+    with pytest.raises(ValueError, match=r"coords names \['axis'\], but there are only \["):
+        posterior.to_arviz(coords={"axis": [1, 2]})
+
+
 @pytest.mark.parametrize("dim", [-1, -2])
 def test_deterministic_sites_of_a_datum_lack_its_axis(dim):
     def local(x):

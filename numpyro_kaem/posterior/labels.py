@@ -60,6 +60,12 @@ class Labels:
         """Names of the axes of an array that is no site, after that of the data."""
         return self._complete(name, [None] * num_axes)
 
+    def check_names(self, names: set[str], dimensions: set[str]) -> None:
+        """Raise a ValueError where the user names variables or dimensions that there are none of."""
+        for argument, given, known in (("dims", set(self.dims), names), ("coords", set(self.coords), dimensions)):
+            if given - known:
+                raise ValueError(f"{argument} names {sorted(given - known)}, but there are only {sorted(known)}")
+
     def _complete(self, name: str, plates: list[str | None]) -> list[str]:
         given, without_plate = self.dims.get(name), plates.count(None)
         if given is None:

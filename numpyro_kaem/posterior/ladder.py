@@ -58,6 +58,9 @@ class Ladder:
         Args:
             num_intervals: K, at least 1; the ladder has K + 1 rungs.
             exponent: r > 0; above 1 the rungs crowd towards the prior, where the power posterior changes fastest.
+
+        Raises:
+            ValueError: for numbers out of range, and for an exponent so large that temperatures round to zero.
         """
         num_intervals, exponent = check_count("num_intervals", num_intervals, 1), check_positive("exponent", exponent)
         if (1 / num_intervals) ** exponent == 0 and num_intervals > 1:
@@ -73,6 +76,9 @@ class Ladder:
         Args:
             num_intervals: K, at least 2; the ladder has K + 1 rungs.
             smallest: smallest positive temperature, in (0, 1).
+
+        Raises:
+            ValueError: for numbers out of range.
         """
         num_intervals, smallest = check_count("num_intervals", num_intervals, 2), check_positive("smallest", smallest)
         if smallest >= 1:

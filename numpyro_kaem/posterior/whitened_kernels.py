@@ -36,7 +36,7 @@ class PCNL(Kernel):
 
     References:
         S. L. Cotter et al., MCMC methods for functions: modifying old algorithms to make them faster, Statistical
-        Science 28(3), 2013.
+        Science 28(3), 2013; for latent-variable generators, arXiv 2408.14325.
 
     Example:
         ```python
