@@ -11,6 +11,8 @@ A script is in percent format and begins with a Markdown cell whose first line i
     # %%
     import numpyro_kaem
 
+Any page may show the figures of a script, the first of which is `![caption](example:quickstart#1)`.
+
 An example that raises fails the build. Results are kept under ``.cache/examples`` until the script or the
 package changes, so that a writer's second build is quick.
 """
@@ -39,9 +41,13 @@ SECONDS_PER_CELL = 1200
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+FIGURE = re.compile(r"\(example:(?P<stem>\w+)#(?P<number>\d+)\)")
 SHOWN = ["image/svg+xml", "image/png", "text/markdown", "text/plain"]
 
 log = logging.getLogger("mkdocs.hooks.examples")
+
+# Names of the figures of each script, by its stem; filled when the scripts run.
+figures_of: dict[str, list[str]] = {}
 
 
 def on_config(config):
@@ -58,6 +64,7 @@ def on_files(files, config):
         notebook = run(script)
         title, summary = heading(notebook, script)
         page, figures = render(notebook, script, title)
+        figures_of[script.stem] = list(figures)
         files.append(File.generated(config, f"examples/{script.stem}.md", content=page))
         for name, content in figures.items():
             files.append(File.generated(config, f"examples/{name}", content=content))
@@ -69,6 +76,18 @@ def on_files(files, config):
     )
     files.append(File.generated(config, "examples/index.md", content=gallery))
     return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Show figures of examples in a page of the top level."""
+
+    def path(match):
+        names, number = figures_of.get(match["stem"], []), int(match["number"])
+        if not 1 <= number <= len(names):
+            raise PluginError(f"{page.file.src_path}: {match[0]}, but that example has {len(names)} figures")
+        return f"(examples/{names[number - 1]})"
+
+    return FIGURE.sub(path, markdown)
 
 
 def on_page_content(content, page, config, files):
