@@ -12,11 +12,13 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro import handlers
+from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 from training_cases import DATA, KeptChains, run, saved_arrays
 
-from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, energy_module
+from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, adapt_svi_grid, energy_module
 from numpyro_kaem.training.optimizers import build_optimizer
 from numpyro_kaem.training.result import FitResult
 
@@ -235,28 +237,68 @@ def test_adaptations_come_at_the_partial_sums_of_growing_intervals(every, growth
     assert len(due) == {1.0: 666, 1.5: 13, 2.0: 7}[growth]
 
 
+INITIAL = UnivariateEnergy.init(jax.random.key(0), (1,), basis=BSpline(6, 3, (-3.0, 3.0)))
+GRID = GridAdaptation(name="energy", energy=INITIAL, site="z", every=3, growth=1.0, num_samples=50)
+
+
+def with_energy(x):
+    energy = energy_module("energy", INITIAL)
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(energy(z)[..., 0], 1.0), obs=x)
+
+
+class PullCoefficients(ELBO):
+    """The sum of the squared distances of the coefficients from the mean of a batch."""
+
+    def loss_with_mutable_state(self, rng_key, param_map, model, guide, *args):
+        loss = jnp.sum((param_map["energy$params"].coefficients - args[0].mean()) ** 2)
+        return {"loss": loss, "mutable_state": {"energy$grid": param_map["energy$grid"]}}
+
+
+def test_steps_after_an_adaptation_are_no_longer_than_before_it():
+    rate = 1e-2
+    svi = SVI(with_energy, lambda x: None, optax.adam(rate), PullCoefficients())
+    x = jnp.full(2, 1e4)  # so far away that the gradient stays the same
+    state = svi.init(jax.random.key(0), x)
+
+    @jax.jit
+    def walk(state):
+        def step(state, _):
+            before = svi.get_params(state)["energy$params"].coefficients
+            state = svi.update(state, x)[0]
+            return state, jnp.abs(svi.get_params(state)["energy$params"].coefficients - before).max() / rate
+
+        return jax.lax.scan(step, state, length=200)
+
+    state, before = walk(state)
+    state, _ = adapt_svi_grid(svi, state, "energy", INITIAL, np.linspace(-2.0, 4.0, 50)[:, None])
+    _, after = walk(state)
+    np.testing.assert_allclose(before[-1], 1.0, rtol=0.02)
+    assert after.max() < 1.02 and after[-1] > 0.98
+
+
+def test_the_moving_average_of_an_energy_moves_to_the_new_grid():
+    def energy(params, z):
+        return handlers.substitute(lambda: energy_module("energy", INITIAL), params)()(z)
+
+    # Nothing is learned, so that the average is the energy itself, on whatever grid.
+    data, zero = DATA - DATA.mean(), optax.sgd(0.0)
+    result = run(data, with_energy, objective=PullCoefficients(), optimizer=zero, ema_decay=0.9, grid_adaptation=GRID)
+    z = jnp.linspace(-3.0, 3.0, 30)[:, None]
+    assert not np.allclose(result.params["energy$grid"]["points"], np.linspace(-3.0, 3.0, 7), atol=0.1)
+    np.testing.assert_allclose(energy(result.averaged_params, z), energy(result.params, z), atol=1e-4)
+
+
 @pytest.mark.slow
-def test_the_grid_moves_when_it_is_due_and_the_moments_of_its_weights_start_anew(tmp_path):
-    initial = UnivariateEnergy.init(jax.random.key(0), (1,), basis=BSpline(6, 3, (-3.0, 3.0)))
-
-    def with_energy(x):
-        energy = energy_module("energy", initial)
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
-            numpyro.sample("x", dist.Normal(energy(z)[..., 0], 1.0), obs=x)
-
-    class PullCoefficients(ELBO):
-        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x):
-            grid = {"energy$grid": param_map["energy$grid"]}
-            return {"loss": jnp.sum((param_map["energy$params"].coefficients - x.mean()) ** 2), "mutable_state": grid}
-
+def test_the_grid_moves_when_it_is_due_and_the_momenta_of_its_weights_start_anew(tmp_path):
     run(
         model=with_energy,
         objective=PullCoefficients(),
         optimizer=optax.adam(1e-2),
         num_epochs=4,
         batch_size=30,
-        grid_adaptation=GridAdaptation(name="energy", energy=initial, site="z", every=3, growth=1.0, num_samples=50),
+        grid_adaptation=GRID,
         checkpoint_dir=tmp_path,
         keep_checkpoints=4,
     )

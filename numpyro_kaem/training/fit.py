@@ -214,10 +214,10 @@ def fit(
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
 
-        def adapt(key, state, batch, kwargs):
+        def adapt(key, state, average, batch, kwargs):
             params = values(svi.optim.get_params(state.optim_state), state.mutable_state, model_sites)
             at = LatentModel(model, params, *batch, plate=plate, rng_key=key, check=False, **kwargs)
-            return grid_adaptation.apply(key, svi, state, at)
+            return grid_adaptation.apply(key, svi, state, average, at)
 
     @eqx.filter_jit
     def score(params, key, data, kwargs):
