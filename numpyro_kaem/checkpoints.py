@@ -52,6 +52,7 @@ class CheckpointStore:
     Raises:
         ValueError: if the folder cannot be created or written to (the path and the reason are named), or if
             keep is out of range.
+        TypeError: for a directory that is no path.
 
     Example:
         ```python
@@ -72,6 +73,8 @@ class CheckpointStore:
 
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
         self._keep = check_count("keep", keep, 1)
+        if not isinstance(directory, str | os.PathLike):
+            raise TypeError(f"checkpoint_dir must be a path, as text or pathlib.Path, got {directory!r}")
         if "://" in os.fspath(directory):
             raise ValueError(f"checkpoint_dir must be a folder on a file system, got {os.fspath(directory)!r}")
         # A later change of the working directory must not move the checkpoints.

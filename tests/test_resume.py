@@ -85,6 +85,18 @@ def test_a_finished_run_is_returned_at_once(alone):
     assert_the_same(again, directory, alone)
 
 
+def test_an_error_of_a_callback_costs_nothing(alone, tmp_path):
+    def full(epoch, metrics, params):
+        if epoch == 2:
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left") as raised:
+        train(tmp_path, callbacks=[full], checkpoint_every=100)
+    assert len(raised.value.result.history["loss"]) == 6 and raised.value.result.stop_reason == "error"
+    assert "`result`" in raised.value.__notes__[0]
+    assert_the_same(train(tmp_path), tmp_path, alone)
+
+
 def test_a_run_that_patience_has_ended_stays_ended(tmp_path):
     options = {"optimizer": optax.sgd(0.0), "num_epochs": 5, "held_out": DATA[:7], "held_out_num_samples": 20}
     first, again = (run(patience=1, checkpoint_dir=tmp_path, **options) for _ in range(2))

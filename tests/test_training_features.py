@@ -21,6 +21,7 @@ from training_cases import DATA, KeptChains, run, saved_arrays
 from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, adapt_svi_grid, energy_module
 from numpyro_kaem.training.optimizers import build_optimizer
 from numpyro_kaem.training.result import FitResult
+from numpyro_kaem.training.run import Run
 
 RATE, DECAY = 0.02, 0.8
 
@@ -94,6 +95,23 @@ def test_callbacks_get_the_epoch_its_metrics_and_the_parameters(watched):
         assert metrics["epoch_loss"] == history["epoch_loss"][number - 1]
         assert metrics["held_out_log_likelihood"] == history["held_out_log_likelihood"][number - 1]
         assert set(params) == {"location", "noise"}
+    assert calls[-1][1] == result.to_pandas().reset_index().iloc[-1].to_dict()
+
+
+def test_the_records_of_an_epoch_are_found_without_those_before_it():
+    untouched = object()  # has no length
+    run = types.SimpleNamespace(by_step={"loss": [untouched, np.arange(3), np.arange(3, 5)]}, step_in_epoch=4)
+    assert Run._of_epoch(run, "loss").tolist() == [1, 2, 3, 4]
+
+
+def test_a_run_broken_off_before_the_end_of_an_epoch_has_a_table_too():
+    names = ("epoch_loss", "seconds", "non_finite_steps", "held_out_log_likelihood", "held_out_std_error")
+    history = {name: np.zeros(0) for name in names} | {"steps": np.zeros(0, int), "held_out_epoch": np.zeros(0, int)}
+    state = SVIState(None, None, jax.random.key(0))
+    assert len(FitResult({}, history, state, {}, {}).to_pandas()) == 0
+    records = {"loss": np.array([1.0, np.inf, 2.0]), "ess": np.array([3.0, 4.0, 5.0])}
+    table = FitResult({}, history | records, state, {}, {}).to_pandas()
+    assert table.loc[1, ["steps", "epoch_loss", "ess"]].tolist() == [3, 1.5, 4.0]
 
 
 def test_the_history_becomes_a_table_by_epoch(watched):
@@ -149,6 +167,11 @@ LABELS = {
         ValueError,
         r"entries for \['decoder', 'location'\], but .* \{'noise': 'noise'\}",
     ),
+    "a label that no site has": (
+        {"optimizer": {"location": optax.sgd(0.1), "noise": optax.sgd(0.1), "lokation": optax.sgd(0.1)}},
+        ValueError,
+        r"entries for \['lokation'\], but parameter sites have only the labels \['location', 'noise'\]",
+    ),
     "labels without a dict": ({"labels": str}, ValueError, "labels need a dict of optimisers"),
     "no optimiser in the dict": ({"optimizer": {"location": 0.1}}, TypeError, r"optimizer\['location'\] must be"),
     "accumulate 0": ({"accumulate": 0}, ValueError, "accumulate must be a whole number of at least 1"),
@@ -167,6 +190,11 @@ def test_options_that_cannot_be_are_named(case):
     options, error, message = LABELS[case]
     with pytest.raises(error, match=message):
         run(**options)
+
+
+def test_accumulation_over_more_steps_than_there_are_is_told():
+    with pytest.warns(RuntimeWarning, match=r"accumulate=7 is more than the 6 steps of this run"):
+        assert run(accumulate=7).params["location"] == 0.0
 
 
 # Bad steps --------------------------------------------------------------------------------------------------------

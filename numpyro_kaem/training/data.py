@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import equinox as eqx
@@ -18,10 +18,15 @@ from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
+# Seconds between two looks at the keyboard while a batch is waited for.
+_SECONDS = 0.5
+
 
 def is_stream(data: Any) -> bool:
-    """Whether data are an iterable of batches, and not arrays or a tuple of them."""
-    return isinstance(data, Iterable) and not isinstance(data, tuple | list | dict | str | np.ndarray | jax.Array)
+    """Whether data are an iterable of batches, and not arrays (or what NumPy can make one of) or a tuple of them."""
+    return isinstance(data, Iterable) and not (
+        isinstance(data, tuple | list | dict | str) or hasattr(data, "__array__")
+    )
 
 
 def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
@@ -32,7 +37,16 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
         data: array, or tuple of arrays or pytrees of arrays.
         like: arguments whose rows these must resemble.
     """
+    if isinstance(data, list) and any(
+        np.ndim(leaf) == 0 and not hasattr(leaf, "dtype") for leaf in jax.tree.leaves(data)
+    ):
+        raise TypeError(
+            f"{name} must be an array or a tuple of arrays, got a list of numbers: pass numpy.array({name})"
+        )
     data = tuple(data) if isinstance(data, tuple | list) else (data,)
+    data = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) or np.isscalar(leaf) else np.asarray(leaf), data
+    )
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         label = name + jax.tree_util.keystr(path)
@@ -46,9 +60,13 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
             raise TypeError(f"{label} must be an array of numbers, got {leaf!r}")
         if array.ndim == 0:
             raise ValueError(f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs")
-        if len(bad := np.argwhere(~np.isfinite(array))):
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(array.astype(dtype, copy=False))
+        if len(bad := np.argwhere(~is_finite)):
             index = tuple(bad[0].tolist())
-            raise ValueError(f"{label} must be finite, got {array[index]} at index {index}")
+            beyond = f", which is beyond {dtype}: rescale it" if np.isfinite(array[index]) else ""
+            raise ValueError(f"{label} must be finite, got {array[index]} at index {index}{beyond}")
         lengths[label] = len(array)
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"{name} must hold arrays of the same number of rows, at least 1, got {lengths}")
@@ -120,8 +138,16 @@ class ArrayFeed:
             self._order = self.layout.place(self._order)
         self._records = self._empty
 
-    def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+    def advance(
+        self, state: TrainState, first: int, last: int, interrupted: list[bool]
+    ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
         """Take the steps `first` to `last` of the epoch.
+
+        Args:
+            state: before them.
+            first: number of the first step.
+            last: number of the step after the last.
+            interrupted: is no longer empty after Ctrl-C; steps on the device do not wait, and do not look at it.
 
         Returns:
             The state, the records of the steps that were taken, and whether the epoch ends here.
@@ -204,20 +230,31 @@ class StreamFeed:
     def begin(self, key: PRNGKeyArray) -> None:
         """Begin an epoch; batches come in the order of the iterable."""
 
-    def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
-        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`."""
+    def advance(
+        self, state: TrainState, first: int, last: int, interrupted: list[bool]
+    ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`.
+
+        What is wrong with the data is raised when no step was taken before it; otherwise by the next call, so that the
+        steps are not lost. After Ctrl-C no batch is waited for.
+        """
         records, ended = [], False
         for number in range(first, last):
+            if not self._wait(interrupted):
+                break
+            if records and self._next.exception() is not None:
+                break
             batch = self._pop()
             if batch is None:
-                if self.num_steps is not None or number == 0:
+                if self.num_steps is None and number > 0:
+                    ended = True
+                elif not records:
                     raise ValueError(
                         f"data ended after {self._count} batches, {number} of them in this epoch"
                         + (f" of {self.num_steps}" if self.num_steps else "")
                         + ": give an iterable that can be iterated again, an endless iterator with steps_per_epoch, "
                         "or fewer epochs"
                     )
-                ended = True
                 break
             state, record = self._step(state, batch, self._kwargs)
             records.append(record)
@@ -237,6 +274,13 @@ class StreamFeed:
 
     def _submit(self) -> None:
         self._next = self._pool.submit(self._load)
+
+    def _wait(self, interrupted: list[bool]) -> bool:
+        """Whether the next batch has come; False if Ctrl-C came before it."""
+        # Of several processes all must take the same number of steps.
+        while not self._next.done() and not (interrupted and jax.process_count() == 1):
+            wait([self._next], timeout=_SECONDS)
+        return self._next.done()
 
     def _pop(self) -> tuple | None:
         batch = self._next.result()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.infer import SVI
-from numpyro.infer.elbo import ELBO
+from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from numpyro.infer.svi import SVIState
 
 from numpyro_kaem.checkpoints import CheckpointStore
@@ -28,6 +30,9 @@ from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run, Settings
 from numpyro_kaem.training.sharding import Layout, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
+
+# NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
+_NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
 
 
 def fit(
@@ -48,7 +53,7 @@ def fit(
     accumulate: int = 1,
     ema_decay: float | None = None,
     grid_adaptation: GridAdaptation | None = None,
-    callbacks: Sequence[Callable] = (),
+    callbacks: Sequence[Callable] | Callable = (),
     max_bad_steps: int = 10,
     checkpoint_dir: Any = None,
     checkpoint_every: int | None = None,
@@ -69,7 +74,8 @@ def fit(
 
     A step whose loss, or whose new parameters or optimiser state, are not finite is skipped: parameters, optimiser,
     averages, chains and grids stay as they were. Ctrl-C ends the run after the steps at hand, with a checkpoint where
-    there is a directory for them, and returns what there is; a second one ends it at once.
+    there is a directory for them, and returns what there is; a second one ends it at once. When the data or a callback
+    raise an error, a checkpoint is written before it is passed on.
 
     Held-out data are scored by importance sampling from the prior: log 1/S sum_s p(x | z_s) per datum, a
     lower bound of log p(x) in expectation. The draws are the same at every epoch, so that scores can be
@@ -96,8 +102,8 @@ def fit(
         ema_decay: in (0, 1): keep exponential moving averages of the parameters. They are what is scored, and what
             `best_params` holds.
         grid_adaptation: when to move the grid of an energy; see `GridAdaptation`.
-        callbacks: called at the end of every epoch as `callback(epoch, metrics, params)`, with the epoch's row of
-            the history and the parameters. One that returns True ends the run.
+        callbacks: one or several, called at the end of every epoch as `callback(epoch, metrics, params)`, with the
+            epoch's row of the history and the parameters. One that returns True ends the run.
         max_bad_steps: number of steps in a row that are not finite after which the run ends, at least 1.
         checkpoint_dir: directory for checkpoints, one per run. If there is one of this run it is gone on with: the
             random keys are then those of the checkpoint, and an iterator has to begin where it began at first.
@@ -117,16 +123,19 @@ def fit(
         Parameters, history and optimiser state.
 
     Warns:
-        RuntimeWarning: where steps are skipped, where the effective sample size of `ImportanceMLE` has collapsed, for
-            a damaged checkpoint that is passed over, and where one cannot be written.
+        RuntimeWarning: where steps are skipped, where the effective sample size of `ImportanceMLE` has collapsed, where
+            `accumulate` asks for more steps than there are, for a damaged checkpoint that is passed over, and where one
+            cannot be written.
 
     Raises:
         ValueError: for non-finite data (the argument and the first index are named), arrays of different
             lengths, numbers out of range, unknown initial parameters, a model with latent sites outside of the data
-            plate (the site is named), an iterable that ends early or changes the shape of its batches, checkpoints
-            of another model, a batch that the mesh does not divide, or arguments that differ between processes.
-        TypeError: for an objective, optimiser or mesh of the wrong type.
-        TrainingFailed: after `max_bad_steps` bad steps in a row; its `result` is what there was before them.
+            plate (the site is named), an ELBO of NumPyro without a guide or for a prior that is not normalised, an
+            iterable that ends early or changes the shape of its batches, checkpoints of another model, a batch that the
+            mesh does not divide, or arguments that differ between processes.
+        TypeError: for arguments of the wrong type.
+        TrainingFailed: after `max_bad_steps` bad steps in a row, or a run without a good one; its `result` is what
+            there was before them. Whatever data or callbacks raise while the run goes on has a `result` too.
 
     Example:
         ```python
@@ -161,8 +170,23 @@ def fit(
         assert result.history["held_out_log_likelihood"][-1] > result.history["held_out_log_likelihood"][0]
         ```
     """
+    try:
+        init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"key must be one JAX random key, such as jax.random.key(0), got {key!r}") from error
     if not isinstance(objective, ELBO):
         raise TypeError(f"objective must be ImportanceMLE(...) or another numpyro.infer.elbo.ELBO, got {objective!r}")
+    if guide is None and isinstance(objective, _NEED_GUIDE):
+        raise ValueError(
+            f"guide must be given with {type(objective).__name__}, which without one trains on draws from the prior: "
+            "pass guide=..., an encoder, or take ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...)"
+        )
+    callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for index, callback in enumerate(callbacks):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{index}] must be a function (epoch, metrics, params), got {callback!r}")
+    if grid_adaptation is not None and not isinstance(grid_adaptation, GridAdaptation):
+        raise TypeError(f"grid_adaptation must be a GridAdaptation(...), got {grid_adaptation!r}")
     counts = {
         "num_epochs": num_epochs,
         "held_out_num_samples": held_out_num_samples,
@@ -173,8 +197,8 @@ def fit(
     optional = {"patience": patience, "checkpoint_every": checkpoint_every, "steps_per_epoch": steps_per_epoch}
     for name, value in (counts | {k: v for k, v in optional.items() if v is not None}).items():
         check_count(name, value, 1)
-    if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay}")
+    if ema_decay is not None and not (isinstance(ema_decay, numbers.Real) and 0 < ema_decay < 1):
+        raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
     if patience is not None and held_out is None:
         raise ValueError("patience needs held_out data, whose score it waits for")
     kwargs = dict(model_kwargs or {})
@@ -191,7 +215,13 @@ def fit(
         held_out, num_held_out = check_data("held_out", held_out, like=batch)
         held_out = jax.tree.map(jnp.asarray, held_out) if layout is None else layout.place_data(held_out)
 
-    init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
+    if feed.num_steps is not None and accumulate > num_epochs * feed.num_steps:
+        warnings.warn(
+            f"accumulate={accumulate} is more than the {num_epochs * feed.num_steps} steps of this run: the optimiser "
+            "takes none, and nothing is learned",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     state = _initial_state(svi, init_key, batch, init_params, kwargs)
     model_sites, guide_sites = (_parameter_sites(f, batch, kwargs) for f in (model, guide))
     if unknown := set(init_params or {}) - model_sites - guide_sites:
@@ -204,6 +234,14 @@ def fit(
     initial = values(svi.optim.get_params(state.optim_state), state.mutable_state, model_sites)
     latent_model = LatentModel(model, initial, *batch, plate=plate, rng_key=check_key, **kwargs)
     latent_model.require_per_datum("fit")
+    if isinstance(objective, _NEED_GUIDE) and latent_model.unnormalized_sites:
+        raise ValueError(
+            f"objective must be ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...), because the density of "
+            f"{list(latent_model.unnormalized_sites)} is known up to a constant only, got {type(objective).__name__}, "
+            "which would take it for normalised and learn a wrong energy"
+        )
+    if held_out is not None:
+        _check_held_out(lambda *data: LatentModel(model, initial, *data, plate=plate, check=False, **kwargs), held_out)
     if isinstance(objective, Objective):
         own = objective.initial_state(latent_model, feed.num_rows)
         if own["per_datum"] and isinstance(feed, StreamFeed):
@@ -258,7 +296,7 @@ def fit(
             "num_data": feed.num_data,
             "ema_decay": ema_decay,
         },
-        settings=Settings(num_epochs, held_out_every, patience, checkpoint_every, tuple(callbacks), progress),
+        settings=Settings(num_epochs, held_out_every, patience, checkpoint_every, callbacks, progress),
     )
     try:
         return run(state, keys, shardings, kwargs)
@@ -283,6 +321,16 @@ def _make_feed(data: Any, batch_size: int | None, steps_per_epoch: int | None, l
     if layout is not None:
         layout.check_batch("batch_size", batch_size)
     return ArrayFeed(data, num_data, batch_size, layout)
+
+
+def _check_held_out(read: Callable, held_out: tuple) -> None:
+    """Whether the model can be called with the held-out data, without computing anything."""
+    try:
+        jax.eval_shape(lambda data: read(*data) and None, held_out)
+    except ValueError as error:
+        raise ValueError(
+            f"held_out does not fit the model, whose plate must take any number of rows: {error}"
+        ) from error
 
 
 def _no_guide(*args: Any, **kwargs: Any) -> None:
