@@ -16,9 +16,10 @@ from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
-from training_cases import DATA, KeptChains, run, saved_arrays
+from training_cases import DATA, KeptChains, Squares, model, run, saved_arrays
 
 from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, adapt_svi_grid, energy_module
+from numpyro_kaem.training.data import ArrayFeed, StreamFeed
 from numpyro_kaem.training.optimizers import build_optimizer
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
@@ -141,6 +142,51 @@ def test_metrics_of_steps_are_means_in_the_table_and_vectors_one_column_an_eleme
     assert table["acceptance[0]"].tolist() == [0.5, 0.5] and table["acceptance[1]"].tolist() == [1.0, 0.0]
     assert table["non_finite_steps"].tolist() == [0, 1]
     assert np.isnan(table["held_out_log_likelihood"][1]) and table["held_out_log_likelihood"][2] == -1.0
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("feed", [ArrayFeed, StreamFeed])
+def test_steps_take_over_the_memory_of_the_state_and_of_nothing_else(monkeypatch, feed):
+    before, seen = [], []
+    advance = feed.advance
+
+    def watched(self, state, *arguments):
+        before.extend(jax.tree.leaves(state))
+        return advance(self, state, *arguments)
+
+    monkeypatch.setattr(feed, "advance", watched)
+    of_the_model, given = jnp.array(0.5), jnp.array(1.0)
+
+    def with_count(x):
+        numpyro.primitives.mutable("count", {"value": of_the_model})
+        model(x)
+
+    class Counted(Squares):
+        def loss_with_mutable_state(self, rng_key, param_map, *arguments):
+            return super().loss_with_mutable_state(rng_key, param_map, *arguments) | {
+                "mutable_state": {"count": param_map["count"]}
+            }
+
+    result = run(
+        DATA if feed is ArrayFeed else iter(DATA.reshape(3, 10)),
+        with_count,
+        objective=Counted(),
+        num_epochs=3,
+        **({} if feed is ArrayFeed else {"steps_per_epoch": 1}),
+        init_params={"location": given},
+        ema_decay=0.5,
+        held_out=DATA[:7],
+        held_out_num_samples=5,
+        callbacks=lambda epoch, metrics, params: seen.append(params),
+    )
+    assert len(before) > 6 and all(leaf.is_deleted() for leaf in before)
+    assert of_the_model == 0.5 and given == 1.0
+    locations = [float(params["location"]) for params in seen]
+    assert len(set(locations)) == 3 and locations[-1] == result.params["location"]
+    everything = (result.params, result.best_params, result.averaged_params, result.state, seen)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(everything))
 
 
 # Optimisers by label ----------------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ class ArrayFeed:
         def place(state):
             return state if layout is None else jax.lax.with_sharding_constraint(state, shardings)
 
-        def run(state, records, order, first, last, data, kwargs):
+        def run(kept, state):
+            records, order, first, last, data, kwargs = kept
             with spreading(None if layout is None else layout.by_datum):
                 state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
             if layout is not None:
@@ -124,8 +125,9 @@ class ArrayFeed:
         self.begin(jax.random.key(0))
         start = time.perf_counter()
         bound = self._bound(0)
-        arguments = (state, self._empty, self._order, bound, bound, self.data, kwargs)
-        self._run = eqx.filter_jit(run).lower(*arguments).compile()
+        kept = (self._empty, self._order, bound, bound, self.data, kwargs)
+        # The state goes into the memory of the one before it, which may be most of what there is.
+        self._run = eqx.filter_jit(run, donate="all-except-first").lower(kept, state).compile()
         return time.perf_counter() - start
 
     def resume(self, step: int, step_in_epoch: int) -> None:
@@ -144,7 +146,7 @@ class ArrayFeed:
         """Take the steps `first` to `last` of the epoch.
 
         Args:
-            state: before them.
+            state: before them; its arrays are given up.
             first: number of the first step.
             last: number of the step after the last.
             interrupted: is no longer empty after Ctrl-C; steps on the device do not wait, and do not look at it.
@@ -152,8 +154,8 @@ class ArrayFeed:
         Returns:
             The state, the records of the steps that were taken, and whether the epoch ends here.
         """
-        arguments = (self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
-        state, self._records, end = self._run(state, self._records, *arguments)
+        kept = (self._records, self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
+        state, self._records, end = self._run(kept, state)
         end = int(end)
         return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
 
@@ -200,7 +202,8 @@ class StreamFeed:
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
         """Compile a step; returns the seconds that it took."""
 
-        def step(state, batch, kwargs):
+        def step(kept, state):
+            batch, kwargs = kept
             with spreading(None if self.layout is None else self.layout.by_datum):
                 state, record = stepper.step(state, batch, slice(None), kwargs)
             if self.layout is not None:
@@ -208,7 +211,7 @@ class StreamFeed:
             return state, record
 
         start = time.perf_counter()
-        self._step = eqx.filter_jit(step).lower(state, self._first, kwargs).compile()
+        self._step = eqx.filter_jit(step, donate="all-except-first").lower((self._first, kwargs), state).compile()
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
         return time.perf_counter() - start
 
@@ -256,7 +259,7 @@ class StreamFeed:
                         "or fewer epochs"
                     )
                 break
-            state, record = self._step(state, batch, self._kwargs)
+            state, record = self._step((batch, self._kwargs), state)
             records.append(record)
             if int(state.bad_in_a_row) >= self._max_bad_steps:
                 break

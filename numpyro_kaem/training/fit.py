@@ -243,10 +243,7 @@ def fit(
     if held_out is not None:
         _check_held_out(lambda *data: LatentModel(model, initial, *data, plate=plate, check=False, **kwargs), held_out)
     if isinstance(objective, Objective):
-        own = objective.initial_state(latent_model, feed.num_rows)
-        if own["per_datum"] and isinstance(feed, StreamFeed):
-            raise ValueError("persistent chains need data as arrays: an iterable does not tell which datum is which")
-        state = SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
+        state = _with_objective_state(state, objective, latent_model, feed)
 
     adapt = None
     if grid_adaptation is not None:
@@ -276,6 +273,9 @@ def fit(
     )
     average = None if ema_decay is None else svi.optim.get_params(state.optim_state)
     state = TrainState(state, average, jnp.zeros((), int), jnp.zeros((), int))
+    # Steps take over the arrays of the state, which up to here may be the caller's, or one array in two places.
+    state = jax.tree.map(jnp.copy, state)
+    del average, initial, latent_model  # and with them what has been copied
     keys = {"shuffle": shuffle_key, "score": score_key}
     shardings = None
     if layout is not None:
@@ -346,6 +346,16 @@ def _initial_state(svi: SVI, key: PRNGKeyArray, args: tuple, init_params: Any, k
         # A constraint whose bounds are arrays made inside of the model: SVI has kept a traced one.
         state = svi.init(key, *args, init_params=init_params, **kwargs)
     return state
+
+
+def _with_objective_state(
+    state: SVIState, objective: Objective, latent_model: LatentModel, feed: ArrayFeed | StreamFeed
+) -> SVIState:
+    """The state with what the objective keeps between steps."""
+    own = objective.initial_state(latent_model, feed.num_rows)
+    if own["per_datum"] and isinstance(feed, StreamFeed):
+        raise ValueError("persistent chains need data as arrays: an iterable does not tell which datum is which")
+    return SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
 
 
 def _parameter_sites(function: Callable, args: tuple, kwargs: dict[str, Any]) -> set[str]:

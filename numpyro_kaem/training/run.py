@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
@@ -64,8 +65,8 @@ class Run:
     settings: Settings
 
     def __call__(self, state: TrainState, keys: dict[str, Array], shardings: PyTree, kwargs: dict) -> FitResult:
-        """Train to the end, or until something ends it."""
-        self.state, self.keys, self.best = state, keys, self._scored_params(state)
+        """Train to the end, or until something ends it; the arrays of the state are given up."""
+        self.state, self.keys, self.best = state, keys, None
         self.by_step: dict[str, list[np.ndarray]] = {}
         self.by_epoch: dict[str, list[float]] = {name: [] for name in (*BY_EPOCH, "steps")}
         self.scores: list[tuple[float, float, float]] = []
@@ -160,7 +161,7 @@ class Run:
             mean, std_error = (float(value) for value in self.score(params, self.keys["score"]))
             self.scores.append((number, mean, std_error))
             if self._best_score() == len(self.scores) - 1:
-                self.best = params
+                self.best = _copied(params)
             elif self._is_out_of_patience():
                 reason = "patience"
         records = {name: self._of_epoch(name) for name in self.by_step}
@@ -174,7 +175,7 @@ class Run:
         if self.settings.callbacks:
             by_epoch = {name: values[-1] for name, values in self.by_epoch.items()}
             row = epoch_row(number, by_epoch, records, [score for score in self.scores[-1:] if score[0] == number])
-            answers = [callback(number, row, self._params()) for callback in self.settings.callbacks]
+            answers = [callback(number, row, _copied(self._params())) for callback in self.settings.callbacks]
             if self._anywhere(any(_is_true(answer) for answer in answers)):
                 reason = "callback"
         return reason
@@ -210,6 +211,8 @@ class Run:
     def _rescue(self, error: Exception) -> None:
         """Keep what there is when something raises: in a checkpoint, and as `result` of the error."""
         if jax.process_count() > 1:  # the other processes know nothing of it, and would have to help
+            return
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):  # it broke in the middle of steps
             return
         if int(self.state.step):
             self._save()
@@ -287,7 +290,7 @@ class Run:
         params = self._params()
         guide_params = self.guide_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
         averaged = None if average is None else self.model_values(average, svi.mutable_state)
-        best = self.best if self._best_score() >= 0 else (params if averaged is None else averaged)
+        best = self.best if self.best is not None else (params if averaged is None else averaged)
         return FitResult(params, self._history(), svi, guide_params, best, averaged, reason)
 
     def _failure(self) -> str:
@@ -311,7 +314,8 @@ class Run:
         self.store.save(int(self.state.step), self._kept(), history, self.description)
 
     def _kept(self) -> PyTree:
-        return {"train": self.state, "best": self.best, "keys": self.keys}
+        best = self._scored_params(self.state) if self.best is None else self.best
+        return {"train": self.state, "best": best, "keys": self.keys}
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -319,7 +323,7 @@ class Run:
         if found is None:
             return
         _, kept, history = found
-        self.state, self.best, self.keys = kept["train"], kept["best"], kept["keys"]
+        self.state, self.keys = kept["train"], kept["keys"]
         for name, values in history.items():
             kind, _, key = name.partition("/")
             if kind == "step":
@@ -329,8 +333,14 @@ class Run:
         for key in ("steps", "non_finite_steps"):
             self.by_epoch[key] = [int(value) for value in self.by_epoch[key]]
         self.scores = [tuple(score) for score in history["scores"].tolist()]
+        self.best = kept["best"] if self._best_score() >= 0 else None
         epoch, step_in_epoch, self.seconds = history["position"].tolist()
         self.epoch, self.step_in_epoch = int(epoch), int(step_in_epoch)
+
+
+def _copied(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that outlive the state, whose arrays the next steps take over."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, params)
 
 
 def _is_true(answer: Any) -> bool:
