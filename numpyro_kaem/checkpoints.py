@@ -141,7 +141,7 @@ class CheckpointStore:
 
         Args:
             like: a state of the same structure, shapes and dtypes: its JAX arrays say where to place the restored.
-            description: facts that must agree with those saved.
+            description: facts that must agree with those saved, where the checkpoint has them.
 
         Returns:
             Step, state and history, or None where there is no checkpoint.
@@ -260,7 +260,8 @@ class CheckpointStore:
     def _check_same_run(self, manifest: dict, tree: dict, description: dict) -> None:
         """Raise an error that lists what differs between a checkpoint and this run."""
         saved_tree, saved = manifest["tree"], _entries(manifest["description"])
-        now = _entries(description)
+        # A fact that is not there at all was not noted yet by the version that has written the checkpoint.
+        now = _entries({name: value for name, value in description.items() if name in manifest["description"]})
         differences = [f"{path} is not in the checkpoint" for path in tree if path not in saved_tree]
         differences += [f"{path} is in the checkpoint only" for path in saved_tree if path not in tree]
         for path in tree:

@@ -23,6 +23,7 @@ from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.weights import log_evidence
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
+from numpyro_kaem.training.description import describe_distributions, describe_objective
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.optimizers import build_optimizer
 from numpyro_kaem.training.processes import check_same_in_all_processes
@@ -223,7 +224,7 @@ def fit(
             stacklevel=2,
         )
     state = _initial_state(svi, init_key, batch, init_params, kwargs)
-    model_sites, guide_sites = (_parameter_sites(f, batch, kwargs) for f in (model, guide))
+    (model_sites, distributions), (guide_sites, _) = (_read_sites(f, batch, kwargs) for f in (model, guide))
     if unknown := set(init_params or {}) - model_sites - guide_sites:
         raise ValueError(f"init_params names no parameter site: {sorted(unknown)}")
 
@@ -292,6 +293,8 @@ def fit(
         store=store,
         description={
             "objective": type(objective).__name__,
+            "objective_settings": describe_objective(objective),
+            "distributions": distributions,
             "batch_size": feed.batch_size,
             "num_data": feed.num_data,
             "ema_decay": ema_decay,
@@ -358,8 +361,9 @@ def _with_objective_state(
     return SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
 
 
-def _parameter_sites(function: Callable, args: tuple, kwargs: dict[str, Any]) -> set[str]:
-    """Names of the parameter and mutable sites of a model or guide."""
+def _read_sites(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[set[str], dict[str, str]]:
+    """Names of the parameter and mutable sites of a model or guide, and the families of its sample sites."""
     recorder = handlers.trace(handlers.seed(function, 0))
     jax.eval_shape(lambda: recorder.get_trace(*args, **kwargs) and None)
-    return {name for name, site in recorder.trace.items() if site["type"] in ("param", "mutable")}
+    names = {name for name, site in recorder.trace.items() if site["type"] in ("param", "mutable")}
+    return names, describe_distributions(recorder.trace)
