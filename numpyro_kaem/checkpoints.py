@@ -52,6 +52,7 @@ class CheckpointStore:
     Raises:
         ValueError: if the folder cannot be created or written to (the path and the reason are named), or if
             keep is out of range.
+        TypeError: for a directory that is no path.
 
     Example:
         ```python
@@ -72,6 +73,8 @@ class CheckpointStore:
 
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
         self._keep = check_count("keep", keep, 1)
+        if not isinstance(directory, str | os.PathLike):
+            raise TypeError(f"checkpoint_dir must be a path, as text or pathlib.Path, got {directory!r}")
         if "://" in os.fspath(directory):
             raise ValueError(f"checkpoint_dir must be a folder on a file system, got {os.fspath(directory)!r}")
         # A later change of the working directory must not move the checkpoints.
@@ -138,7 +141,7 @@ class CheckpointStore:
 
         Args:
             like: a state of the same structure, shapes and dtypes: its JAX arrays say where to place the restored.
-            description: facts that must agree with those saved.
+            description: facts that must agree with those saved, where the checkpoint has them.
 
         Returns:
             Step, state and history, or None where there is no checkpoint.
@@ -257,7 +260,8 @@ class CheckpointStore:
     def _check_same_run(self, manifest: dict, tree: dict, description: dict) -> None:
         """Raise an error that lists what differs between a checkpoint and this run."""
         saved_tree, saved = manifest["tree"], _entries(manifest["description"])
-        now = _entries(description)
+        # A fact that is not there at all was not noted yet by the version that has written the checkpoint.
+        now = _entries({name: value for name, value in description.items() if name in manifest["description"]})
         differences = [f"{path} is not in the checkpoint" for path in tree if path not in saved_tree]
         differences += [f"{path} is in the checkpoint only" for path in saved_tree if path not in tree]
         for path in tree:

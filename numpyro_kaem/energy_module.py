@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, PyTree
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.primitives import mutable
 
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.grid_adaptation import per_batch_element, with_points
+
+# What Optax's optimisers call their running averages and sums of squared gradients.
+_SECOND_MOMENTS = {"nu", "nu_max", "sum_of_squares", "e_g", "e_x", "n", "v", "v_row", "v_col"}
 
 
 def energy_module(name: str, energy: UnivariateEnergy) -> UnivariateEnergy:
@@ -68,12 +71,17 @@ def adapt_svi_grid(
 ) -> tuple[SVIState, Float[Array, "*batch"]]:
     """Adapt the grid of an energy between two training steps; see `UnivariateEnergy.adapt_grid`.
 
-    The optimiser goes on with the refitted coefficients; what it remembers of the old ones (momenta and other running
-    averages) is set back to its initial value. Shapes do not change, so that it may be used inside a compiled loop,
-    under `jax.lax.cond` every so many steps.
+    The optimiser goes on with the refitted coefficients. Of the old ones its momenta are set back to their initial
+    value, and second moments to their mean over the coefficients of each function,
+
+        m_k <- 0,    v_k <- 1/K (v_1 + ... + v_K),
+
+    because on knots at the samples' quantiles gradients are about equally large; with v_k = 0 the steps of Adam, whose
+    count goes on, would be several times its learning rate. Shapes do not change, so that it may be used inside a
+    compiled loop, under `jax.lax.cond` every so many steps.
 
     Args:
-        svi: the inference algorithm that made the state.
+        svi: the inference algorithm that made the state, with an optimiser of Optax.
         state: its state.
         name: the name under which the model declares the energy.
         energy: the energy that was passed to `energy_module`.
@@ -85,7 +93,8 @@ def adapt_svi_grid(
         The new state, and the largest change of each function on its old domain.
 
     Raises:
-        ValueError: if the state has no such energy, or for samples that `adapt_grid` refuses.
+        ValueError: if the state has no such energy, for samples that `adapt_grid` refuses, or an optimiser of NumPyro's
+            own, whose state does not tell what belongs to which parameter.
 
     Example:
         ```python
@@ -120,24 +129,64 @@ def adapt_svi_grid(
     if site not in params or grid_site not in mutable_state:
         found = sorted(key.removesuffix("$grid") for key in mutable_state if key.endswith("$grid"))
         raise ValueError(f"name must be that of an energy_module of the model, one of {found}, got {name!r}")
-    static = eqx.filter(energy, eqx.is_inexact_array, inverse=True)
-    current = _on(eqx.combine(params[site], static), mutable_state[grid_site]["points"])
+    step, optimizer_state = state.optim_state
+    if not (isinstance(optimizer_state, tuple) and len(optimizer_state) == 2 and isinstance(optimizer_state[0], dict)):
+        raise ValueError(
+            "svi must have an optimiser of Optax for a grid to adapt, such as optax.adam(1e-3), got one of NumPyro"
+        )
+    current = _energy(energy, params[site], mutable_state[grid_site]["points"])
     adapted, change = current.adapt_grid(z, weights, uniform_fraction)
 
-    learned = eqx.filter(adapted, eqx.is_inexact_array)
-    learned = jax.tree.unflatten(jax.tree.structure(params[site]), jax.tree.leaves(learned))
     points = jnp.broadcast_to(adapted.basis.grid.points, mutable_state[grid_site]["points"].shape)
-    unconstrained = svi.optim.get_params(state.optim_state) | {site: learned}
-    step, moments = state.optim_state
-    fresh = svi.optim.init(unconstrained)[1]
+    unconstrained = svi.optim.get_params(state.optim_state) | {site: _learned(adapted, params[site])}
+    _, (_, fresh) = svi.optim.init(unconstrained)
 
     def renewed(path, fresh_leaf, leaf):
         keys = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
-        return fresh_leaf if site in keys and ("coefficients" in keys or "spline_weight" in keys) else leaf
+        if site not in keys or "coefficients" not in keys:
+            return leaf
+        if _SECOND_MOMENTS.isdisjoint(keys):
+            return fresh_leaf
+        return jnp.broadcast_to(jnp.mean(leaf, axis=-1, keepdims=True), leaf.shape) if jnp.ndim(leaf) else leaf
 
-    moments = jax.tree_util.tree_map_with_path(renewed, fresh, moments)
+    memory = jax.tree_util.tree_map_with_path(renewed, fresh, optimizer_state[1])
     mutable_state = mutable_state | {grid_site: {"points": points}}
-    return SVIState((step, moments), mutable_state, state.rng_key), change
+    return SVIState((step, (unconstrained, memory)), mutable_state, state.rng_key), change
+
+
+def on_adapted_grid(
+    name: str, energy: UnivariateEnergy, params: dict[str, Any], old: SVIState, new: SVIState
+) -> dict[str, Any]:
+    """Parameters other than those of a state, whose energy is refitted on the grid that the state has got.
+
+    Coefficients are those of a function on one grid: a moving average of them has to move with the grid.
+
+    Args:
+        name: the name under which the model declares the energy.
+        energy: the energy that was passed to `energy_module`.
+        params: parameters by site, whose energy is on the grid of the old state.
+        old: the state before `adapt_svi_grid`.
+        new: the state after it.
+
+    Returns:
+        The parameters with the coefficients of the same function, as nearly as the new grid can.
+    """
+    site, grid_site = f"{name}$params", f"{name}$grid"
+    before, after = (_energy(energy, params[site], s.mutable_state[grid_site]["points"]) for s in (old, new))
+    moved, _ = before._moved_to(after.basis)
+    return params | {site: _learned(moved, params[site])}
+
+
+def _energy(energy: UnivariateEnergy, learned: PyTree, points: Array) -> UnivariateEnergy:
+    """The energy with other weights, on another grid."""
+    static = eqx.filter(energy, eqx.is_inexact_array, inverse=True)
+    return _on(eqx.combine(learned, static), points)
+
+
+def _learned(energy: UnivariateEnergy, like: PyTree) -> PyTree:
+    """The weights of an energy, as its parameter site has them."""
+    weights = eqx.filter(energy, eqx.is_inexact_array)
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(weights))
 
 
 def _initial_points(energy: UnivariateEnergy) -> Array:

@@ -1,5 +1,7 @@
 """fit: what a step sees, what it records, and how it answers bad input."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,14 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.elbo import ELBO
 
+from numpyro_kaem import DeepKAPrior
 from numpyro_kaem.objectives import ImportanceMLE
 from numpyro_kaem.training import TrainingFailed, fit
+from numpyro_kaem.training.run import _is_true
 
 
 def model(x):
@@ -34,7 +39,7 @@ def run(data=DATA, model=model, key=0, **options):
         "batch_size": 50,
         "progress": False,
     } | options
-    return fit(jax.random.key(key), model, data, **options)
+    return fit(jax.random.key(key) if isinstance(key, int) else key, model, data, **options)
 
 
 def exact_log_likelihood(params, x):
@@ -192,6 +197,43 @@ def test_a_run_of_bad_steps_ends_with_an_error_that_has_the_last_good_parameters
     assert len(result.history["loss"]) < 20
 
 
+def test_a_run_without_a_single_good_step_ends_with_an_error_however_short_it_is():
+    def impossible(x):
+        location = numpyro.param("location", 0.0)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(location, 1.0))
+            numpyro.factor("x", jnp.where(z < 1e6, -jnp.inf, 0.0) + 0.0 * x)
+
+    with pytest.warns(RuntimeWarning), pytest.raises(TrainingFailed, match="the last 4 steps, up to step 4") as raised:
+        run(model=impossible, num_epochs=1)
+    assert raised.value.result.params == {"location": 0.0}
+    assert raised.value.result.stop_reason == "non-finite steps"
+
+
+def test_a_collapsed_effective_sample_size_is_told_once_after_the_first_epoch():
+    with pytest.warns(RuntimeWarning, match=r"effective sample size .* is 1 in epoch 1") as warned:
+        run(init_params={"noise": 1e-4}, optimizer=optax.sgd(0.0))
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("true", [True, np.True_, jnp.array(True)], ids=["Python", "NumPy", "JAX"])
+def test_a_callback_that_returns_true_ends_the_run(true):
+    assert _is_true(true)
+    assert not any(_is_true(answer) for answer in (None, 1, "yes", [True], np.False_, jnp.ones(())))
+
+
+def test_a_single_callback_needs_no_list_and_what_can_become_an_array_is_one():
+    class Table:
+        def __array__(self, dtype=None, copy=None):
+            return DATA
+
+        def __iter__(self):
+            raise AssertionError("taken for an iterable of batches")
+
+    result = run(Table(), num_epochs=5, callbacks=lambda epoch, metrics, params: np.bool_(epoch == 2))
+    assert result.stop_reason == "callback" and len(result.history["steps"]) == 2
+
+
 def test_the_progress_bar_shows_loss_and_held_out_score(capsys):
     result = run(progress=True, held_out=DATA)
     shown = capsys.readouterr().err
@@ -204,6 +246,8 @@ def with_nan():
     x[4, 1] = np.nan
     return x
 
+
+MESH = jax.make_mesh((1,), ("data",))
 
 BAD_INPUT = {
     "nan": ({"data": with_nan()}, ValueError, r"data\[0\] must be finite, got nan at index \(4, 1\)"),
@@ -238,12 +282,67 @@ BAD_INPUT = {
     "init_params": ({"init_params": {"lokation": 1.0}}, ValueError, r"init_params.*'lokation'"),
     "objective": ({"objective": "mle"}, TypeError, "objective"),
     "optimizer": ({"optimizer": "adam"}, TypeError, "optimizer must be .* got 'adam'"),
+    "beyond float32": (
+        {"data": np.append(DATA[:-1].astype(float), 1e300)},
+        ValueError,
+        r"data\[0\] must be finite, got 1e\+300 at index \(209,\), which is beyond float32",
+    ),
+    "list of numbers": ({"data": DATA.tolist()}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
+    "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
+    "number as key": (
+        {"key": None},
+        TypeError,
+        r"key must be one JAX random key, such as .*, got None",
+    ),
+    "several keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, "key must be one JAX random key"),
+    "callbacks": ({"callbacks": [print, None]}, TypeError, r"callbacks\[1\] must be a function .*, got None"),
+    "ema_decay": ({"ema_decay": "0.9"}, ValueError, r"ema_decay must lie in \(0, 1\), got '0.9'"),
+    "grid_adaptation": ({"grid_adaptation": [1]}, TypeError, r"grid_adaptation must be a GridAdaptation.*, got \[1\]"),
+    "specs": (
+        {"mesh": MESH, "batch_size": 10, "param_specs": lambda site, array: None},
+        TypeError,
+        r"param_specs must return a jax.sharding.PartitionSpec, got None for 'location': PartitionSpec\(\) means",
+    ),
+    "axis of specs": (
+        {"mesh": MESH, "batch_size": 10, "param_specs": lambda site, array: PartitionSpec("model")},
+        ValueError,
+        r"param_specs must name axes of the mesh, \('data',\), got \['model'\] for 'location'",
+    ),
 }
 
 
+def test_an_elbo_of_numpyro_is_refused_where_the_prior_is_not_normalised():
+    def with_energy(x):
+        theta = numpyro.param("theta", jnp.ones(1))
+        prior = DeepKAPrior(lambda z: z @ theta, dist.Normal(jnp.zeros(1), 1.0).to_event(1), num_steps=2)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", prior)
+            numpyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("z", dist.Normal(x[:, None], 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"objective must be .* density of \['z'\] is known .*, got Trace_ELBO"):
+        run(model=with_energy, objective=Trace_ELBO(), guide=guide)
+
+
+def test_held_out_data_that_do_not_fit_the_plate_are_told_before_the_first_epoch():
+    def of_fixed_size(x):
+        location = numpyro.param("location", 0.0)
+        with numpyro.plate("data", 50):
+            z = numpyro.sample("z", dist.Normal(location, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"held_out does not fit the model.*plate 'data' has 50 rows"):
+        run(model=of_fixed_size, held_out=DATA[:7], callbacks=lambda *_: pytest.fail("an epoch was trained"))
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_named(case):
+def test_bad_input_is_named(case, monkeypatch):
     options, error, message = BAD_INPUT[case]
+    # Without the type checks of the tests, which would be first to see some of it.
+    monkeypatch.setitem(globals(), "fit", inspect.unwrap(fit))
     with pytest.raises(error, match=message):
         run(**options)
 

@@ -1,5 +1,6 @@
 """LangevinMLE and ThermodynamicMLE: gradients against closed forms, chains that are kept, ladders that move."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -29,6 +30,7 @@ from numpyro_kaem import (
     UnivariateEnergy,
     cyclic_schedule,
 )
+from numpyro_kaem.objectives.langevin import ChainObjective
 from numpyro_kaem.objectives.objective import STATE
 
 # Deviations of a mean in its standard errors: a false alarm has probability 2e-9 for each number.
@@ -398,6 +400,16 @@ def test_state_without_a_place_for_it_is_an_error(objective, message):
         trace_update(simple, objective, jnp.zeros(3), guide=lambda *args: None)
 
 
+CHAINS = {"num_chains": 1, "persistent": True, "start": "prior", "num_draws": 1, "plate": None}
+
+
+def untyped(objective, *arguments, **options):
+    """An objective made without the type checks of the tests, which would be first to see wrong arguments."""
+    made = object.__new__(objective)
+    inspect.unwrap(objective.__init__)(made, *arguments, **options)
+    return made
+
+
 @pytest.mark.parametrize(
     ("message", "make"),
     [
@@ -429,6 +441,18 @@ def test_state_without_a_place_for_it_is_an_error(objective, message):
         (
             "give adapt or schedule, not both",
             lambda: ThermodynamicMLE(LADDER, adapt=True, schedule=lambda i: 1.0),
+        ),
+        (
+            "persistent must be True or False, got 'no'",
+            lambda: untyped(ChainObjective, None, 1, **CHAINS | {"persistent": "no"}),
+        ),
+        ("adapt must be True or False, got 1", lambda: untyped(ThermodynamicMLE, LADDER, adapt=1)),
+        *(
+            (
+                f"schedule, .* function of the training step, must be a positive number, got {bad}",
+                lambda bad=bad: untyped(ThermodynamicMLE, LADDER, schedule=bad),
+            )
+            for bad in (0.0, -2.0)
         ),
     ],
 )
@@ -553,6 +577,12 @@ def test_schedule_moves_the_ladder():
     # Exponents 4, 2 and 0: then all rungs are at the posterior but the lowest, which is the prior.
     expected = [[0.0, 0.0625, 1.0], [0.0, 0.25, 1.0], [0.0, 1.0, 1.0]]
     np.testing.assert_allclose(metrics["temperatures"], expected, atol=1e-6)
+
+
+def test_a_number_is_a_schedule_that_stays():
+    objective = ThermodynamicMLE(Ladder.power(4), STILL, 1, schedule=2.0)
+    temperatures = objective._temperatures({"shared": {"step": jnp.array(3)}})
+    np.testing.assert_allclose(temperatures, (np.arange(5) / 4) ** 2.0)
 
 
 @pytest.mark.slow

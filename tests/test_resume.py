@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from functools import partialmethod
 
 import numpy as np
 import numpyro
@@ -13,6 +14,7 @@ import pytest
 from training_cases import DATA, KeptChains, run, saved_arrays
 
 from numpyro_kaem import checkpoints
+from numpyro_kaem.checkpoints import CheckpointStore
 
 NUM_EPOCHS, NUM_STEPS = 4, 12
 
@@ -85,6 +87,18 @@ def test_a_finished_run_is_returned_at_once(alone):
     assert_the_same(again, directory, alone)
 
 
+def test_an_error_of_a_callback_costs_nothing(alone, tmp_path):
+    def full(epoch, metrics, params):
+        if epoch == 2:
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left") as raised:
+        train(tmp_path, callbacks=[full], checkpoint_every=100)
+    assert len(raised.value.result.history["loss"]) == 6 and raised.value.result.stop_reason == "error"
+    assert "`result`" in raised.value.__notes__[0]
+    assert_the_same(train(tmp_path), tmp_path, alone)
+
+
 def test_a_run_that_patience_has_ended_stays_ended(tmp_path):
     options = {"optimizer": optax.sgd(0.0), "num_epochs": 5, "held_out": DATA[:7], "held_out_num_samples": 20}
     first, again = (run(patience=1, checkpoint_dir=tmp_path, **options) for _ in range(2))
@@ -99,11 +113,24 @@ def wider(x):
         numpyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
 
+def heavier(x):
+    location = numpyro.param("location", 0.0)
+    noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(location, 1.0))
+        numpyro.sample("x", dist.Cauchy(z, noise), obs=x)
+
+
 OTHERS = {
     "optimiser": ({"optimizer": optax.sgd(0.05)}, r"mu\['location'\] is in the checkpoint only"),
     "batch size": ({"batch_size": 15}, "batch_size was 10, is 15 now"),
     "moving averages": ({"ema_decay": 0.5}, "ema_decay was 0.9, is 0.5 now"),
     "data": ({"data": DATA[:20]}, r"num_data was 30, is 20 now"),
+    "setting of the objective": (
+        {"objective": KeptChains(trap=50.0)},
+        r"objective_settings.trap was inf, is 50.0 now",
+    ),
+    "likelihood": ({"model": heavier}, r"distributions.x was Normal, is Cauchy now"),
     "model": ({"model": wider}, r"\['location'\] has the shape \(\) in the checkpoint, \(2,\) now"),
 }
 
@@ -114,6 +141,20 @@ def test_checkpoints_of_another_run_are_refused_with_what_differs(alone, other):
     with pytest.raises(ValueError, match="of another model or run; take another directory") as raised:
         train(alone[1], **options)
     assert raised.match(difference)
+
+
+def test_a_checkpoint_that_does_not_say_what_the_model_was_is_read(monkeypatch, alone, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "save", partialmethod(save_as_before, save=CheckpointStore.save))
+        train(tmp_path, num_epochs=2)
+    assert "distributions" not in (tmp_path / "0000000006" / "manifest.json").read_text()
+    assert_the_same(train(tmp_path), tmp_path, alone)
+
+
+def save_as_before(store, step, state, history, description, save):
+    """Save as the version did whose checkpoints said less of the run."""
+    names = ("objective", "batch_size", "num_data", "ema_decay")
+    return save(store, step, state, history, {name: description[name] for name in names})
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_until_a_callback_ends_it(monkeypatch, tmp_path):

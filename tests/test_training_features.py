@@ -12,13 +12,17 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro import handlers
+from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
-from training_cases import DATA, KeptChains, run, saved_arrays
+from training_cases import DATA, KeptChains, Squares, model, run, saved_arrays
 
-from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, energy_module
+from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, adapt_svi_grid, energy_module
+from numpyro_kaem.training.data import ArrayFeed, StreamFeed
 from numpyro_kaem.training.optimizers import build_optimizer
 from numpyro_kaem.training.result import FitResult
+from numpyro_kaem.training.run import Run
 
 RATE, DECAY = 0.02, 0.8
 
@@ -92,6 +96,23 @@ def test_callbacks_get_the_epoch_its_metrics_and_the_parameters(watched):
         assert metrics["epoch_loss"] == history["epoch_loss"][number - 1]
         assert metrics["held_out_log_likelihood"] == history["held_out_log_likelihood"][number - 1]
         assert set(params) == {"location", "noise"}
+    assert calls[-1][1] == result.to_pandas().reset_index().iloc[-1].to_dict()
+
+
+def test_the_records_of_an_epoch_are_found_without_those_before_it():
+    untouched = object()  # has no length
+    run = types.SimpleNamespace(by_step={"loss": [untouched, np.arange(3), np.arange(3, 5)]}, step_in_epoch=4)
+    assert Run._of_epoch(run, "loss").tolist() == [1, 2, 3, 4]
+
+
+def test_a_run_broken_off_before_the_end_of_an_epoch_has_a_table_too():
+    names = ("epoch_loss", "seconds", "non_finite_steps", "held_out_log_likelihood", "held_out_std_error")
+    history = {name: np.zeros(0) for name in names} | {"steps": np.zeros(0, int), "held_out_epoch": np.zeros(0, int)}
+    state = SVIState(None, None, jax.random.key(0))
+    assert len(FitResult({}, history, state, {}, {}).to_pandas()) == 0
+    records = {"loss": np.array([1.0, np.inf, 2.0]), "ess": np.array([3.0, 4.0, 5.0])}
+    table = FitResult({}, history | records, state, {}, {}).to_pandas()
+    assert table.loc[1, ["steps", "epoch_loss", "ess"]].tolist() == [3, 1.5, 4.0]
 
 
 def test_the_history_becomes_a_table_by_epoch(watched):
@@ -123,6 +144,51 @@ def test_metrics_of_steps_are_means_in_the_table_and_vectors_one_column_an_eleme
     assert np.isnan(table["held_out_log_likelihood"][1]) and table["held_out_log_likelihood"][2] == -1.0
 
 
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("feed", [ArrayFeed, StreamFeed])
+def test_steps_take_over_the_memory_of_the_state_and_of_nothing_else(monkeypatch, feed):
+    before, seen = [], []
+    advance = feed.advance
+
+    def watched(self, state, *arguments):
+        before.extend(jax.tree.leaves(state))
+        return advance(self, state, *arguments)
+
+    monkeypatch.setattr(feed, "advance", watched)
+    of_the_model, given = jnp.array(0.5), jnp.array(1.0)
+
+    def with_count(x):
+        numpyro.primitives.mutable("count", {"value": of_the_model})
+        model(x)
+
+    class Counted(Squares):
+        def loss_with_mutable_state(self, rng_key, param_map, *arguments):
+            return super().loss_with_mutable_state(rng_key, param_map, *arguments) | {
+                "mutable_state": {"count": param_map["count"]}
+            }
+
+    result = run(
+        DATA if feed is ArrayFeed else iter(DATA.reshape(3, 10)),
+        with_count,
+        objective=Counted(),
+        num_epochs=3,
+        **({} if feed is ArrayFeed else {"steps_per_epoch": 1}),
+        init_params={"location": given},
+        ema_decay=0.5,
+        held_out=DATA[:7],
+        held_out_num_samples=5,
+        callbacks=lambda epoch, metrics, params: seen.append(params),
+    )
+    assert len(before) > 6 and all(leaf.is_deleted() for leaf in before)
+    assert of_the_model == 0.5 and given == 1.0
+    locations = [float(params["location"]) for params in seen]
+    assert len(set(locations)) == 3 and locations[-1] == result.params["location"]
+    everything = (result.params, result.best_params, result.averaged_params, result.state, seen)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(everything))
+
+
 # Optimisers by label ----------------------------------------------------------------------------------------------
 
 
@@ -147,6 +213,11 @@ LABELS = {
         ValueError,
         r"entries for \['decoder', 'location'\], but .* \{'noise': 'noise'\}",
     ),
+    "a label that no site has": (
+        {"optimizer": {"location": optax.sgd(0.1), "noise": optax.sgd(0.1), "lokation": optax.sgd(0.1)}},
+        ValueError,
+        r"entries for \['lokation'\], but parameter sites have only the labels \['location', 'noise'\]",
+    ),
     "labels without a dict": ({"labels": str}, ValueError, "labels need a dict of optimisers"),
     "no optimiser in the dict": ({"optimizer": {"location": 0.1}}, TypeError, r"optimizer\['location'\] must be"),
     "accumulate 0": ({"accumulate": 0}, ValueError, "accumulate must be a whole number of at least 1"),
@@ -165,6 +236,11 @@ def test_options_that_cannot_be_are_named(case):
     options, error, message = LABELS[case]
     with pytest.raises(error, match=message):
         run(**options)
+
+
+def test_accumulation_over_more_steps_than_there_are_is_told():
+    with pytest.warns(RuntimeWarning, match=r"accumulate=7 is more than the 6 steps of this run"):
+        assert run(accumulate=7).params["location"] == 0.0
 
 
 # Bad steps --------------------------------------------------------------------------------------------------------
@@ -235,28 +311,68 @@ def test_adaptations_come_at_the_partial_sums_of_growing_intervals(every, growth
     assert len(due) == {1.0: 666, 1.5: 13, 2.0: 7}[growth]
 
 
+INITIAL = UnivariateEnergy.init(jax.random.key(0), (1,), basis=BSpline(6, 3, (-3.0, 3.0)))
+GRID = GridAdaptation(name="energy", energy=INITIAL, site="z", every=3, growth=1.0, num_samples=50)
+
+
+def with_energy(x):
+    energy = energy_module("energy", INITIAL)
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(energy(z)[..., 0], 1.0), obs=x)
+
+
+class PullCoefficients(ELBO):
+    """The sum of the squared distances of the coefficients from the mean of a batch."""
+
+    def loss_with_mutable_state(self, rng_key, param_map, model, guide, *args):
+        loss = jnp.sum((param_map["energy$params"].coefficients - args[0].mean()) ** 2)
+        return {"loss": loss, "mutable_state": {"energy$grid": param_map["energy$grid"]}}
+
+
+def test_steps_after_an_adaptation_are_no_longer_than_before_it():
+    rate = 1e-2
+    svi = SVI(with_energy, lambda x: None, optax.adam(rate), PullCoefficients())
+    x = jnp.full(2, 1e4)  # so far away that the gradient stays the same
+    state = svi.init(jax.random.key(0), x)
+
+    @jax.jit
+    def walk(state):
+        def step(state, _):
+            before = svi.get_params(state)["energy$params"].coefficients
+            state = svi.update(state, x)[0]
+            return state, jnp.abs(svi.get_params(state)["energy$params"].coefficients - before).max() / rate
+
+        return jax.lax.scan(step, state, length=200)
+
+    state, before = walk(state)
+    state, _ = adapt_svi_grid(svi, state, "energy", INITIAL, np.linspace(-2.0, 4.0, 50)[:, None])
+    _, after = walk(state)
+    np.testing.assert_allclose(before[-1], 1.0, rtol=0.02)
+    assert after.max() < 1.02 and after[-1] > 0.98
+
+
+def test_the_moving_average_of_an_energy_moves_to_the_new_grid():
+    def energy(params, z):
+        return handlers.substitute(lambda: energy_module("energy", INITIAL), params)()(z)
+
+    # Nothing is learned, so that the average is the energy itself, on whatever grid.
+    data, zero = DATA - DATA.mean(), optax.sgd(0.0)
+    result = run(data, with_energy, objective=PullCoefficients(), optimizer=zero, ema_decay=0.9, grid_adaptation=GRID)
+    z = jnp.linspace(-3.0, 3.0, 30)[:, None]
+    assert not np.allclose(result.params["energy$grid"]["points"], np.linspace(-3.0, 3.0, 7), atol=0.1)
+    np.testing.assert_allclose(energy(result.averaged_params, z), energy(result.params, z), atol=1e-4)
+
+
 @pytest.mark.slow
-def test_the_grid_moves_when_it_is_due_and_the_moments_of_its_weights_start_anew(tmp_path):
-    initial = UnivariateEnergy.init(jax.random.key(0), (1,), basis=BSpline(6, 3, (-3.0, 3.0)))
-
-    def with_energy(x):
-        energy = energy_module("energy", initial)
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
-            numpyro.sample("x", dist.Normal(energy(z)[..., 0], 1.0), obs=x)
-
-    class PullCoefficients(ELBO):
-        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x):
-            grid = {"energy$grid": param_map["energy$grid"]}
-            return {"loss": jnp.sum((param_map["energy$params"].coefficients - x.mean()) ** 2), "mutable_state": grid}
-
+def test_the_grid_moves_when_it_is_due_and_the_momenta_of_its_weights_start_anew(tmp_path):
     run(
         model=with_energy,
         objective=PullCoefficients(),
         optimizer=optax.adam(1e-2),
         num_epochs=4,
         batch_size=30,
-        grid_adaptation=GridAdaptation(name="energy", energy=initial, site="z", every=3, growth=1.0, num_samples=50),
+        grid_adaptation=GRID,
         checkpoint_dir=tmp_path,
         keep_checkpoints=4,
     )

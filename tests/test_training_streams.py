@@ -3,6 +3,8 @@
 import itertools
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 import optax
@@ -75,6 +77,42 @@ def test_steps_per_epoch_cut_a_stream_and_ctrl_c_in_an_epoch_is_made_good(passes
     assert whole.stop_reason == "finished"
     np.testing.assert_array_equal(whole.history["loss"], passes[0].history["loss"])
     assert whole.params == passes[0].params
+
+
+def test_what_goes_wrong_in_a_stream_costs_no_step_before_it(passes, tmp_path):
+    def unplugged(number):
+        if number == 5:
+            raise OSError("the disk is gone")
+
+    options = {"steps_per_epoch": 2, "num_epochs": 3, "checkpoint_dir": tmp_path}
+    with pytest.raises(OSError, match="the disk is gone") as raised:
+        run(endless(unplugged), **options)
+    cut = raised.value.result
+    assert cut.stop_reason == "error"
+    np.testing.assert_array_equal(cut.history["loss"], passes[0].history["loss"][:5])
+    table = cut.to_pandas()
+    assert table["steps"].tolist() == [2, 4, 5] and table["seconds"].isna().tolist() == [False, False, True]
+    np.testing.assert_allclose(table["epoch_loss"][3], cut.history["loss"][4], rtol=1e-6)
+
+    whole = run(endless(), **options)
+    np.testing.assert_array_equal(whole.history["loss"], passes[0].history["loss"])
+    assert whole.params == passes[0].params
+
+
+def test_ctrl_c_does_not_wait_for_a_batch():
+    released = threading.Event()
+
+    def stuck(number):
+        if number == 1:
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+            released.wait(60.0)
+
+    start = time.perf_counter()
+    result = run(endless(stuck), steps_per_epoch=3, num_epochs=1)
+    released.set()
+    assert time.perf_counter() - start < 30.0
+    assert result.stop_reason == "interrupted"
+    assert result.to_pandas()["steps"].tolist() == [1]
 
 
 def with_nan():

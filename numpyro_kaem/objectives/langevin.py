@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem.checks import check_count
+from numpyro_kaem.checks import check_count, check_flag
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
@@ -44,7 +44,7 @@ class ChainObjective(Objective):
         self.num_draws = check_count("num_draws", num_draws, 1)
         if start not in STARTS:
             raise ValueError(f"start must be one of {STARTS}, got {start!r}")
-        self.persistent, self.start = persistent, start
+        self.persistent, self.start = check_flag("persistent", persistent), start
 
     @property
     def num_rungs(self) -> int:

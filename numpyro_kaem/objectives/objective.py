@@ -23,12 +23,57 @@ STATE = "objective$state"
 class Objective(ELBO):
     """A NumPyro loss without a guide, for models whose latents are inside one data plate.
 
+    A subclass says what the loss of a batch is, in `evaluate`, and what is recorded of a step, in `metric_shapes`. The
+    loss is a sum over the B data of the batch, each of which stands for `scale` data of the plate:
+
+        loss = -( scale sum_b log-likelihood of datum b  +  log-densities outside of the data plate ).
+
     It may keep a state between steps: metrics of the last step, what is tuned, and chains of every datum. The state is
     a `numpyro.mutable` site, which `fit` makes and keeps; in NumPyro's own `SVI` the guide `objective.guide(model)`
     declares it. Without one nothing is recorded.
 
     Args:
         plate: name of the data plate, where the model has several.
+
+    Raises:
+        ValueError: when called, for a model with latent sites outside of the data plate, or a guide with sites.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        import optax
+        from numpyro_kaem import fit
+        from numpyro_kaem.objectives import Objective
+
+
+        class AtTheOrigin(Objective):
+            # Minus log p(x | z = 0): the latents are taken to be at their mean.
+
+            def metric_shapes(self):
+                return {"worst": ()}
+
+            def evaluate(self, key, latent_model, state):
+                values = jax.vmap(lambda x: latent_model.log_likelihood({"z": jnp.zeros(())}, x))(*latent_model.rows)
+                loss = -(latent_model.scale * values.sum() + latent_model.global_log_density())
+                return loss, None if state is None else state | {"metrics": {"worst": values.min()}}
+
+
+        def model(x):
+            location = numpyro.param("location", 0.0)
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                numpyro.sample("x", dist.Normal(location + z, 0.5), obs=x)
+
+
+        x = 2.0 + jax.random.normal(jax.random.key(0), (100,))
+        options = {"optimizer": optax.sgd(1e-3), "num_epochs": 20, "batch_size": 50, "progress": False}
+        result = fit(jax.random.key(1), model, x, objective=AtTheOrigin(), **options)
+        assert jnp.allclose(result.params["location"], x.mean(), atol=0.1)
+        assert result.history["worst"].shape == (40,)
+        ```
     """
 
     def __init__(self, plate: str | None = None):
@@ -43,19 +88,30 @@ class Objective(ELBO):
             num_data: number of data for which state is kept.
 
         Returns:
-            `metrics`, scalars by name; `shared`; `per_datum`, arrays that lead with the data axis.
+            `metrics`, by name with the shapes of `metric_shapes`; `shared`, arrays of any shapes; `per_datum`, arrays
+            of shape (num_data, ...).
         """
         metrics = {name: jnp.full(shape, jnp.nan) for name, shape in self.metric_shapes().items()}
         return {"metrics": metrics, "shared": {}, "per_datum": {}}
 
     def metric_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What is recorded of every step, and its shape."""
+        """What is recorded of every step, and its shape: `()` for a scalar."""
         raise NotImplementedError
 
     def evaluate(
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
     ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
-        """The loss of a batch, and the state after it (None where there is none)."""
+        """The loss of a batch, and the state after it.
+
+        Args:
+            key: JAX random key.
+            latent_model: the model with the batch as its data; what is differentiated are its parameters.
+            state: as `initial_state` makes it, `per_datum` of the rows of the batch alone in `fit`; None where nothing
+                is kept.
+
+        Returns:
+            The loss, of shape (), and the state with `metrics` of this step and the same shapes; None for None.
+        """
         raise NotImplementedError
 
     def guide(self, model: Callable) -> Callable:

@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem.checks import check_count
+from numpyro_kaem.checks import check_count, check_flag, check_positive
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
@@ -53,8 +53,8 @@ class ThermodynamicMLE(ChainObjective):
         kernel: how particles move, by default `MALA()`; step sizes as in `LangevinMLE`, by rung.
         num_steps: steps of each chain per training step, or moves of each particle per rung of SMC.
         schedule: exponent r of the ladder $t_k = (k / K)^r$ as a function of the number of the training step, for
-            instance `cyclic_schedule` or a schedule of Optax; the ladder then gives only K. None for the ladder as it
-            is.
+            instance `cyclic_schedule` or a schedule of Optax, or a positive number that is r at every step; the ladder
+            then gives only K. None for the ladder as it is.
         gradient: "fisher" or "path".
         sampler: "tempering" or "smc".
         adapt: of tempering, whether rungs move while training until they are equally far apart in thermodynamic length.
@@ -115,7 +115,7 @@ class ThermodynamicMLE(ChainObjective):
         ladder: Ladder | Sequence[float] | None = None,
         kernel: Kernel | None = None,
         num_steps: int = 20,
-        schedule: Callable[[ArrayLike], ArrayLike] | None = None,
+        schedule: Callable[[ArrayLike], ArrayLike] | float | None = None,
         gradient: str = "fisher",
         *,
         sampler: str = "tempering",
@@ -158,7 +158,10 @@ class ThermodynamicMLE(ChainObjective):
             raise ValueError("sampler='smc' starts at the prior: persistent, adapt and start are for 'tempering'")
         if adapt and schedule is not None:
             raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
-        self.target_ess, self.adapt, self.schedule = target_ess, adapt, schedule
+        if schedule is not None and not callable(schedule):
+            exponent = check_positive("schedule, where it is no function of the training step,", schedule)
+            schedule = lambda step: exponent  # noqa: E731
+        self.target_ess, self.adapt, self.schedule = target_ess, check_flag("adapt", adapt), schedule
         self.ladder = None if ladder is None else as_ladder(ladder)
         self.max_rungs = check_count("max_rungs", max_rungs, 1) if self.ladder is None else len(self.ladder) - 1
         if self.ladder is not None and (self.ladder.temperatures[0] != 0 or len(self.ladder) < 2):

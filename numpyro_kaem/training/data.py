@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import equinox as eqx
@@ -18,10 +18,15 @@ from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
+# Seconds between two looks at the keyboard while a batch is waited for.
+_SECONDS = 0.5
+
 
 def is_stream(data: Any) -> bool:
-    """Whether data are an iterable of batches, and not arrays or a tuple of them."""
-    return isinstance(data, Iterable) and not isinstance(data, tuple | list | dict | str | np.ndarray | jax.Array)
+    """Whether data are an iterable of batches, and not arrays (or what NumPy can make one of) or a tuple of them."""
+    return isinstance(data, Iterable) and not (
+        isinstance(data, tuple | list | dict | str) or hasattr(data, "__array__")
+    )
 
 
 def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
@@ -32,7 +37,16 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
         data: array, or tuple of arrays or pytrees of arrays.
         like: arguments whose rows these must resemble.
     """
+    if isinstance(data, list) and any(
+        np.ndim(leaf) == 0 and not hasattr(leaf, "dtype") for leaf in jax.tree.leaves(data)
+    ):
+        raise TypeError(
+            f"{name} must be an array or a tuple of arrays, got a list of numbers: pass numpy.array({name})"
+        )
     data = tuple(data) if isinstance(data, tuple | list) else (data,)
+    data = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) or np.isscalar(leaf) else np.asarray(leaf), data
+    )
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         label = name + jax.tree_util.keystr(path)
@@ -46,9 +60,13 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
             raise TypeError(f"{label} must be an array of numbers, got {leaf!r}")
         if array.ndim == 0:
             raise ValueError(f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs")
-        if len(bad := np.argwhere(~np.isfinite(array))):
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(array.astype(dtype, copy=False))
+        if len(bad := np.argwhere(~is_finite)):
             index = tuple(bad[0].tolist())
-            raise ValueError(f"{label} must be finite, got {array[index]} at index {index}")
+            beyond = f", which is beyond {dtype}: rescale it" if np.isfinite(array[index]) else ""
+            raise ValueError(f"{label} must be finite, got {array[index]} at index {index}{beyond}")
         lengths[label] = len(array)
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"{name} must hold arrays of the same number of rows, at least 1, got {lengths}")
@@ -88,7 +106,8 @@ class ArrayFeed:
         def place(state):
             return state if layout is None else jax.lax.with_sharding_constraint(state, shardings)
 
-        def run(state, records, order, first, last, data, kwargs):
+        def run(kept, state):
+            records, order, first, last, data, kwargs = kept
             with spreading(None if layout is None else layout.by_datum):
                 state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
             if layout is not None:
@@ -106,8 +125,9 @@ class ArrayFeed:
         self.begin(jax.random.key(0))
         start = time.perf_counter()
         bound = self._bound(0)
-        arguments = (state, self._empty, self._order, bound, bound, self.data, kwargs)
-        self._run = eqx.filter_jit(run).lower(*arguments).compile()
+        kept = (self._empty, self._order, bound, bound, self.data, kwargs)
+        # The state goes into the memory of the one before it, which may be most of what there is.
+        self._run = eqx.filter_jit(run, donate="all-except-first").lower(kept, state).compile()
         return time.perf_counter() - start
 
     def resume(self, step: int, step_in_epoch: int) -> None:
@@ -120,14 +140,22 @@ class ArrayFeed:
             self._order = self.layout.place(self._order)
         self._records = self._empty
 
-    def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+    def advance(
+        self, state: TrainState, first: int, last: int, interrupted: list[bool]
+    ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
         """Take the steps `first` to `last` of the epoch.
+
+        Args:
+            state: before them; its arrays are given up.
+            first: number of the first step.
+            last: number of the step after the last.
+            interrupted: is no longer empty after Ctrl-C; steps on the device do not wait, and do not look at it.
 
         Returns:
             The state, the records of the steps that were taken, and whether the epoch ends here.
         """
-        arguments = (self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
-        state, self._records, end = self._run(state, self._records, *arguments)
+        kept = (self._records, self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
+        state, self._records, end = self._run(kept, state)
         end = int(end)
         return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
 
@@ -174,7 +202,8 @@ class StreamFeed:
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
         """Compile a step; returns the seconds that it took."""
 
-        def step(state, batch, kwargs):
+        def step(kept, state):
+            batch, kwargs = kept
             with spreading(None if self.layout is None else self.layout.by_datum):
                 state, record = stepper.step(state, batch, slice(None), kwargs)
             if self.layout is not None:
@@ -182,7 +211,7 @@ class StreamFeed:
             return state, record
 
         start = time.perf_counter()
-        self._step = eqx.filter_jit(step).lower(state, self._first, kwargs).compile()
+        self._step = eqx.filter_jit(step, donate="all-except-first").lower((self._first, kwargs), state).compile()
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
         return time.perf_counter() - start
 
@@ -204,22 +233,33 @@ class StreamFeed:
     def begin(self, key: PRNGKeyArray) -> None:
         """Begin an epoch; batches come in the order of the iterable."""
 
-    def advance(self, state: TrainState, first: int, last: int) -> tuple[TrainState, dict[str, np.ndarray], bool]:
-        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`."""
+    def advance(
+        self, state: TrainState, first: int, last: int, interrupted: list[bool]
+    ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`.
+
+        What is wrong with the data is raised when no step was taken before it; otherwise by the next call, so that the
+        steps are not lost. After Ctrl-C no batch is waited for.
+        """
         records, ended = [], False
         for number in range(first, last):
+            if not self._wait(interrupted):
+                break
+            if records and self._next.exception() is not None:
+                break
             batch = self._pop()
             if batch is None:
-                if self.num_steps is not None or number == 0:
+                if self.num_steps is None and number > 0:
+                    ended = True
+                elif not records:
                     raise ValueError(
                         f"data ended after {self._count} batches, {number} of them in this epoch"
                         + (f" of {self.num_steps}" if self.num_steps else "")
                         + ": give an iterable that can be iterated again, an endless iterator with steps_per_epoch, "
                         "or fewer epochs"
                     )
-                ended = True
                 break
-            state, record = self._step(state, batch, self._kwargs)
+            state, record = self._step((batch, self._kwargs), state)
             records.append(record)
             if int(state.bad_in_a_row) >= self._max_bad_steps:
                 break
@@ -237,6 +277,13 @@ class StreamFeed:
 
     def _submit(self) -> None:
         self._next = self._pool.submit(self._load)
+
+    def _wait(self, interrupted: list[bool]) -> bool:
+        """Whether the next batch has come; False if Ctrl-C came before it."""
+        # Of several processes all must take the same number of steps.
+        while not self._next.done() and not (interrupted and jax.process_count() == 1):
+            wait([self._next], timeout=_SECONDS)
+        return self._next.done()
 
     def _pop(self) -> tuple | None:
         batch = self._next.result()

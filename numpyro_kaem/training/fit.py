@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.infer import SVI
-from numpyro.infer.elbo import ELBO
+from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from numpyro.infer.svi import SVIState
 
 from numpyro_kaem.checkpoints import CheckpointStore
@@ -21,6 +23,7 @@ from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.weights import log_evidence
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
+from numpyro_kaem.training.description import describe_distributions, describe_objective
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.optimizers import build_optimizer
 from numpyro_kaem.training.processes import check_same_in_all_processes
@@ -28,6 +31,9 @@ from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run, Settings
 from numpyro_kaem.training.sharding import Layout, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
+
+# NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
+_NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
 
 
 def fit(
@@ -48,7 +54,7 @@ def fit(
     accumulate: int = 1,
     ema_decay: float | None = None,
     grid_adaptation: GridAdaptation | None = None,
-    callbacks: Sequence[Callable] = (),
+    callbacks: Sequence[Callable] | Callable = (),
     max_bad_steps: int = 10,
     checkpoint_dir: Any = None,
     checkpoint_every: int | None = None,
@@ -69,7 +75,8 @@ def fit(
 
     A step whose loss, or whose new parameters or optimiser state, are not finite is skipped: parameters, optimiser,
     averages, chains and grids stay as they were. Ctrl-C ends the run after the steps at hand, with a checkpoint where
-    there is a directory for them, and returns what there is; a second one ends it at once.
+    there is a directory for them, and returns what there is; a second one ends it at once. When the data or a callback
+    raise an error, a checkpoint is written before it is passed on.
 
     Held-out data are scored by importance sampling from the prior: log 1/S sum_s p(x | z_s) per datum, a
     lower bound of log p(x) in expectation. The draws are the same at every epoch, so that scores can be
@@ -96,8 +103,8 @@ def fit(
         ema_decay: in (0, 1): keep exponential moving averages of the parameters. They are what is scored, and what
             `best_params` holds.
         grid_adaptation: when to move the grid of an energy; see `GridAdaptation`.
-        callbacks: called at the end of every epoch as `callback(epoch, metrics, params)`, with the epoch's row of
-            the history and the parameters. One that returns True ends the run.
+        callbacks: one or several, called at the end of every epoch as `callback(epoch, metrics, params)`, with the
+            epoch's row of the history and the parameters. One that returns True ends the run.
         max_bad_steps: number of steps in a row that are not finite after which the run ends, at least 1.
         checkpoint_dir: directory for checkpoints, one per run. If there is one of this run it is gone on with: the
             random keys are then those of the checkpoint, and an iterator has to begin where it began at first.
@@ -117,16 +124,19 @@ def fit(
         Parameters, history and optimiser state.
 
     Warns:
-        RuntimeWarning: where steps are skipped, where the effective sample size of `ImportanceMLE` has collapsed, for
-            a damaged checkpoint that is passed over, and where one cannot be written.
+        RuntimeWarning: where steps are skipped, where the effective sample size of `ImportanceMLE` has collapsed, where
+            `accumulate` asks for more steps than there are, for a damaged checkpoint that is passed over, and where one
+            cannot be written.
 
     Raises:
         ValueError: for non-finite data (the argument and the first index are named), arrays of different
             lengths, numbers out of range, unknown initial parameters, a model with latent sites outside of the data
-            plate (the site is named), an iterable that ends early or changes the shape of its batches, checkpoints
-            of another model, a batch that the mesh does not divide, or arguments that differ between processes.
-        TypeError: for an objective, optimiser or mesh of the wrong type.
-        TrainingFailed: after `max_bad_steps` bad steps in a row; its `result` is what there was before them.
+            plate (the site is named), an ELBO of NumPyro without a guide or for a prior that is not normalised, an
+            iterable that ends early or changes the shape of its batches, checkpoints of another model, a batch that the
+            mesh does not divide, or arguments that differ between processes.
+        TypeError: for arguments of the wrong type.
+        TrainingFailed: after `max_bad_steps` bad steps in a row, or a run without a good one; its `result` is what
+            there was before them. Whatever data or callbacks raise while the run goes on has a `result` too.
 
     Example:
         ```python
@@ -161,8 +171,23 @@ def fit(
         assert result.history["held_out_log_likelihood"][-1] > result.history["held_out_log_likelihood"][0]
         ```
     """
+    try:
+        init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"key must be one JAX random key, such as jax.random.key(0), got {key!r}") from error
     if not isinstance(objective, ELBO):
         raise TypeError(f"objective must be ImportanceMLE(...) or another numpyro.infer.elbo.ELBO, got {objective!r}")
+    if guide is None and isinstance(objective, _NEED_GUIDE):
+        raise ValueError(
+            f"guide must be given with {type(objective).__name__}, which without one trains on draws from the prior: "
+            "pass guide=..., an encoder, or take ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...)"
+        )
+    callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    for index, callback in enumerate(callbacks):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{index}] must be a function (epoch, metrics, params), got {callback!r}")
+    if grid_adaptation is not None and not isinstance(grid_adaptation, GridAdaptation):
+        raise TypeError(f"grid_adaptation must be a GridAdaptation(...), got {grid_adaptation!r}")
     counts = {
         "num_epochs": num_epochs,
         "held_out_num_samples": held_out_num_samples,
@@ -173,8 +198,8 @@ def fit(
     optional = {"patience": patience, "checkpoint_every": checkpoint_every, "steps_per_epoch": steps_per_epoch}
     for name, value in (counts | {k: v for k, v in optional.items() if v is not None}).items():
         check_count(name, value, 1)
-    if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay}")
+    if ema_decay is not None and not (isinstance(ema_decay, numbers.Real) and 0 < ema_decay < 1):
+        raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
     if patience is not None and held_out is None:
         raise ValueError("patience needs held_out data, whose score it waits for")
     kwargs = dict(model_kwargs or {})
@@ -191,9 +216,15 @@ def fit(
         held_out, num_held_out = check_data("held_out", held_out, like=batch)
         held_out = jax.tree.map(jnp.asarray, held_out) if layout is None else layout.place_data(held_out)
 
-    init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
+    if feed.num_steps is not None and accumulate > num_epochs * feed.num_steps:
+        warnings.warn(
+            f"accumulate={accumulate} is more than the {num_epochs * feed.num_steps} steps of this run: the optimiser "
+            "takes none, and nothing is learned",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     state = _initial_state(svi, init_key, batch, init_params, kwargs)
-    model_sites, guide_sites = (_parameter_sites(f, batch, kwargs) for f in (model, guide))
+    (model_sites, distributions), (guide_sites, _) = (_read_sites(f, batch, kwargs) for f in (model, guide))
     if unknown := set(init_params or {}) - model_sites - guide_sites:
         raise ValueError(f"init_params names no parameter site: {sorted(unknown)}")
 
@@ -204,20 +235,25 @@ def fit(
     initial = values(svi.optim.get_params(state.optim_state), state.mutable_state, model_sites)
     latent_model = LatentModel(model, initial, *batch, plate=plate, rng_key=check_key, **kwargs)
     latent_model.require_per_datum("fit")
+    if isinstance(objective, _NEED_GUIDE) and latent_model.unnormalized_sites:
+        raise ValueError(
+            f"objective must be ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...), because the density of "
+            f"{list(latent_model.unnormalized_sites)} is known up to a constant only, got {type(objective).__name__}, "
+            "which would take it for normalised and learn a wrong energy"
+        )
+    if held_out is not None:
+        _check_held_out(lambda *data: LatentModel(model, initial, *data, plate=plate, check=False, **kwargs), held_out)
     if isinstance(objective, Objective):
-        own = objective.initial_state(latent_model, feed.num_rows)
-        if own["per_datum"] and isinstance(feed, StreamFeed):
-            raise ValueError("persistent chains need data as arrays: an iterable does not tell which datum is which")
-        state = SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
+        state = _with_objective_state(state, objective, latent_model, feed)
 
     adapt = None
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
 
-        def adapt(key, state, batch, kwargs):
+        def adapt(key, state, average, batch, kwargs):
             params = values(svi.optim.get_params(state.optim_state), state.mutable_state, model_sites)
             at = LatentModel(model, params, *batch, plate=plate, rng_key=key, check=False, **kwargs)
-            return grid_adaptation.apply(key, svi, state, at)
+            return grid_adaptation.apply(key, svi, state, average, at)
 
     @eqx.filter_jit
     def score(params, key, data, kwargs):
@@ -238,6 +274,9 @@ def fit(
     )
     average = None if ema_decay is None else svi.optim.get_params(state.optim_state)
     state = TrainState(state, average, jnp.zeros((), int), jnp.zeros((), int))
+    # Steps take over the arrays of the state, which up to here may be the caller's, or one array in two places.
+    state = jax.tree.map(jnp.copy, state)
+    del average, initial, latent_model  # and with them what has been copied
     keys = {"shuffle": shuffle_key, "score": score_key}
     shardings = None
     if layout is not None:
@@ -254,11 +293,13 @@ def fit(
         store=store,
         description={
             "objective": type(objective).__name__,
+            "objective_settings": describe_objective(objective),
+            "distributions": distributions,
             "batch_size": feed.batch_size,
             "num_data": feed.num_data,
             "ema_decay": ema_decay,
         },
-        settings=Settings(num_epochs, held_out_every, patience, checkpoint_every, tuple(callbacks), progress),
+        settings=Settings(num_epochs, held_out_every, patience, checkpoint_every, callbacks, progress),
     )
     try:
         return run(state, keys, shardings, kwargs)
@@ -285,6 +326,16 @@ def _make_feed(data: Any, batch_size: int | None, steps_per_epoch: int | None, l
     return ArrayFeed(data, num_data, batch_size, layout)
 
 
+def _check_held_out(read: Callable, held_out: tuple) -> None:
+    """Whether the model can be called with the held-out data, without computing anything."""
+    try:
+        jax.eval_shape(lambda data: read(*data) and None, held_out)
+    except ValueError as error:
+        raise ValueError(
+            f"held_out does not fit the model, whose plate must take any number of rows: {error}"
+        ) from error
+
+
 def _no_guide(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
@@ -300,8 +351,19 @@ def _initial_state(svi: SVI, key: PRNGKeyArray, args: tuple, init_params: Any, k
     return state
 
 
-def _parameter_sites(function: Callable, args: tuple, kwargs: dict[str, Any]) -> set[str]:
-    """Names of the parameter and mutable sites of a model or guide."""
+def _with_objective_state(
+    state: SVIState, objective: Objective, latent_model: LatentModel, feed: ArrayFeed | StreamFeed
+) -> SVIState:
+    """The state with what the objective keeps between steps."""
+    own = objective.initial_state(latent_model, feed.num_rows)
+    if own["per_datum"] and isinstance(feed, StreamFeed):
+        raise ValueError("persistent chains need data as arrays: an iterable does not tell which datum is which")
+    return SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
+
+
+def _read_sites(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[set[str], dict[str, str]]:
+    """Names of the parameter and mutable sites of a model or guide, and the families of its sample sites."""
     recorder = handlers.trace(handlers.seed(function, 0))
     jax.eval_shape(lambda: recorder.get_trace(*args, **kwargs) and None)
-    return {name for name, site in recorder.trace.items() if site["type"] in ("param", "mutable")}
+    names = {name for name, site in recorder.trace.items() if site["type"] in ("param", "mutable")}
+    return names, describe_distributions(recorder.trace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import UnivariateEnergy
-from numpyro_kaem.energy_module import adapt_svi_grid
+from numpyro_kaem.energy_module import adapt_svi_grid, on_adapted_grid
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood, sample_prior
 
@@ -85,8 +86,10 @@ class GridAdaptation:
                 f"batch shape {self.energy.batch_shape}"
             )
 
-    def apply(self, key: PRNGKeyArray, svi: SVI, state: SVIState, latent_model: LatentModel) -> SVIState:
-        """Adapt the grid to the posteriors of the data at hand."""
+    def apply(
+        self, key: PRNGKeyArray, svi: SVI, state: SVIState, average: dict[str, Any] | None, latent_model: LatentModel
+    ) -> tuple[SVIState, dict[str, Any] | None]:
+        """Adapt the grid to the posteriors of the data at hand, that of a moving average of the parameters as well."""
         draws = sample_prior(latent_model, key, self.num_samples)
         weights = jax.nn.softmax(log_likelihood(latent_model, draws), axis=0) / latent_model.num_data
         weights = weights.ravel() if draws_differ_by_datum(latent_model) else weights.sum(1)
@@ -95,5 +98,7 @@ class GridAdaptation:
         if len(shape) < len(self.energy.batch_shape):
             z = z[..., None]  # one grid for the components of a mixture
         weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
-        state, _ = adapt_svi_grid(svi, state, self.name, self.energy, z, weights, self.uniform_fraction)
-        return state
+        adapted, _ = adapt_svi_grid(svi, state, self.name, self.energy, z, weights, self.uniform_fraction)
+        if average is not None:
+            average = on_adapted_grid(self.name, self.energy, average, state, adapted)
+        return adapted, average

@@ -20,7 +20,8 @@ def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumul
         accumulate: number of minibatches whose mean gradient makes a step of the optimiser.
 
     Raises:
-        ValueError: for labels without a dict, or accumulation with a NumPyro optimiser.
+        ValueError: for labels without a dict, or accumulation with a NumPyro optimiser; of what is returned, when it is
+            given parameters whose labels are not those of the dict.
         TypeError: for what is no optimiser.
     """
     check_count("accumulate", accumulate, 1)
@@ -50,6 +51,11 @@ def _by_label(optimizers: dict[str, Any], labels: Callable[[str], str]) -> Any:
             raise ValueError(
                 f"optimizer has entries for {sorted(optimizers)}, but parameter sites have labels {unknown}: add an "
                 "entry, or pass labels, a function from the name of a site to a key"
+            )
+        if unused := set(optimizers) - set(chosen.values()):
+            raise ValueError(
+                f"optimizer has entries for {sorted(unused)}, but parameter sites have only the labels "
+                f"{sorted(set(chosen.values()))}: remove them, or see whether they are spelt as the model does"
             )
         return chosen
 

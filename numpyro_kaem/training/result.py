@@ -26,7 +26,31 @@ class FitResult:
         guide_params: constrained values of the guide's parameters.
         best_params: model parameters with the best held-out score; those of `params` where nothing was held out.
         averaged_params: exponential moving averages of the model's parameters; None without `ema_decay`.
-        stop_reason: "finished", "patience", "callback", "interrupted" or "non-finite steps".
+        stop_reason: "finished", "patience", "callback", "interrupted", "non-finite steps", or "error" for the `result`
+            of an error that something else raised, such as a callback or the data.
+
+    Example:
+        ```python
+        import jax
+        import numpyro
+        import numpyro.distributions as dist
+        import optax
+        from numpyro_kaem import ImportanceMLE, fit
+
+
+        def model(x):
+            location = numpyro.param("location", 0.0)
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(location, 1.0))
+                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+        x = 2.0 + jax.random.normal(jax.random.key(0), (100,))
+        options = {"objective": ImportanceMLE(50), "optimizer": optax.adam(0.1), "progress": False}
+        result = fit(jax.random.key(1), model, x, num_epochs=3, batch_size=25, **options)
+        assert result.stop_reason == "finished"
+        assert result.history["loss"].shape == (12,) and result.history["epoch_loss"].shape == (3,)
+        ```
     """
 
     params: dict[str, Any]
@@ -40,32 +64,52 @@ class FitResult:
     def to_pandas(self) -> Any:
         """The history by epoch, as a pandas DataFrame: metrics of steps are means, vectors one column an element.
 
+        An epoch that was broken off is the last row, with means over what there is of it.
+
         Raises:
             ImportError: if pandas is not installed.
         """
         import pandas as pd
 
         rows = epoch_table(self.history)
-        return pd.DataFrame(rows).set_index("epoch")
+        return pd.DataFrame(rows or {"epoch": []}).set_index("epoch")
 
 
 BY_EPOCH = ("epoch_loss", "seconds", "non_finite_steps")
-NOT_BY_STEP = (*BY_EPOCH, "steps", "compile_seconds", "held_out_epoch", "held_out_log_likelihood", "held_out_std_error")
+_SCORES = ("held_out_log_likelihood", "held_out_std_error")
+NOT_BY_STEP = (*BY_EPOCH, "steps", "compile_seconds", "held_out_epoch", *_SCORES)
 
 
 def epoch_table(history: dict[str, np.ndarray]) -> list[dict[str, float | int]]:
-    """One row an epoch."""
+    """One row an epoch, the last of which may be broken off."""
+    by_step = {name: values for name, values in history.items() if name not in NOT_BY_STEP}
+    scores = zip(*(history[name] for name in ("held_out_epoch", *_SCORES)), strict=True)
+    scores = {int(epoch): (epoch, *score) for epoch, *score in scores}
+    ends, num_steps = history["steps"].tolist(), len(by_step.get("loss", ()))
     rows = []
-    ends = history["steps"]
-    for index, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        row = {"epoch": index + 1, "steps": int(last)} | {name: history[name][index].item() for name in BY_EPOCH}
-        for name, values in history.items():
-            if name in NOT_BY_STEP or name == "loss":
-                continue
-            mean = values[first:last].mean(0)
-            row |= {name: mean.item()} if mean.ndim == 0 else {f"{name}[{i}]": v.item() for i, v in enumerate(mean)}
-        scored = np.flatnonzero(history["held_out_epoch"] == index + 1)
-        for name in ("held_out_log_likelihood", "held_out_std_error"):
-            row[name] = history[name][scored[0]].item() if len(scored) else np.nan
-        rows.append(row)
+    for index, first in enumerate([0, *ends]):
+        last = ends[index] if index < len(ends) else num_steps
+        if first == last:
+            break
+        records = {name: values[first:last] for name, values in by_step.items()}
+        if index < len(ends):
+            by_epoch = {name: history[name][index].item() for name in BY_EPOCH}
+        else:
+            finite = records["loss"][np.isfinite(records["loss"])]
+            by_epoch = {"epoch_loss": finite.mean().item() if len(finite) else np.nan}
+        score = [scores[index + 1]] if index + 1 in scores else []
+        rows.append(epoch_row(index + 1, {"steps": last} | by_epoch, records, score))
     return rows
+
+
+def epoch_row(
+    epoch: int, by_epoch: dict[str, float | int], records: dict[str, np.ndarray], scores: list[tuple]
+) -> dict[str, float | int]:
+    """What is known of an epoch: of its end, of its steps (as means), and its held-out score if it has one."""
+    row = {"epoch": epoch} | by_epoch
+    for name, values in records.items():
+        if name != "loss":
+            mean = values.mean(0)
+            row |= {name: mean.item()} if mean.ndim == 0 else {f"{name}[{i}]": v.item() for i, v in enumerate(mean)}
+    score = scores[0][1:] if scores else (np.nan, np.nan)
+    return row | {name: float(value) for name, value in zip(_SCORES, score, strict=True)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
@@ -20,7 +21,7 @@ from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed
 from numpyro_kaem.training.failure import TrainingFailed
 from numpyro_kaem.training.processes import any_process
-from numpyro_kaem.training.result import BY_EPOCH, FitResult, epoch_table
+from numpyro_kaem.training.result import BY_EPOCH, FitResult, epoch_row
 from numpyro_kaem.training.step import Stepper, TrainState
 
 # Seconds of compiled steps between two looks at the progress bar and the keyboard.
@@ -64,8 +65,8 @@ class Run:
     settings: Settings
 
     def __call__(self, state: TrainState, keys: dict[str, Array], shardings: PyTree, kwargs: dict) -> FitResult:
-        """Train to the end, or until something ends it."""
-        self.state, self.keys, self.best = state, keys, self._scored_params(state)
+        """Train to the end, or until something ends it; the arrays of the state are given up."""
+        self.state, self.keys, self.best = state, keys, None
         self.by_step: dict[str, list[np.ndarray]] = {}
         self.by_epoch: dict[str, list[float]] = {name: [] for name in (*BY_EPOCH, "steps")}
         self.scores: list[tuple[float, float, float]] = []
@@ -87,8 +88,14 @@ class Run:
                 disable=not (self.settings.progress and is_first),
             ) as bar,
         ):
-            while self.epoch <= self.settings.num_epochs and reason == "finished":
-                reason = self._one_epoch(bar, interrupted)
+            try:
+                while self.epoch <= self.settings.num_epochs and reason == "finished":
+                    reason = self._one_epoch(bar, interrupted)
+            except Exception as error:
+                self._rescue(error)
+                raise
+        if reason in ("finished", "patience") and not self._has_good_steps():
+            reason = "non-finite steps"
         if reason == "non-finite steps":
             raise TrainingFailed(self._failure(), self._result(reason))
         return self._result(reason)
@@ -100,7 +107,7 @@ class Run:
         while not ended:
             first, last = self.step_in_epoch, self._next_stop()
             start = time.perf_counter()
-            self.state, records, ended = self.feed.advance(self.state, first, last)
+            self.state, records, ended = self.feed.advance(self.state, first, last, interrupted)
             seconds = time.perf_counter() - start
             taken = len(records["loss"]) if records else 0
             self.seconds, self.step_in_epoch = self.seconds + seconds, first + taken
@@ -118,6 +125,7 @@ class Run:
             if not ended and self._anywhere(bool(interrupted)):
                 self._save()
                 return "interrupted"
+        self._warn_of_collapse()
         reason = self._end_epoch()
         bar.set_postfix_str(self._postfix(), refresh=False)
         if self._anywhere(bool(interrupted)):
@@ -145,27 +153,31 @@ class Run:
 
     def _end_epoch(self) -> str:
         """Close the books of the epoch; tells whether and why the run ends."""
-        losses, finite = self._of_epoch("loss"), self._of_epoch("is_finite")
-        self.by_epoch["epoch_loss"].append(float(losses[finite].mean()) if finite.any() else np.nan)
-        self.by_epoch["seconds"].append(self.seconds)
-        self.by_epoch["non_finite_steps"].append(int(np.sum(~finite)))
-        self.by_epoch["steps"].append(self.step_in_epoch + (self.by_epoch["steps"][-1] if self.epoch > 1 else 0))
-        reason = "finished"
+        reason, number = "finished", self.epoch
         if self.score is not None and (
-            self.epoch % self.settings.held_out_every == 0 or self.epoch == self.settings.num_epochs
+            number % self.settings.held_out_every == 0 or number == self.settings.num_epochs
         ):
             params = self._scored_params(self.state)
             mean, std_error = (float(value) for value in self.score(params, self.keys["score"]))
-            self.scores.append((self.epoch, mean, std_error))
+            self.scores.append((number, mean, std_error))
             if self._best_score() == len(self.scores) - 1:
-                self.best = params
+                self.best = _copied(params)
             elif self._is_out_of_patience():
                 reason = "patience"
-        row = epoch_table(self._history())[-1] if self.settings.callbacks else {}
-        ends = [callback(self.epoch, row, self._params()) is True for callback in self.settings.callbacks]
-        if self._anywhere(any(ends)):
-            reason = "callback"
-        self.epoch, self.step_in_epoch, self.seconds = self.epoch + 1, 0, 0.0
+        records = {name: self._of_epoch(name) for name in self.by_step}
+        losses, finite = records["loss"], records.pop("is_finite")
+        self.by_epoch["epoch_loss"].append(float(losses[finite].mean()) if finite.any() else np.nan)
+        self.by_epoch["seconds"].append(self.seconds)
+        self.by_epoch["non_finite_steps"].append(int(np.sum(~finite)))
+        self.by_epoch["steps"].append(self.step_in_epoch + (self.by_epoch["steps"][-1] if number > 1 else 0))
+        # The books are closed before callbacks are called: if one raises, the run goes on with the next epoch.
+        self.epoch, self.step_in_epoch, self.seconds = number + 1, 0, 0.0
+        if self.settings.callbacks:
+            by_epoch = {name: values[-1] for name, values in self.by_epoch.items()}
+            row = epoch_row(number, by_epoch, records, [score for score in self.scores[-1:] if score[0] == number])
+            answers = [callback(number, row, _copied(self._params())) for callback in self.settings.callbacks]
+            if self._anywhere(any(_is_true(answer) for answer in answers)):
+                reason = "callback"
         return reason
 
     def _anywhere(self, value: bool) -> bool:
@@ -183,9 +195,29 @@ class Run:
         return patience is not None and len(self.scores) - 1 - self._best_score() >= patience
 
     def _of_epoch(self, name: str) -> np.ndarray:
-        """The records of the steps of the present epoch."""
-        values = np.concatenate(self.by_step[name])
-        return values[len(values) - self.step_in_epoch :]
+        """The records of the steps of the present epoch, which are at the end of those of the run."""
+        chunks, size = [], 0
+        for values in reversed(self.by_step[name]):
+            if size >= self.step_in_epoch:
+                break
+            chunks, size = [values, *chunks], size + len(values)
+        return np.concatenate(chunks)[size - self.step_in_epoch :]
+
+    def _has_good_steps(self) -> bool:
+        """Whether any step was taken that was not skipped; without steps nothing is wrong."""
+        finite = self.by_step.get("is_finite", [])
+        return not finite or any(values.any() for values in finite)
+
+    def _rescue(self, error: Exception) -> None:
+        """Keep what there is when something raises: in a checkpoint, and as `result` of the error."""
+        if jax.process_count() > 1:  # the other processes know nothing of it, and would have to help
+            return
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):  # it broke in the middle of steps
+            return
+        if int(self.state.step):
+            self._save()
+        error.result = self._result("error")
+        error.add_note("What there was before it is in `result` of this error, and in checkpoint_dir if there is one.")
 
     def _warn(self, records: dict[str, np.ndarray]) -> None:
         """Say once what goes wrong."""
@@ -204,21 +236,26 @@ class Run:
                 RuntimeWarning,
                 stacklevel=5,
             )
-        if "ess" in records and "ess" not in self.warned and self.epoch > 1:
-            ess = float(np.nanmedian(records["ess"]))
-            if ess < _COLLAPSED_ESS:
-                self.warned.add("ess")
-                warnings.warn(
-                    f"the effective sample size of the prior draws is {ess:.3g} in epoch {self.epoch}: single draws "
-                    "stand for whole posteriors, and the number of draws is part of what is learned. Take more draws "
-                    "or fewer latent dimensions, or LangevinMLE or ThermodynamicMLE",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
+
+    def _warn_of_collapse(self) -> None:
+        """Say once that the prior draws of an epoch have not met the posteriors."""
+        if "ess" not in self.by_step or "ess" in self.warned or jax.process_index():
+            return
+        ess = self._of_epoch("ess")
+        median = np.median(ess[np.isfinite(ess)]) if np.isfinite(ess).any() else np.inf
+        if median < _COLLAPSED_ESS:
+            self.warned.add("ess")
+            warnings.warn(
+                f"the effective sample size of the prior draws is {median:.3g} in epoch {self.epoch}: single draws "
+                "stand for whole posteriors, and the number of draws is part of what is learned. Take more draws "
+                "or fewer latent dimensions, or LangevinMLE or ThermodynamicMLE",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _postfix(self) -> str:
-        losses = self.by_step["loss"][-1] if self.by_step else np.array([np.nan])
-        text = f"loss {losses.mean():.5g}"
+        losses = self.by_step["loss"][-1] if self.by_step else np.array([])
+        text = f"loss {losses.mean() if len(losses) else np.nan:.5g}"
         if self.by_epoch["epoch_loss"] and not self.step_in_epoch:
             text = f"loss {self.by_epoch['epoch_loss'][-1]:.5g}"
         if self.scores:
@@ -253,13 +290,14 @@ class Run:
         params = self._params()
         guide_params = self.guide_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
         averaged = None if average is None else self.model_values(average, svi.mutable_state)
-        best = self.best if self._best_score() >= 0 else (params if averaged is None else averaged)
+        best = self.best if self.best is not None else (params if averaged is None else averaged)
         return FitResult(params, self._history(), svi, guide_params, best, averaged, reason)
 
     def _failure(self) -> str:
-        losses = np.concatenate(self.by_step["loss"])[-self.stepper.max_bad_steps :]
+        number = int(self.state.bad_in_a_row)
+        losses = np.concatenate(self.by_step["loss"])[-number:]
         return (
-            f"the last {self.stepper.max_bad_steps} steps, up to step {self.step_in_epoch} of epoch {self.epoch}, were "
+            f"the last {number} steps, up to step {int(self.state.step)} of the run, were "
             f"not finite (losses {', '.join(f'{loss:.3g}' for loss in losses[:3])}, ...) and were skipped: take a "
             "smaller learning rate, clip gradients, or see whether the likelihood can be zero or NaN. The error's "
             "`result` has the parameters before them"
@@ -276,7 +314,8 @@ class Run:
         self.store.save(int(self.state.step), self._kept(), history, self.description)
 
     def _kept(self) -> PyTree:
-        return {"train": self.state, "best": self.best, "keys": self.keys}
+        best = self._scored_params(self.state) if self.best is None else self.best
+        return {"train": self.state, "best": best, "keys": self.keys}
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -284,7 +323,7 @@ class Run:
         if found is None:
             return
         _, kept, history = found
-        self.state, self.best, self.keys = kept["train"], kept["best"], kept["keys"]
+        self.state, self.keys = kept["train"], kept["keys"]
         for name, values in history.items():
             kind, _, key = name.partition("/")
             if kind == "step":
@@ -294,8 +333,19 @@ class Run:
         for key in ("steps", "non_finite_steps"):
             self.by_epoch[key] = [int(value) for value in self.by_epoch[key]]
         self.scores = [tuple(score) for score in history["scores"].tolist()]
+        self.best = kept["best"] if self._best_score() >= 0 else None
         epoch, step_in_epoch, self.seconds = history["position"].tolist()
         self.epoch, self.step_in_epoch = int(epoch), int(step_in_epoch)
+
+
+def _copied(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that outlive the state, whose arrays the next steps take over."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, params)
+
+
+def _is_true(answer: Any) -> bool:
+    """Whether it is True, of Python, NumPy or JAX; what else a callback may return says nothing."""
+    return isinstance(answer, bool | np.bool_ | jax.Array) and np.asarray(answer).dtype == bool and bool(np.all(answer))
 
 
 @contextlib.contextmanager

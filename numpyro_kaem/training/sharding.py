@@ -72,10 +72,26 @@ class Layout:
             site = next((key for key in keys if key in sites), None)
             if self.param_specs is None or site is None:
                 return self.replicated
-            spec = self.param_specs(site, leaf)
+            spec = self._checked(self.param_specs(site, leaf), site)
             return NamedSharding(self.mesh, spec if len(spec) <= jnp.ndim(leaf) else PartitionSpec())
 
         return jax.tree_util.tree_map_with_path(sharding, state)
+
+    def _checked(self, spec: Any, site: str) -> PartitionSpec:
+        """What `param_specs` says of a site, if it can be followed."""
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(
+                f"param_specs must return a jax.sharding.PartitionSpec, got {spec!r} for {site!r}: PartitionSpec() "
+                "means a copy on every device"
+            )
+        axes = {
+            axis for entry in spec if entry is not None for axis in (entry if isinstance(entry, tuple) else (entry,))
+        }
+        if unknown := axes - set(self.mesh.axis_names):
+            raise ValueError(
+                f"param_specs must name axes of the mesh, {self.mesh.axis_names}, got {sorted(unknown)} for {site!r}"
+            )
+        return spec
 
     def place(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
         """A tree of arrays, the same in every process, on the devices of the mesh."""

@@ -38,7 +38,7 @@ class Stepper(NamedTuple):
         svi: model, guide, optimiser and objective.
         data_per_step: by which losses are divided.
         ema_decay: weight of the past in the moving average; None without.
-        adapt: adapts grids after a step, `(key, state, batch, kwargs) -> state`; None without.
+        adapt: adapts grids after a step, `(key, state, average, batch, kwargs) -> (state, average)`; None without.
         adaptation_is_due: whether it does so after a step, of the step's number.
         max_bad_steps: after how many bad steps in a row to stop.
     """
@@ -73,19 +73,18 @@ class Stepper(NamedTuple):
         # All of it, chains and grids too; but for the random key, so that the next step draws anew.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
-        number = state.step + 1
+        number, average = state.step + 1, state.average
         if self.adapt is not None:
             key, key_adapt = jax.random.split(kept.rng_key)
             kept = SVIState(kept.optim_state, kept.mutable_state, key)
             due = is_finite & self.adaptation_is_due(number)
-            kept = jax.lax.cond(due, lambda s: self.adapt(key_adapt, s, batch, kwargs), lambda s: s, kept)
-        average = state.average
+            kept, average = jax.lax.cond(
+                due, lambda s, a: self.adapt(key_adapt, s, a, batch, kwargs), lambda s, a: (s, a), kept, average
+            )
         if self.ema_decay is not None:
             params = self.svi.optim.get_params(kept.optim_state)
             decay = self.ema_decay
-            average = jax.tree.map(
-                lambda a, p: jnp.where(is_finite, decay * a + (1 - decay) * p, a), state.average, params
-            )
+            average = jax.tree.map(lambda a, p: jnp.where(is_finite, decay * a + (1 - decay) * p, a), average, params)
         bad_in_a_row = jnp.where(is_finite, 0, state.bad_in_a_row + 1)
         record = {"loss": loss / self.data_per_step, "is_finite": is_finite, **metrics}
         return TrainState(_put(state.svi, kept, rows), average, number, bad_in_a_row), record

@@ -1,0 +1,51 @@
+"""What a checkpoint says of the run that has written it, besides the shapes of its arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpyro.distributions import Distribution
+from numpyro.infer.elbo import ELBO
+
+from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.ladder import Ladder
+
+
+def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:
+    """The families of the sample sites of a model, by name.
+
+    Their parameters are not told apart: most of them are functions of what is learned.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro import handlers
+        from numpyro_kaem.training.description import describe_distributions
+
+        with handlers.seed(rng_seed=0), handlers.trace() as trace:
+            numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        assert describe_distributions(trace) == {"z": "Independent(Normal)"}
+        ```
+    """
+    return {name: _family(site["fn"]) for name, site in trace.items() if site["type"] == "sample"}
+
+
+def describe_objective(objective: ELBO) -> dict[str, Any]:
+    """What an objective is set to, as far as JSON can say it: schedules, which are functions, are left out."""
+    settings = {}
+    for name, value in vars(objective).items():
+        if isinstance(value, Ladder):
+            settings[name] = np.asarray(value.temperatures).tolist()
+        elif isinstance(value, Kernel):
+            settings[name] = repr(value)
+        elif value is None or isinstance(value, bool | int | float | str):
+            settings[name] = value
+    return settings
+
+
+def _family(distribution: Distribution) -> str:
+    name, base = type(distribution).__name__, getattr(distribution, "base_dist", None)
+    return name if base is None else f"{name}({_family(base)})"
