@@ -219,6 +219,13 @@ class Panels(NamedTuple):
         return self.starts[-1] + self.widths[-1]
 
 
+def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:
+    """Values of shape (*batch, num_panels, num_nodes) as (num_panels num_nodes, *batch), the batch of a given rank."""
+    *batch, num_panels, num_nodes = values.shape
+    values = values.reshape(*[1] * (rank - len(batch)), *batch, num_panels * num_nodes)
+    return array_module(values).moveaxis(values, -1, 0)
+
+
 def graded_edges(edges: np.ndarray, low: float, high: float, resolution: float) -> np.ndarray:
     """Refine panels towards an end of the support that lies close to them.
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prior_cases import CASES, evaluate, make_case, quick_jit, random_energy
 from reference_density import ReferenceDensity
 
-from numpyro_kaem import RBF, BSpline, KAPrior
+from numpyro_kaem import RBF, BSpline, KAPrior, UnivariateEnergy
 
 DOMAIN = (-2.0, 2.0)
 SPLINE = BSpline(num_intervals=6, degree=3, domain=DOMAIN)
@@ -175,6 +175,31 @@ def moments(density):
     z, mass = z[mass > 0], mass[mass > 0]
     mean = np.sum(mass * z)
     return mean, np.sum(mass * (z - mean) ** 2), np.sum(mass * (z - mean) ** 4)
+
+
+# NumPyro distribution, domain, mean, variance. StudentT has no icdf; of Pareto's only the transformation is known.
+HEAVY = {
+    "student t, 2.05": (dist.StudentT(2.05), DOMAIN, 0.0, 41.0),
+    "pareto, 1.05": (dist.Pareto(1.0, 1.05), (1.0, 5.0), 21.0, np.inf),
+    "log-normal": (dist.LogNormal(0.0, 3.0), (0.1, 5.0), np.exp(4.5), np.expm1(9.0) * np.exp(9.0)),
+    "cauchy": (dist.Cauchy(0.0, 1.0), DOMAIN, np.nan, np.nan),
+    "half-cauchy": (dist.HalfCauchy(1.0), (0.1, 5.0), np.inf, np.inf),
+    "transformed cauchy": (
+        dist.TransformedDistribution(dist.Cauchy(0.0, 1.0), dist.transforms.AffineTransform(1.0, 2.0)),
+        DOMAIN,
+        np.nan,
+        np.nan,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_moments_of_heavy_tails(name):
+    """With a zero energy they are the reference's: next to those that do not exist, or infinite."""
+    reference, domain, mean, variance = HEAVY[name]
+    energy = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(6, 3, domain), scale=0.0)
+    found = quick_jit(lambda p: (p.mean, p.variance))(KAPrior(energy, reference))
+    np.testing.assert_allclose(found, [mean, variance], rtol=2e-3, atol=1e-5)
 
 
 # points inside the support, below it and above it

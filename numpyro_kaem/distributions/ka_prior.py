@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
 from numpyro_kaem.distributions.reference import check_reference, mass_below, support_ends, survival
-from numpyro_kaem.distributions.tabulated import TabulatedDistribution, nodes_first
+from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.energies import UnivariateEnergy
-from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule
+from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule, nodes_first
 
 
 class KAPrior(TabulatedDistribution):
