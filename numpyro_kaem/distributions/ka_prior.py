@@ -15,7 +15,13 @@ from jaxtyping import Array, Float
 
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
-from numpyro_kaem.distributions.reference import check_reference, mass_below, support_ends, survival
+from numpyro_kaem.distributions.reference import (
+    check_reference,
+    mass_below,
+    reaches_outside,
+    support_ends,
+    survival,
+)
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule, nodes_first
@@ -351,10 +357,16 @@ class KAPrior(TabulatedDistribution):
         log_reference = jnp.moveaxis(log_reference + correction, 0, -1)
         log_reference = log_reference.reshape(*log_reference.shape[:-1], *energy.shape[-2:])
 
+        log_density = jnp.broadcast_to(energy + log_reference, (*shape, *energy.shape[-2:]))
+        traced = any(isinstance(end, core.Tracer) for end in basis.domain)
+        if traced or np.any(np.isnan(support_ends(self.reference))):  # not known when the prior was made
+            outside = reaches_outside(self.reference, *basis.domain, self._dtype)
+            log_density = jnp.where(jnp.expand_dims(outside, (-2, -1)), jnp.nan, log_density)
+
         low, high = (jnp.asarray(end, self._dtype) for end in self._body)
         return _Tilt(
             largest=largest,
-            log_density=jnp.broadcast_to(energy + log_reference, (*shape, *energy.shape[-2:])),
+            log_density=log_density,
             at_ends=(at_ends[..., 0], at_ends[..., 1]),
             log_tails=(
                 jnp.broadcast_to(at_ends[..., 0] + _safe_log(mass_below(self.reference, low)), shape),
