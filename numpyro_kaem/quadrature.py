@@ -58,6 +58,9 @@ class GaussLegendre(QuadratureRule):
         nodes_per_panel: nodes of a panel, at least 2.
         panels_per_interval: panels of a cell of the basis, at least 1. More are needed for rough energies.
 
+    Raises:
+        ValueError: for a number out of range.
+
     Example:
         ```python
         import numpy as np
@@ -107,6 +110,9 @@ class Trapezoid(QuadratureRule):
 
     Args:
         panels_per_interval: panels of a cell of the basis, at least 1.
+
+    Raises:
+        ValueError: for a number out of range.
 
     Example:
         ```python

@@ -23,7 +23,7 @@ from numpyro_kaem.distributions.reference import (
     survival,
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
-from numpyro_kaem.energies import UnivariateEnergy
+from numpyro_kaem.energies import UnivariateEnergy, check_finite
 from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule, nodes_first
 
 
@@ -46,7 +46,7 @@ class KAPrior(TabulatedDistribution):
         reference: pi0, a continuous univariate NumPyro distribution; its parameters may be learned. One whose `icdf`
             does not work has its tails inverted by bisection of its `cdf`.
         quadrature: the panel rule; rough energies may want more `panels_per_interval`.
-        validate_args: as in every NumPyro distribution.
+        validate_args: as in every NumPyro distribution; an energy has to be finite.
 
     Raises:
         TypeError: if energy or reference are of another type.
@@ -112,6 +112,8 @@ class KAPrior(TabulatedDistribution):
         self.energy, self.reference, self.quadrature = energy, reference, quadrature
         self._leaf_ndims = tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves((energy, reference)))
         super().__init__(batch_shape, (), validate_args=validate_args)
+        if self._validate_args:
+            check_finite(energy)
 
     @classmethod
     def from_samples(

@@ -121,8 +121,12 @@ class TabulatedDistribution(dist.Distribution):
 
         Returns:
             Draws of shape sample_shape + batch_shape.
+
+        Raises:
+            TypeError: for something else than a key.
         """
-        assert is_prng_key(key)
+        if not is_prng_key(key):
+            raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
         dtype, shape = self._dtype, self.shape(sample_shape)
         # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
         half = jnp.finfo(dtype).eps / 2
@@ -137,11 +141,18 @@ class TabulatedDistribution(dist.Distribution):
         Args:
             value: points of shape sample_shape + batch_shape, or broadcastable with it.
             intermediates: not used; part of NumPyro's interface.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
         """
         return self._log_prob(self._check_shape("value", value))
 
     def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters."""
+        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+        """
         value = self._check_shape("value", value)
         return self._cdf(jnp.broadcast_to(value, self._result_shape(value)))
 
@@ -155,6 +166,9 @@ class TabulatedDistribution(dist.Distribution):
             q: probabilities in [0, 1], of shape sample_shape + batch_shape. Outside of [0, 1] the result is NaN;
                 at 0 and 1 it is the support's end.
             complement: 1 - q, if it is known to more digits than q has left near one; not differentiated.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
         """
         q = self._check_shape("q", q)
         shape = self._result_shape(q)
