@@ -194,10 +194,11 @@ class UnivariateEnergy(eqx.Module):
             (1 - s) times the samples' weighted quantiles + s times evenly spaced knots,   s = uniform_fraction,
 
         so that about as many samples lie in each interval (where the domain is extended, about three intervals go to
-        its old end), and the coefficients are those of the least-squares fit to the function on the old domain and,
-        with less weight, to its continuation by a slope that decays over the width of a cell. Other bases get the new
-        domain only. Works on repeated samples, on one sample, with cells that no sample falls into, and, compiled, on
-        samples that are not finite: these do not count.
+        its old end). Evenly spaced are knots over the old domain and all but the outermost 1 per cent of the samples on
+        either side, so that an outlier costs one interval. The coefficients are those of the least-squares fit to the
+        function on the old domain and, with less weight, to its continuation by a slope that decays over the width of
+        a cell. Other bases get the new domain only. Works on repeated samples, on one sample, with cells that no
+        sample falls into, and, compiled, on samples that are not finite: these do not count.
 
         Args:
             z: samples of shape (num_samples, *batch). A batch axis of size 1 gives all elements along it the same
