@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -64,19 +66,34 @@ class UnivariateEnergy(eqx.Module):
     base_activation: str = eqx.field(static=True, default="silu")
 
     def __check_init__(self):
-        if self.base_activation not in ACTIVATIONS:
+        if not isinstance(self.basis, Basis):
+            raise TypeError(f"basis must be a Basis such as BSpline(20, 3, (-3.0, 3.0)), got {self.basis!r}")
+        if not isinstance(self.base_activation, str) or self.base_activation not in ACTIVATIONS:
             raise ValueError(f"base_activation must be one of {sorted(ACTIVATIONS)}, got {self.base_activation!r}")
-        grid_shape = self.basis.grid.batch_shape
-        if grid_shape:
+        parts = {name: getattr(self, name) for name in ("coefficients", "base_weight", "spline_weight")}
+        if any(part is None for part in parts.values()):  # of a tree whose leaves are elsewhere
+            return
+        for name, part in parts.items():
+            if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
+                raise TypeError(f"{name} must be an array of floating-point numbers, got {part!r}")
+        num_basis, shape = self.basis.num_basis, self.coefficients.shape
+        if shape[-1:] != (num_basis,):
+            raise ValueError(
+                f"coefficients must have shape (*batch, {num_basis}), one for each function of the basis "
+                f"{type(self.basis).__name__}, got shape {shape}"
+            )
+        batches = {
+            "base_weight must have a": self.base_weight.shape,
+            "spline_weight must have a": self.spline_weight.shape,
+            "basis must have a grid of a batch": self.basis.grid.batch_shape,
+        }
+        for what, batch in batches.items():
             try:
-                fits = jnp.broadcast_shapes(grid_shape, self.batch_shape) == self.batch_shape
+                fits = np.broadcast_shapes(batch, self.batch_shape) == self.batch_shape
             except ValueError:
                 fits = False
             if not fits:
-                raise ValueError(
-                    f"basis must have a grid of a batch shape that broadcasts to the energy's, {self.batch_shape}, "
-                    f"got {grid_shape}"
-                )
+                raise ValueError(f"{what} shape that broadcasts to the energy's, {self.batch_shape}, got {batch}")
 
     @classmethod
     def init(
@@ -100,11 +117,30 @@ class UnivariateEnergy(eqx.Module):
 
         Returns:
             An energy with normal coefficients and base weights, and spline weights of one.
+
+        Raises:
+            TypeError: for a basis of another type.
+            ValueError: for a batch_shape that is no tuple of sizes, a scale that is negative or not finite, and another
+                base_activation.
+
+        Example:
+            ```python
+            import jax
+            import jax.numpy as jnp
+            from numpyro_kaem import RBF, UnivariateEnergy
+
+            energy = UnivariateEnergy.init(jax.random.key(0), (4,), basis=RBF(20, (-3.0, 3.0)), scale=0.0)
+            assert jnp.all(energy(jnp.zeros(4)) == 0.0)
+            ```
         """
         if not isinstance(basis, Basis):
             raise TypeError(f"basis must be a Basis such as BSpline(20, 3, (-3.0, 3.0)), got {basis!r}")
-        if not scale >= 0:
-            raise ValueError(f"scale must be at least 0, got {scale!r}")
+        if not isinstance(scale, numbers.Real | jax.Array) or not 0.0 <= scale < np.inf:
+            raise ValueError(f"scale must be a finite number of at least 0, got {scale!r}")
+        if isinstance(batch_shape, numbers.Number) or not all(
+            isinstance(size, numbers.Integral) and size >= 0 for size in batch_shape
+        ):
+            raise ValueError(f"batch_shape must be a tuple of sizes, such as (40,), got {batch_shape!r}")
         batch_shape = tuple(batch_shape)
         base_key, coefficient_key = jax.random.split(key)
         return cls(
@@ -158,10 +194,11 @@ class UnivariateEnergy(eqx.Module):
             (1 - s) times the samples' weighted quantiles + s times evenly spaced knots,   s = uniform_fraction,
 
         so that about as many samples lie in each interval (where the domain is extended, about three intervals go to
-        its old end), and the coefficients are those of the least-squares fit to the function on the old domain and,
-        with less weight, to its continuation by a slope that decays over the width of a cell. Other bases get the new
-        domain only. Works on repeated samples, on one sample, with cells that no sample falls into, and, compiled, on
-        samples that are not finite: these do not count.
+        its old end). Evenly spaced are knots over the old domain and all but the outermost 1 per cent of the samples on
+        either side, so that an outlier costs one interval. The coefficients are those of the least-squares fit to the
+        function on the old domain and, with less weight, to its continuation by a slope that decays over the width of
+        a cell. Other bases get the new domain only. Works on repeated samples, on one sample, with cells that no
+        sample falls into, and, compiled, on samples that are not finite: these do not count.
 
         Args:
             z: samples of shape (num_samples, *batch). A batch axis of size 1 gives all elements along it the same
@@ -272,14 +309,32 @@ class UnivariateEnergy(eqx.Module):
         return coarse, (fine_spline + fine_base) + lost
 
 
+def check_finite(energy: UnivariateEnergy) -> None:
+    """Raise where a weight or a coefficient that is known now is not finite."""
+    for name in ("base_weight", "spline_weight", "coefficients"):
+        values = getattr(energy, name)
+        if isinstance(values, core.Tracer) or not isinstance(values, np.ndarray | jax.Array):
+            continue
+        wrong = np.argwhere(~np.isfinite(np.asarray(values)))
+        if len(wrong):
+            index = tuple(map(int, wrong[0]))
+            raise ValueError(
+                f"energy must be finite, but {name} is {np.asarray(values)[index]} at {index}, one of {len(wrong)} "
+                "such values; start from other parameters, or learn them in smaller steps"
+            )
+
+
 def _check_samples(
     z: ArrayLike, weights: ArrayLike | None, energy: UnivariateEnergy, uniform_fraction: float
 ) -> tuple[Array, Array]:
     """Samples and weights as arrays of one shape, or an error; the weight of what is not finite is zero."""
-    if not 0.0 < uniform_fraction <= 1.0:
-        raise ValueError(f"uniform_fraction must be above 0 and at most 1, got {uniform_fraction!r}")
+    if not isinstance(uniform_fraction, numbers.Real) or not 0.0 < uniform_fraction <= 1.0:
+        raise ValueError(f"uniform_fraction must be a number above 0 and at most 1, got {uniform_fraction!r}")
     z = jnp.asarray(z)
     weights = jnp.ones(()) if weights is None else jnp.asarray(weights)
+    for name, values in (("z", z), ("weights", weights)):
+        if jnp.iscomplexobj(values):
+            raise TypeError(f"{name} must be real numbers, got dtype {values.dtype}")
     batch_shape, grid_shape = energy.batch_shape, energy.basis.grid.batch_shape
     try:
         fits = z.ndim == len(batch_shape) + 1 and np.broadcast_shapes(z.shape[1:], batch_shape) == batch_shape

@@ -18,6 +18,9 @@ SomeBasis = TypeVar("SomeBasis", bound=Basis)
 # Of a cell, where old and new functions are compared: more places than a spline has functions there.
 _PLACES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(8)[0]
 
+# Share of the samples on either side of the range over which evenly spaced knots are spread.
+_MARGIN = 0.01
+
 
 def per_batch_element(basis: SomeBasis, batch_shape: tuple[int, ...]) -> SomeBasis:
     """The same basis with a grid per batch element that may be replaced; the knots of a B-spline become free."""
@@ -49,8 +52,15 @@ def adapted_basis(basis: SomeBasis, z: Array, weights: Array, uniform_fraction: 
     low = jnp.minimum(first, jnp.min(jnp.where(counted, z, jnp.inf), axis=0))
     high = jnp.maximum(last, jnp.max(jnp.where(counted, z, -jnp.inf), axis=0))
     shares = jnp.linspace(0.0, 1.0, points.shape[-1], dtype=z.dtype)
-    even = low[..., None] + (high - low)[..., None] * shares
+    new = jnp.stack([low, high], axis=-1)
     if isinstance(basis, BSpline):
+        # Evenly spaced knots go where most samples are: over a range that one outlier has extended they would all be
+        # far from the others.
+        inner = [
+            jnp.clip(end, low, high) for end in _quantiles(z, weights, jnp.array([_MARGIN, 1.0 - _MARGIN], z.dtype))
+        ]
+        inner = jnp.minimum(first, inner[0]), jnp.maximum(last, inner[1])
+        even = inner[0][..., None] + (inner[1] - inner[0])[..., None] * shares
         # Where the domain is extended, three intervals go to the old end: without, one wide interval could have to bend
         # from the function's slope to what lies beyond, and would overshoot.
         width = (last - first) / basis.num_cells
@@ -62,10 +72,10 @@ def adapted_basis(basis: SomeBasis, z: Array, weights: Array, uniform_fraction: 
             weights = jnp.concatenate([weights, jnp.broadcast_to(added, (len(steps), *added.shape))])
         inner = jnp.moveaxis(_quantiles(z, weights, shares[1:-1]), 0, -1)
         knots = jnp.concatenate([low[..., None], inner, high[..., None]], axis=-1)
-        even = uniform_fraction * even + (1.0 - uniform_fraction) * knots
+        new = uniform_fraction * even + (1.0 - uniform_fraction) * knots
     # Without a sample that counts nothing moves.
-    old = jnp.broadcast_to(jnp.asarray(points, z.dtype), even.shape)
-    new = jnp.where(jnp.any(counted, axis=0)[..., None], even, old)
+    old = jnp.broadcast_to(jnp.asarray(points, z.dtype), new.shape)
+    new = jnp.where(jnp.any(counted, axis=0)[..., None], new, old)
     return with_points(basis, new.at[..., 0].set(low).at[..., -1].set(high))
 
 

@@ -8,7 +8,6 @@ bits of its points, which are integers.
 from __future__ import annotations
 
 import math
-import numbers
 from types import ModuleType
 
 import equinox as eqx
@@ -70,10 +69,14 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
         "domain must be (low, high), two finite numbers (or arrays of the energy's batch shape) with low < high, "
         f"got {domain!r}"
     )
+    if not isinstance(domain, tuple | list) and not hasattr(domain, "shape"):
+        raise ValueError(message)
     try:
         low, high = domain
-        if all(isinstance(end, numbers.Real) or np.ndim(end) == 0 for end in domain):
-            low, high = (end if isinstance(end, core.Tracer) else float(end) for end in domain)
+        if any(isinstance(end, bool) for end in domain):
+            raise ValueError(message)
+        if all(np.ndim(end) == 0 for end in domain):
+            low, high = (end if isinstance(end, core.Tracer) else np.asarray(end).item() for end in domain)
         ends = array_module(low, high).stack(array_module(low, high).broadcast_arrays(low, high), axis=-1)
     except (TypeError, ValueError) as error:
         raise ValueError(message) from error
@@ -81,11 +84,22 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
 
 
 def check_increasing(points: ArrayLike, message: str) -> Grid:
-    """The grid of points that are finite and increase along the last axis; others raise an error with the message."""
+    """The grid of points that are finite and increase along the last axis; others raise an error with the message.
+
+    They have to do so in JAX's default dtype.
+    """
     if not isinstance(points, core.Tracer):
-        values = np.asarray(points)
+        values, info = np.asarray(points), jnp.finfo(jnp.result_type(float))
         if values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)) or not np.all(np.diff(values) > 0):
             raise ValueError(message)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = values.astype(info.dtype)
+            told_apart = np.all(np.isfinite(rounded)) and np.all(np.diff(rounded) >= info.tiny)
+        if not told_apart:
+            raise ValueError(
+                f"{message}, which {info.dtype} cannot tell apart or hold; give points further apart, or enable JAX's "
+                "64-bit mode"
+            )
     return Grid.of(points)
 
 

@@ -81,8 +81,16 @@ class InverseTable(NamedTuple):
 
 
 def tail_shares(dtype) -> np.ndarray:
-    """Shares of a tail beyond the edges of its panels: half octaves, then octaves, to below the resolution of draws."""
-    return 0.5 ** np.concatenate([np.arange(0.0, 8.0, 0.5), np.arange(8.0, jnp.finfo(dtype).nmant + 4.0)])
+    """Shares of a tail beyond the edges of its panels, and beyond the body they begin at: decreasing from 1, float64.
+
+    The bulk of a reference may lie in a tail, at a distance from the body. So shares approach 0, and 1 as well, by
+    half octaves and then by octaves, to below the resolution of draws.
+    """
+    bits = jnp.finfo(dtype).nmant + 3.0
+    far = 0.5 ** np.concatenate([np.arange(1.0, 8.0, 0.5), np.arange(8.0, bits + 1.0)])
+    # Differences of these to one are exact in float64 up to its own resolution.
+    near = 0.5 ** np.concatenate([np.arange(1.5, 4.0, 0.5), np.arange(4.0, min(bits, 52.0) + 1.0)])
+    return np.concatenate([[1.0], 1.0 - near[::-1], far])
 
 
 def build_inverse(table: CDFTable, tails: tuple[TailPanels, TailPanels] | None) -> InverseTable:
@@ -239,8 +247,9 @@ def invert_tail(
     quantile keeps its relative precision however far out it lies.
 
     Args:
-        tail_mass: probability beyond z, decreasing as z moves from start to bound; elementwise.
-        target: probabilities, between 0 and tail_mass(start).
+        tail_mass: probability beyond z, or another function that decreases as z moves from start to bound;
+            elementwise.
+        target: of the same meaning, between tail_mass(bound) and tail_mass(start).
         start: the inner end of the tail, which may differ along the batch.
         bound: the outer end of the tail, finite or infinite.
         num_steps: bisection steps.

@@ -58,6 +58,9 @@ class GaussLegendre(QuadratureRule):
         nodes_per_panel: nodes of a panel, at least 2.
         panels_per_interval: panels of a cell of the basis, at least 1. More are needed for rough energies.
 
+    Raises:
+        ValueError: for a number out of range.
+
     Example:
         ```python
         import numpy as np
@@ -107,6 +110,9 @@ class Trapezoid(QuadratureRule):
 
     Args:
         panels_per_interval: panels of a cell of the basis, at least 1.
+
+    Raises:
+        ValueError: for a number out of range.
 
     Example:
         ```python
@@ -217,6 +223,13 @@ class Panels(NamedTuple):
     @property
     def _end(self) -> float:
         return self.starts[-1] + self.widths[-1]
+
+
+def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:
+    """Values of shape (*batch, num_panels, num_nodes) as (num_panels num_nodes, *batch), the batch of a given rank."""
+    *batch, num_panels, num_nodes = values.shape
+    values = values.reshape(*[1] * (rank - len(batch)), *batch, num_panels * num_nodes)
+    return array_module(values).moveaxis(values, -1, 0)
 
 
 def graded_edges(edges: np.ndarray, low: float, high: float, resolution: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Energies: what they are, what of them is trained, and their values to more digits than a float has."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +117,13 @@ def test_only_weights_and_coefficients_are_sites_of_a_bayesian_model():
         random_eqx_module("energy", energy, prior=dist.Normal(0.0, 1.0))
     sites = {name for name, site in trace.items() if site["type"] == "sample"}
     assert sites == {"energy/base_weight", "energy/spline_weight", "energy/coefficients"}
+
+
+def test_parts_of_an_energy_that_are_elsewhere_or_abstract_are_no_errors():
+    energy = random_energy(BASIS, (2,), 1.0)
+    parameters, rest = eqx.partition(energy, eqx.is_inexact_array)
+    assert eqx.tree_equal(eqx.combine(parameters, rest), energy)
+    shapes = jax.eval_shape(lambda key: UnivariateEnergy.init(key, (2,), basis=BASIS), jax.random.key(0))
+    assert shapes.batch_shape == (2,)
+    stacked = jax.vmap(lambda c: UnivariateEnergy(c[0], c[0], c, BASIS))(jnp.ones((3, BASIS.num_basis)))
+    assert stacked.batch_shape == (3,)

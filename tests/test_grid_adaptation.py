@@ -91,6 +91,15 @@ def test_knots_go_to_the_quantiles_and_intervals_get_equal_shares():
     np.testing.assert_allclose(between.basis.knots, 0.3 * even.basis.knots + 0.7 * moved.basis.knots, atol=1e-5)
 
 
+def test_an_outlier_costs_few_knots():
+    energy = energy_of(SPLINES, lambda z: -(z**2), lambda z: 0.2 * z**3 - z)
+    z = np.concatenate([samples(1.0, 500).clip(*DOMAIN), np.full((1, 2), 1e3, np.float32)])
+    moved, change = adapt(energy, z, None, 0.05)
+    knots, extent = np.asarray(moved.basis.knots), np.ptp(np.asarray(energy(INSIDE[:, None])), axis=0)
+    assert np.all(np.sum((knots >= -3.0) & (knots <= 3.1), axis=1) >= 21) and np.all(knots[:, -1] == 1e3)
+    assert np.all(np.diff(knots, axis=1) > 0) and np.all(change < 0.05 * extent)
+
+
 def test_whole_weights_are_repeated_samples():
     z, counts = samples(1.0, 50), np.random.default_rng(1).integers(0, 4, size=50)
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES)
@@ -154,7 +163,10 @@ def test_a_zero_spline_weight_can_be_refitted():
         ({"z": np.array([[0.0, np.nan]])}, "z and weights must be finite .* 1 of 2 samples are not"),
         ({"z": np.zeros((5, 2)), "weights": -np.ones(5)}, "weights not negative; 10 of 10 samples are not"),
         ({"z": np.zeros((5, 2)), "weights": np.ones(4)}, r"weights must have shape \(5,\) or \(5, 2\), got \(4,\)"),
-        ({"z": np.zeros((5, 2)), "uniform_fraction": 0.0}, "uniform_fraction must be above 0 and at most 1, got 0.0"),
+        (
+            {"z": np.zeros((5, 2)), "uniform_fraction": 0.0},
+            "uniform_fraction must be a number above 0 and at most 1, got 0.0",
+        ),
     ],
 )
 def test_bad_samples_are_told(arguments, message):

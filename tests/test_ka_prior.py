@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from prior_cases import CASES, evaluate, make_case, quick_jit, random_energy
 from reference_density import ReferenceDensity
 
-from numpyro_kaem import RBF, BSpline, KAPrior
+from numpyro_kaem import RBF, BSpline, KAMixture, KAPrior, UnivariateEnergy
 
 DOMAIN = (-2.0, 2.0)
 SPLINE = BSpline(num_intervals=6, degree=3, domain=DOMAIN)
 NORMAL = dist.Normal(0.3, 1.2)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,61 @@ def moments(density):
     z, mass = z[mass > 0], mass[mass > 0]
     mean = np.sum(mass * z)
     return mean, np.sum(mass * (z - mean) ** 2), np.sum(mass * (z - mean) ** 4)
+
+
+# NumPyro distribution, domain, mean, variance. StudentT has no icdf; of Pareto's only the transformation is known.
+HEAVY = {
+    "student t, 2.05": (dist.StudentT(2.05), DOMAIN, 0.0, 41.0),
+    "pareto, 1.05": (dist.Pareto(1.0, 1.05), (1.0, 5.0), 21.0, np.inf),
+    "log-normal": (dist.LogNormal(0.0, 3.0), (0.1, 5.0), np.exp(4.5), np.expm1(9.0) * np.exp(9.0)),
+    "cauchy": (dist.Cauchy(0.0, 1.0), DOMAIN, np.nan, np.nan),
+    "half-cauchy": (dist.HalfCauchy(1.0), (0.1, 5.0), np.inf, np.inf),
+    "transformed cauchy": (
+        dist.TransformedDistribution(dist.Cauchy(0.0, 1.0), dist.transforms.AffineTransform(1.0, 2.0)),
+        DOMAIN,
+        np.nan,
+        np.nan,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_moments_of_heavy_tails(name):
+    """With a zero energy they are the reference's: next to those that do not exist, or infinite."""
+    reference, domain, mean, variance = HEAVY[name]
+    energy = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(6, 3, domain), scale=0.0)
+    found = quick_jit(lambda p: (p.mean, p.variance))(KAPrior(energy, reference))
+    np.testing.assert_allclose(found, [mean, variance], rtol=2e-3, atol=1e-5)
+
+
+def test_a_support_that_is_learned_and_ends_inside_the_domain_gives_nan():
+    energy = random_energy(SPLINE, (2,), 1.0)
+    points = jnp.linspace(-1.9, 1.9, 5)[:, None]
+
+    @quick_jit
+    def results(low):
+        prior = KAPrior(energy, dist.Uniform(low, 3.0))
+        mixture = KAMixture(prior, jnp.zeros(2))
+        functions = [
+            (p.log_prob(points[..., 0] if p is mixture else points), p.mean, p.icdf(0.3), p.sample(KEY))
+            for p in (prior, mixture)
+        ]
+        return jax.tree.leaves(functions), jax.grad(lambda low: KAPrior(energy, dist.Uniform(low, 3.0)).mean.sum())(low)
+
+    zero = UnivariateEnergy.init(KEY, basis=SPLINE, scale=0.0)
+
+    @quick_jit
+    def moved(high):
+        on_domain = eqx.tree_at(lambda e: e.basis, zero, BSpline(6, 3, (0.0, high)))
+        return KAPrior(on_domain, dist.Uniform(0.0, 1.0)).mean
+
+    assert np.isnan(moved(1.1)) and np.isfinite(moved(1.0))
+    values, slope = results(-1.95)
+    assert all(np.all(np.isnan(value)) for value in values)
+    for low in (-2.0, -2.5):
+        values, slope = results(low)
+        assert all(np.all(np.isfinite(value)) for value in values) and np.isfinite(slope)
+        np.testing.assert_allclose(values[1], KAPrior(energy, dist.Uniform(low, 3.0)).mean, rtol=1e-5)
 
 
 # points inside the support, below it and above it

@@ -48,6 +48,11 @@ CASES = {
             ("'ab'", "'ab'"),
             ("3.0", "3.0"),
             ("None", "None"),
+            ("{0.0}", "{0.0}"),
+            ("('0', '1')", "('0', '1')"),
+            ("(False, True)", "(False, True)"),
+            ("(0.0, 1e-40)", "(0.0, 1e-40), which float32 cannot tell apart or hold; give points further apart"),
+            ("(0.0, 1e39)", "(0.0, 1e+39), which float32 cannot tell apart or hold"),
         ]
     },
     "BSpline(0, 3, (0.0, 1.0))": ("ValueError", "num_intervals must be a whole number of at least 1, got 0"),
@@ -81,6 +86,11 @@ CASES = {
     "BSpline.from_knots([0.0, 2.0, 1.0], 3)": ("ValueError", KNOTS + "[0.0, 2.0, 1.0]"),
     "BSpline.from_knots([0.0, 1.0, float('nan')], 3)": ("ValueError", KNOTS + "[0.0, 1.0, nan]"),
     "BSpline.from_knots([0.0, float('inf')], 3)": ("ValueError", KNOTS + "[0.0, inf]"),
+    "BSpline.from_knots(np.array([[1.0, 1.0 + 1e-9, 2.0]]), 3)": ("ValueError", "which float32 cannot tell apart"),
+    "RBF(5, (0.0, 1.0), scale=1e-6)": (
+        "ValueError",
+        "scale must be at least 0.01 of the distance between centres, got 1e-06; for narrower bumps take more centres",
+    ),
     "BSpline.from_knots(jnp.array([[0.0, 1.0], [1.0, 0.0]]), 3)": ("ValueError", KNOTS),
     "BSpline.from_knots(['a', 'b'], 3)": ("ValueError", KNOTS + "['a', 'b']"),
     "BSpline.from_knots(None, 3)": ("ValueError", "knots must be at least two numbers along the last axis, got None"),
@@ -111,12 +121,60 @@ CASES = {
     "GaussLegendre(8, 0)": ("ValueError", "panels_per_interval must be a whole number of at least 1, got 0"),
     "UnivariateEnergy.init(jax.random.key(0), basis=basis, scale=-1.0)": (
         "ValueError",
-        "scale must be at least 0, got -1.0",
+        "scale must be a finite number of at least 0, got -1.0",
     ),
     "UnivariateEnergy.init(jax.random.key(0), basis=basis, scale=float('nan'))": (
         "ValueError",
-        "scale must be at least 0, got nan",
+        "scale must be a finite number of at least 0, got nan",
     ),
+    **{
+        f"UnivariateEnergy.init(jax.random.key(0), basis=basis, scale={scale})": (
+            "ValueError",
+            f"scale must be a finite number of at least 0, got {shown}",
+        )
+        for scale, shown in [("'a'", "'a'"), ("float('inf')", "inf")]
+    },
+    **{
+        f"UnivariateEnergy.init(jax.random.key(0), {shape}, basis=basis)": (
+            "ValueError",
+            f"batch_shape must be a tuple of sizes, such as (40,), got {shape}",
+        )
+        for shape in ("3", "(-1,)", "(2.5,)", "'a'")
+    },
+    **{
+        f"UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones({size}), basis)": (
+            "ValueError",
+            "coefficients must have shape (*batch, 9), one for each function of the basis BSpline, got shape "
+            f"({size},)",
+        )
+        for size in (5, 12)
+    },
+    "UnivariateEnergy(jnp.ones(4), jnp.ones(()), jnp.ones(9), basis)": (
+        "ValueError",
+        "base_weight must have a shape that broadcasts to the energy's, (), got (4,)",
+    ),
+    "UnivariateEnergy(1.0, jnp.ones(()), jnp.ones(9), basis)": (
+        "TypeError",
+        "base_weight must be an array of floating-point numbers, got 1.0",
+    ),
+    "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9, int), basis)": (
+        "TypeError",
+        "coefficients must be an array of floating-point numbers, got Array([1,",
+    ),
+    "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9), 5)": ("TypeError", "basis must be a Basis such as"),
+    "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9), basis, [1])": ("ValueError", "base_activation must be"),
+    "energy((2,)).adapt_grid(jnp.ones((5, 2)) + 1j)": ("TypeError", "z must be real numbers, got dtype complex64"),
+    "energy((2,)).adapt_grid(jnp.ones((5, 2)), uniform_fraction='a')": (
+        "ValueError",
+        "uniform_fraction must be a number above 0 and at most 1, got 'a'",
+    ),
+    "jax.jit(lambda s: energy((2,)).adapt_grid(jnp.ones((5, 2)), uniform_fraction=s))(0.1)": (
+        "ValueError",
+        "uniform_fraction must be a number above 0 and at most 1, got ",
+    ),
+    "prior.sample(0)": ("TypeError", "key must be a JAX random key, such as jax.random.key(0), got 0"),
+    "KAPrior(UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9).at[3].set(jnp.nan), basis), normal, "
+    "validate_args=True)": ("ValueError", "energy must be finite, but coefficients is nan at (3,), one of 1 such"),
     "UnivariateEnergy.init(jax.random.key(0), basis=basis, base_activation='relu')": (
         "ValueError",
         "base_activation must be one of ['identity', 'silu', 'tanh'], got 'relu'",

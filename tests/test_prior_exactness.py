@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -19,6 +20,7 @@ from prior_cases import (
     BATCHED_BASES,
     CASES,
     each,
+    element,
     evaluate,
     evaluate_quickly,
     make_basis,
@@ -28,7 +30,7 @@ from prior_cases import (
 )
 from reference_density import ReferenceDensity, breakpoints, energy_values
 
-from numpyro_kaem import KAPrior, Trapezoid
+from numpyro_kaem import KAMixture, KAPrior, Trapezoid
 
 FORMS = {"univariate": None, "mixture": 3}  # number of components
 EVERY_BASIS = [*BASES, *BATCHED_BASES]
@@ -110,6 +112,33 @@ def test_quantiles_in_float64(x64, case, basis, form):
     error, rounding, distance = quantile_errors(case, basis, form, np.float64, 1e-12)
     assert np.all(error <= 1e-10)
     assert np.all(error <= 1e-6 * distance + rounding)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", FORMS)
+def test_quantiles_and_means_where_the_bulk_of_the_reference_lies_in_a_tail(x64, form, dtype):
+    """A learned location may leave the domain: the tail then begins many standard deviations from the mode."""
+    locs = np.array([-8.0, 0.0, 5.0, 7.0, 12.0], dtype)[:, None]
+    if form == "mixture":  # of references that differ, whose tails are found by bisection
+        locs = locs + np.array([0.0, 0.7], dtype)
+    energy = random_energy(BASES["b-spline"]((-3.0, 3.0)), locs.shape, 1.0, dtype=dtype)
+    prior = KAPrior(energy, dist.Normal(jnp.asarray(locs), jnp.asarray(1.0, dtype)))
+    prior = KAMixture(prior, jnp.zeros(2, dtype)) if form == "mixture" else prior
+    u = probabilities(dtype, 1e-6 if dtype == np.float32 else 1e-12)
+    columns = jnp.asarray(u).reshape(-1, *[1] * len(prior.batch_shape))
+    z, mean = quick_jit(lambda p: (p.icdf(columns), p.mean))(prior)
+    z, mean = np.asarray(z).reshape(len(u), len(locs)), np.asarray(mean).reshape(len(locs))
+    distance = np.minimum(u.astype(np.float64), 1 - u.astype(np.float64))
+    bound, relative = (1e-6, 1e-3) if dtype == np.float32 else (1e-10, 1e-6)
+    for i, loc in enumerate(locs.astype(np.float64)):
+        density = ReferenceDensity(element(energy, i), scipy.stats.norm(loc, 1.0), np.zeros(len(loc)))
+        error, rounding = density.u_error(u, z[:, i]), np.exp(density.log_prob(z[:, i])) * np.spacing(np.abs(z[:, i]))
+        assert np.all(error <= bound + rounding)
+        # The reference density has 1 - F(z) to full precision beyond the domain, but not F(z).
+        assert np.all(error <= relative * distance + rounding + 1e-14)
+        points = np.linspace(-20.0, 25.0, 100_001)
+        expected = np.trapezoid(points * np.exp(density.log_prob(points)), points)
+        np.testing.assert_allclose(mean[i], expected, rtol=1e-5, atol=1e-5)
 
 
 MASS_FLOAT32 = {

@@ -16,6 +16,9 @@ from numpyro_kaem.bases.basis import AffineBasis
 from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.grids import Grid, check_domain
 
+# Quadrature follows the bumps: the number of its panels is proportional to one over the scale.
+_LEAST_SCALE = 0.01
+
 
 class _Bumps(AffineBasis):
     """Abstract: B_g(z) = U((z - c_g) / (s h)), with centres c_g = a + g h on the domain and a scale s.
@@ -39,6 +42,11 @@ class _Bumps(AffineBasis):
         self.num_centers = check_count("num_centers", num_centers, 2)
         self.grid = check_domain(domain)
         self.fixed_scale = check_positive("scale", scale)
+        if scale < _LEAST_SCALE:
+            raise ValueError(
+                f"scale must be at least {_LEAST_SCALE} of the distance between centres, got {scale!r}; for narrower "
+                "bumps take more centres"
+            )
         self.log_scale = jnp.log(jnp.asarray(scale, jnp.result_type(float))) if learn_scale else None
 
     @property
@@ -135,11 +143,11 @@ class RBF(_Bumps):
         num_centers: number of functions, at least 2.
         domain: (low, high); the first and the last centre lie on its ends. Two numbers, or two arrays of the batch
             shape of the energy (or one that broadcasts with it), for a domain per batch element.
-        scale: s, positive.
+        scale: s, at least 0.01.
         learn_scale: make log s a parameter, shared by the batch and started at `scale`.
 
     Raises:
-        ValueError: for a domain that is not low < high, fewer than two centres, or a scale that is not positive.
+        ValueError: for a domain that is not low < high, fewer than two centres, or a scale below 0.01.
 
     References:
         Z. Li, Kolmogorov-Arnold Networks are Radial Basis Function Networks, arXiv 2405.06721.
@@ -171,11 +179,11 @@ class RSWAF(_Bumps):
         num_centers: number of functions, at least 2.
         domain: (low, high); the first and the last centre lie on its ends. Two numbers, or two arrays of the batch
             shape of the energy (or one that broadcasts with it), for a domain per batch element.
-        scale: s, positive.
+        scale: s, at least 0.01.
         learn_scale: make log s a parameter, shared by the batch and started at `scale`.
 
     Raises:
-        ValueError: for a domain that is not low < high, fewer than two centres, or a scale that is not positive.
+        ValueError: for a domain that is not low < high, fewer than two centres, or a scale below 0.01.
 
     References:
         A. Delis, FasterKAN, 2024, where the functions have this name.
@@ -218,12 +226,12 @@ class Wavelet(_Bumps):
         num_centers: number of functions, at least 2.
         domain: (low, high); the first and the last centre lie on its ends. Two numbers, or two arrays of the batch
             shape of the energy (or one that broadcasts with it), for a domain per batch element.
-        scale: s, positive.
+        scale: s, at least 0.01.
         learn_scale: make log s a parameter, shared by the batch and started at `scale`.
 
     Raises:
-        ValueError: for another kind, a domain that is not low < high, fewer than two centres, or a scale that is not
-            positive.
+        ValueError: for another kind, a domain that is not low < high, fewer than two centres, or a scale below
+            0.01.
 
     References:
         Z. Bozorgasl and H. Chen, Wav-KAN: Wavelet Kolmogorov-Arnold Networks, arXiv 2405.12832.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions.kl import kl_divergence
 
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
+from numpyro_kaem.distributions.moments import expectation
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -72,7 +73,7 @@ def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, 
         return log_p - log_q.reshape(z.shape[0], math.prod(extra), *log_q.shape[1 + len(extra) :])
 
     # A batch of q's wider than p's: the nodes and both densities do not depend on the index and are computed once.
-    result = jax.vmap(lambda index: p._expect(lambda z: log_ratio(z)[:, index]))(jnp.arange(math.prod(extra)))
+    result = jax.vmap(lambda index: expectation(p, lambda z: log_ratio(z)[:, index]))(jnp.arange(math.prod(extra)))
     result = result.reshape(*extra, *result.shape[1:])
     return jnp.where(_reaches_beyond(p.support, q.support), jnp.inf, result)
 

@@ -150,8 +150,9 @@ class KAMixture(TabulatedDistribution):
         lower, upper = (self._log_proportions + weight for weight in self._components._log_tail_weights())
         return jax.nn.logsumexp(lower, axis=-1), jax.nn.logsumexp(upper, axis=-1)
 
-    def _tail_probabilities(self, below, above):
-        lower, upper = self._components._tail_probabilities(*(jnp.asarray(z)[..., None] for z in (below, above)))
+    def _tail_probabilities(self, below, above, *sides):
+        points = (jnp.asarray(z)[..., None] for z in (below, above))
+        lower, upper = self._components._tail_probabilities(*points, *sides)
         return jnp.sum(self.probs * lower, axis=-1), jnp.sum(self.probs * upper, axis=-1)
 
 

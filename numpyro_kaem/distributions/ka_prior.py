@@ -15,10 +15,16 @@ from jaxtyping import Array, Float
 
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
-from numpyro_kaem.distributions.reference import check_reference, mass_below, support_ends, survival
-from numpyro_kaem.distributions.tabulated import TabulatedDistribution, nodes_first
-from numpyro_kaem.energies import UnivariateEnergy
-from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule
+from numpyro_kaem.distributions.reference import (
+    check_reference,
+    mass_below,
+    reaches_outside,
+    support_ends,
+    survival,
+)
+from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.energies import UnivariateEnergy, check_finite
+from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule, nodes_first
 
 
 class KAPrior(TabulatedDistribution):
@@ -40,7 +46,7 @@ class KAPrior(TabulatedDistribution):
         reference: pi0, a continuous univariate NumPyro distribution; its parameters may be learned. One whose `icdf`
             does not work has its tails inverted by bisection of its `cdf`.
         quadrature: the panel rule; rough energies may want more `panels_per_interval`.
-        validate_args: as in every NumPyro distribution.
+        validate_args: as in every NumPyro distribution; an energy has to be finite.
 
     Raises:
         TypeError: if energy or reference are of another type.
@@ -106,6 +112,8 @@ class KAPrior(TabulatedDistribution):
         self.energy, self.reference, self.quadrature = energy, reference, quadrature
         self._leaf_ndims = tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves((energy, reference)))
         super().__init__(batch_shape, (), validate_args=validate_args)
+        if self._validate_args:
+            check_finite(energy)
 
     @classmethod
     def from_samples(
@@ -351,10 +359,16 @@ class KAPrior(TabulatedDistribution):
         log_reference = jnp.moveaxis(log_reference + correction, 0, -1)
         log_reference = log_reference.reshape(*log_reference.shape[:-1], *energy.shape[-2:])
 
+        log_density = jnp.broadcast_to(energy + log_reference, (*shape, *energy.shape[-2:]))
+        traced = any(isinstance(end, core.Tracer) for end in basis.domain)
+        if traced or np.any(np.isnan(support_ends(self.reference))):  # not known when the prior was made
+            outside = reaches_outside(self.reference, *basis.domain, self._dtype)
+            log_density = jnp.where(jnp.expand_dims(outside, (-2, -1)), jnp.nan, log_density)
+
         low, high = (jnp.asarray(end, self._dtype) for end in self._body)
         return _Tilt(
             largest=largest,
-            log_density=jnp.broadcast_to(energy + log_reference, (*shape, *energy.shape[-2:])),
+            log_density=log_density,
             at_ends=(at_ends[..., 0], at_ends[..., 1]),
             log_tails=(
                 jnp.broadcast_to(at_ends[..., 0] + _safe_log(mass_below(self.reference, low)), shape),

@@ -61,6 +61,14 @@ def support_ends(reference: dist.Distribution) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(low, np.float64), np.asarray(high, np.float64)
 
 
+def reaches_outside(reference: dist.Distribution, low: ArrayLike, high: ArrayLike, dtype) -> Array:
+    """Whether a domain (low, high), rounded to a dtype, has points outside of the support; any end may be traced."""
+    support = reference.support
+    bounds = getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
+    low, high, lower_bound, upper_bound = (jnp.asarray(end, dtype) for end in (low, high, *bounds))
+    return (low < lower_bound) | (high > upper_bound)
+
+
 def support_bounds(reference: dist.Distribution) -> tuple[float, float]:
     """Ends of the support, infinite where it is unbounded, NaN where an end is traced; of a batch, the narrowest."""
     low, high = support_ends(reference)

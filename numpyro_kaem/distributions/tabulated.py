@@ -18,8 +18,8 @@ from numpyro.util import is_prng_key
 
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, table_cdf
+from numpyro_kaem.distributions.moments import expectation, mean_and_variance
 from numpyro_kaem.distributions.reference import mass_below, support_bounds, survival, tail_quantile
-from numpyro_kaem.grids import array_module
 from numpyro_kaem.inverse_transform import (
     TAIL_RULE,
     InverseTable,
@@ -121,8 +121,12 @@ class TabulatedDistribution(dist.Distribution):
 
         Returns:
             Draws of shape sample_shape + batch_shape.
+
+        Raises:
+            TypeError: for something else than a key.
         """
-        assert is_prng_key(key)
+        if not is_prng_key(key):
+            raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
         dtype, shape = self._dtype, self.shape(sample_shape)
         # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
         half = jnp.finfo(dtype).eps / 2
@@ -137,11 +141,18 @@ class TabulatedDistribution(dist.Distribution):
         Args:
             value: points of shape sample_shape + batch_shape, or broadcastable with it.
             intermediates: not used; part of NumPyro's interface.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
         """
         return self._log_prob(self._check_shape("value", value))
 
     def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters."""
+        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+        """
         value = self._check_shape("value", value)
         return self._cdf(jnp.broadcast_to(value, self._result_shape(value)))
 
@@ -155,6 +166,9 @@ class TabulatedDistribution(dist.Distribution):
             q: probabilities in [0, 1], of shape sample_shape + batch_shape. Outside of [0, 1] the result is NaN;
                 at 0 and 1 it is the support's end.
             complement: 1 - q, if it is known to more digits than q has left near one; not differentiated.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
         """
         q = self._check_shape("q", q)
         shape = self._result_shape(q)
@@ -191,17 +205,17 @@ class TabulatedDistribution(dist.Distribution):
     def entropy(self) -> Float[Array, "*batch"]:
         """Differential entropy -E[log p(z)], by quadrature."""
         prepared = self._prepared()
-        return jnp.broadcast_to(prepared._expect(lambda z: -prepared._log_density(z)), self.batch_shape)
+        return jnp.broadcast_to(expectation(prepared, lambda z: -prepared._log_density(z)), self.batch_shape)
 
     @property
     def mean(self) -> Float[Array, "*batch"]:
-        """Mean, by quadrature."""
-        return jnp.broadcast_to(self._mean_and_variance()[0], self.batch_shape)
+        """Mean, by quadrature; infinite or NaN where the reference's is."""
+        return jnp.broadcast_to(mean_and_variance(self)[0], self.batch_shape)
 
     @property
     def variance(self) -> Float[Array, "*batch"]:
-        """Variance, by quadrature."""
-        return jnp.broadcast_to(self._mean_and_variance()[1], self.batch_shape)
+        """Variance, by quadrature; infinite or NaN where the reference's is."""
+        return jnp.broadcast_to(mean_and_variance(self)[1], self.batch_shape)
 
     def _copy(self) -> TabulatedDistribution:
         leaves, structure = self.tree_flatten()
@@ -298,13 +312,8 @@ class TabulatedDistribution(dist.Distribution):
         shares = tail_shares(dtype)
         # Where all elements of the batch have the tail of one reference, so they have its panels.
         common = self._tails_invert and self._reference.batch_shape == () and self._basis.grid.batch_shape == ()
-        if common:
-            of_reference = jnp.asarray(shares, dtype) * self._reference_tail(below)
-            edges = tail_quantile(self._reference, of_reference, jnp.asarray(below))
-        else:
-            tail = table.lower_tail if below else table.upper_tail
-            probabilities = tail * jnp.asarray(shares, dtype).reshape(-1, *[1] * rank)
-            edges = self._tail_quantile(table, probabilities, jnp.asarray(below))
+        both = (part.astype(dtype).reshape(-1, *[1] * (0 if common else rank)) for part in (shares, 1.0 - shares))
+        edges = self._tail_quantile(table, *both, jnp.asarray(below))
         end = self._body[0 if below else 1]
         edges = edges.at[0].set(end)
         # A tail without mass has no quantiles: its panels are empty.
@@ -359,12 +368,6 @@ class TabulatedDistribution(dist.Distribution):
         return jnp.where(value > high, above, 1.0 - self._cdf(value))
 
     @eqx.filter_jit
-    def _mean_and_variance(self):
-        z, mass = self._nodes()
-        mean = jnp.sum(z * mass, axis=0)
-        return mean, jnp.sum((z - mean) ** 2 * mass, axis=0)
-
-    @eqx.filter_jit
     def _quantile(self, q, complement, drawn: bool):
         self = self._prepared()
         inverse = self._inverse()
@@ -388,92 +391,62 @@ class TabulatedDistribution(dist.Distribution):
         complement = 1.0 - q if complement is None else complement
         if self._has_tails:
             below = q < inverse.lower_end
-            far = self._tail_quantile(self._table(), jnp.where(below, q, complement), below)
+            table = self._table()
+            tail = jnp.where(below, table.lower_tail, table.upper_tail)
+            share = jnp.minimum(jnp.where(below, q, complement) / jnp.where(tail > 0, tail, 1.0), 1.0)
+            far = self._tail_quantile(table, share, 1.0 - share, below)
             z = jnp.where(below | (complement < inverse.upper_end), far, z)
         support = self.support
         low, high = getattr(support, "lower_bound", -jnp.inf), getattr(support, "upper_bound", jnp.inf)
         z = jnp.where(q == 0, jnp.asarray(low, z.dtype), jnp.where(complement == 0, jnp.asarray(high, z.dtype), z))
         return self._in_rows(jnp.where((q >= 0) & (complement >= 0), z, jnp.nan))
 
-    def _tail_probabilities(self, below, above):
-        """F at points below the body and 1 - F at points above it."""
+    def _tail_probabilities(self, below, above, lower=mass_below, upper=survival):
+        """F at points below the body and 1 - F at points above it.
+
+        With `lower` and `upper` exchanged, what the reference has on the other side of the points, in the same units.
+        """
         log_lower, log_upper = self._log_tail_weights()
         reference = self._reference
-        return jnp.exp(log_lower) * mass_below(reference, below), jnp.exp(log_upper) * survival(reference, above)
+        return jnp.exp(log_lower) * lower(reference, below), jnp.exp(log_upper) * upper(reference, above)
 
-    def _reference_tail(self, below: bool):
-        """Probability of the reference below the body or above it."""
-        # As an array: Python numbers alone would be computed in the widest dtype that JAX is set to.
-        end = jnp.asarray(self._body[0 if below else 1], self._dtype)
-        return mass_below(self._reference, end) if below else survival(self._reference, end)
+    def _tail_quantile(self, table: CDFTable, share, rest, below):
+        """The point with a share of the tail below it (where `below`) or above it, and the rest = 1 - share before it.
 
-    def _tail_quantile(self, table: CDFTable, probability, below):
-        """The point with the given probability below it (where `below`) or above it, in the tails."""
-        probability = jnp.minimum(probability, jnp.where(below, table.lower_tail, table.upper_tail))
+        A tail may hold the bulk of the reference. The point is found from that end of the reference which is nearer:
+        next to a body in the other tail of the reference, the mass beyond has lost the digits of the mass before.
+        """
         (low, high), reference = self._body, self._reference
         if self._tails_invert:
-            tail = jnp.where(below, table.lower_tail, table.upper_tail)
-            of_reference = jnp.where(below, self._reference_tail(True), self._reference_tail(False))
-            share = probability / jnp.where(tail > 0, tail, 1.0)
-            return tail_quantile(reference, share * of_reference, below)
+            # As arrays: Python numbers alone would be computed in the widest dtype that JAX is set to.
+            low, high = (jnp.asarray(end, self._dtype) for end in (low, high))
+            beyond = jnp.where(below, mass_below(reference, low), survival(reference, high))
+            before = jnp.where(below, survival(reference, low), mass_below(reference, high))
+            beyond, before = share * beyond, before + rest * beyond
+            return tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
         bounds = support_bounds(reference)
-        return jnp.where(
-            below,
-            invert_tail(lambda z: self._tail_probabilities(z, high)[0], probability, low, bounds[0]),
-            invert_tail(lambda z: self._tail_probabilities(low, z)[1], probability, high, bounds[1]),
-        )
+        tails, others = (table.lower_tail, table.upper_tail), self._tail_probabilities(low, high, survival, mass_below)
 
-    def _expect(self, function):
-        """E[function(z)], by quadrature."""
-        z, mass = self._nodes()
-        # Where there is no mass the function need not be finite.
-        return jnp.sum(jnp.where(mass == 0, 0.0, function(z) * mass), axis=0)
+        def invert(side, start, tail, other):
+            def masses(z):
+                at = (z, high) if side == 0 else (low, z)
+                return self._tail_probabilities(*at)[side], self._tail_probabilities(*at, survival, mass_below)[side]
 
-    def _nodes(self):
-        """Points with their probabilities: nodes in z on the body; in each tail, in u on the octaves of its mass.
+            beyond, before = share * tail, other + rest * tail
+            from_beyond = beyond <= before
+            target = jnp.where(from_beyond, beyond, -before)
+            # Decreasing outwards, both.
+            return invert_tail(
+                lambda z: jnp.where(from_beyond, masses(z)[0], -masses(z)[1]), target, start, bounds[side]
+            )
 
-        Both have shape (num_nodes, *table).
-        """
-        self = self._prepared()
-        rule, panels, dtype, shape = self.quadrature, self._panels, self._dtype, self._table_shape
-
-        def column(values):
-            return jnp.asarray(values, dtype).reshape(-1, *[1] * len(shape))
-
-        z = nodes_first(panels.nodes(self._basis, rule, dtype)[0], len(shape))
-        weights = nodes_first(panels.sizes(self._basis)[..., None] * rule.weights, len(shape)).astype(dtype)
-        points, masses = [z], [jnp.exp(self._log_density(z)) * weights]
-        if self._has_tails:
-            table = self._table()
-            octaves = 0.5 ** np.arange(1, 41 if dtype == jnp.float32 else 101)[:, None]
-            shares, weights = column(octaves * (1.0 + rule.unit_nodes)), column(octaves * rule.weights)
-            tails = (table.lower_tail, self._body[0], True), (table.upper_tail, self._body[1], False)
-            for tail, end, below in tails:
-                z, mass = self._tail_quantile(table, tail * shares, jnp.asarray(below)), tail * weights
-                usable = (mass > 0) & jnp.isfinite(z)
-                if self._tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
-                    share = jnp.where(usable, shares * self._reference_tail(below), 0.5)
-                    z = tail_quantile(self._reference, share, jnp.asarray(below))
-                else:  # bisection has no derivatives: nodes stay in place, and the density at them changes
-                    z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
-                    log_density = self._log_density(z)
-                    mass = mass * jnp.exp(log_density - jax.lax.stop_gradient(log_density))
-                points.append(z)
-                masses.append(jnp.where(usable, mass, 0.0))
-        points, masses = ([jnp.broadcast_to(p, (len(p), *shape)) for p in parts] for parts in (points, masses))
-        return jnp.concatenate(points), jnp.concatenate(masses)
+        ends = (invert(side, *of) for side, of in enumerate(zip((low, high), tails, others, strict=True)))
+        return jnp.where(below, *ends)
 
 
 @survival.register
 def _(distribution: TabulatedDistribution, z):
     return distribution._survival(z)
-
-
-def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:
-    """Values of shape (*batch, num_panels, num_nodes) as (num_panels num_nodes, *batch), the batch of a given rank."""
-    *batch, num_panels, num_nodes = values.shape
-    values = values.reshape(*[1] * (rank - len(batch)), *batch, num_panels * num_nodes)
-    return array_module(values).moveaxis(values, -1, 0)
 
 
 @eqx.filter_custom_jvp

@@ -1,0 +1,123 @@
+"""Expectations under tabulated distributions, by quadrature: nodes in z on the body, in probability in the tails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from numpyro_kaem.inverse_transform import TAIL_RULE
+from numpyro_kaem.quadrature import nodes_first
+
+if TYPE_CHECKING:
+    from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+
+
+def expectation(
+    distribution: TabulatedDistribution, function: Callable[[Array], Array]
+) -> Float[Array, "*table_and_more"]:
+    """E[function(z)], the function applied to points of shape (num_points, *table)."""
+    z, mass, _ = _points(distribution)
+    return jnp.sum(_terms(function, z, mass), axis=0)
+
+
+@eqx.filter_jit
+def mean_and_variance(distribution: TabulatedDistribution) -> tuple[Float[Array, "*table"], Float[Array, "*table"]]:
+    """Mean and variance.
+
+    A density is a bounded multiple of its reference's, so that its moments are finite where the reference's are.
+    """
+    distribution = distribution._prepared()
+    z, mass, tails = _points(distribution)
+    mean = _moment(lambda z: z, z, mass, tails)
+    mean = _finite_where(mean, distribution, "mean")
+    variance = _moment(lambda z: (z - mean) ** 2, z, mass, tails)
+    return mean, _finite_where(variance, distribution, "variance")
+
+
+def _terms(function, z, mass):
+    # Where there is no mass the function need not be finite.
+    return jnp.where(mass == 0, 0.0, function(z) * mass)
+
+
+def _moment(function, z, mass, tails: tuple[int, int, int]):
+    """E[function(z)] for a function like a power of z in the tails: that of a heavy tail is a slow series of octaves.
+
+    Where a tail falls like a power of z, its octaves of probability contribute a geometric series: what is left of it
+    is a r / (1 - r), with its last term a and the ratio r of the last two. A ratio of one or more is that of a moment
+    that does not exist.
+    """
+    terms = _terms(function, z, mass)
+    total = jnp.sum(terms, axis=0)
+    if tails[0]:
+        num_nodes = tails[0] * tails[1] * tails[2]
+        octaves = jnp.sum(terms[-num_nodes:].reshape(*tails, *terms.shape[1:]), axis=2)
+        last, before = octaves[:, -1], octaves[:, -2]
+        counts = jnp.isfinite(last) & (jnp.abs(last) > jnp.finfo(z.dtype).eps * jnp.abs(total))
+        ratio = jnp.where(counts, last, 0.5) / jnp.where(counts, before, 1.0)
+        converges = ratio < 1.0 - 100.0 * jnp.finfo(z.dtype).eps
+        left = jnp.where(converges, ratio / jnp.where(converges, 1.0 - ratio, 1.0), jnp.inf)
+        total = total + jnp.sum(jnp.where(counts, last * left, 0.0), axis=0)
+    return total
+
+
+def _finite_where(moment, distribution: TabulatedDistribution, name: str):
+    """The moment, or the reference's where NumPyro knows that to be infinite or undefined."""
+    reference = distribution._reference
+    try:
+        known = getattr(reference, name) if reference.batch_shape == () else 0.0
+    except (NotImplementedError, ImportError, AttributeError):
+        return moment
+    return jnp.where(jnp.isfinite(known), moment, jnp.asarray(known, moment.dtype))
+
+
+def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[int, int, int]]:
+    """Points and their probabilities, both of shape (num_points, *table).
+
+    The last of them are those of the tails; with them, the numbers of tails, of the octaves of each, which end with
+    the farthest, and of nodes in an octave.
+    """
+    distribution = distribution._prepared()
+    rule, panels, basis = distribution.quadrature, distribution._panels, distribution._basis
+    dtype, shape = distribution._dtype, distribution._table_shape
+
+    def column(values):
+        return jnp.asarray(values, dtype).reshape(-1, *[1] * len(shape))
+
+    z = nodes_first(panels.nodes(basis, rule, dtype)[0], len(shape))
+    weights = nodes_first(panels.sizes(basis)[..., None] * rule.weights, len(shape)).astype(dtype)
+    points, masses = [z], [jnp.exp(distribution._log_density(z)) * weights]
+    numbers = (0, 0, 0)
+    if distribution._has_tails:
+        table = distribution._table()
+        # Octaves of the probability to the body's end, where the bulk of the reference may lie further out; then
+        # octaves of the probability beyond.
+        num_far, num_near = (60, 24) if dtype == jnp.float32 else (100, 52)
+        near, far = 0.5 ** np.arange(num_near, 1, -1)[:, None], 0.5 ** np.arange(2, num_far + 1)[:, None]
+        far, near, nearest = far * (1.0 + TAIL_RULE.unit_nodes), near * (1.0 + TAIL_RULE.unit_nodes), near[:1]
+        rest = np.concatenate([nearest * TAIL_RULE.unit_nodes, near, 1.0 - far])
+        share = np.concatenate([1.0 - nearest * TAIL_RULE.unit_nodes, 1.0 - near, far])
+        sizes = 0.5 ** np.concatenate([[num_near], np.arange(num_near, 1, -1), np.arange(2, num_far + 1)])
+        numbers = (2, *share.shape)
+        share, rest, weights = column(share), column(rest), column(sizes[:, None] * TAIL_RULE.weights)
+        low, high = distribution._body
+        for tail, end, below in (table.lower_tail, low, True), (table.upper_tail, high, False):
+            below = jnp.asarray(below)
+            z, mass = distribution._tail_quantile(table, share, rest, below), tail * weights
+            usable = (mass > 0) & jnp.isfinite(z)
+            if distribution._tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
+                safe = (jnp.where(usable, part, 0.5) for part in (share, rest))
+                z = distribution._tail_quantile(table, *safe, below)
+            else:  # bisection has no derivatives: nodes stay in place, and the density at them changes
+                z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
+                log_density = distribution._log_density(z)
+                mass = mass * jnp.exp(log_density - jax.lax.stop_gradient(log_density))
+            points.append(z)
+            masses.append(jnp.where(usable, mass, 0.0))
+    points, masses = ([jnp.broadcast_to(p, (len(p), *shape)) for p in parts] for parts in (points, masses))
+    return jnp.concatenate(points), jnp.concatenate(masses), numbers
