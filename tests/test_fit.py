@@ -210,9 +210,12 @@ def test_a_run_without_a_single_good_step_ends_with_an_error_however_short_it_is
     assert raised.value.result.stop_reason == "non-finite steps"
 
 
-def test_a_collapsed_effective_sample_size_is_told_once_after_the_first_epoch():
-    with pytest.warns(RuntimeWarning, match=r"effective sample size .* is 1 in epoch 1") as warned:
-        run(init_params={"noise": 1e-4}, optimizer=optax.sgd(0.0))
+@pytest.mark.parametrize("num_epochs", [1, 4])
+def test_a_collapsed_effective_sample_size_is_told_once(num_epochs):
+    """After the first epoch, in which nothing has been learned yet, unless that is the last."""
+    epoch = min(2, num_epochs)
+    with pytest.warns(RuntimeWarning, match=rf"effective sample size .* is 1 in epoch {epoch}") as warned:
+        run(init_params={"noise": 1e-4}, optimizer=optax.sgd(0.0), num_epochs=num_epochs)
     assert len(warned) == 1
 
 

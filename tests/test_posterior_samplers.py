@@ -36,8 +36,8 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def tempering(**kwargs):
-    return ParallelTempering(Ladder.power(6, 3.0), num_chains=4, progress=False, **kwargs)
+def tempering(num_intervals=6, **kwargs):
+    return ParallelTempering(Ladder.power(num_intervals, 3.0), num_chains=4, progress=False, **kwargs)
 
 
 def smc(**kwargs):
@@ -73,7 +73,7 @@ def test_moves_and_prior_draws_may_be_evaluated_in_one_call():
         slow(1, tempering(num_steps=3000)),
         slow(1, smc()),
         slow(1, Langevin(num_steps=4000, progress=False)),
-        slow(40, tempering(num_steps=4000)),
+        slow(40, tempering(10, num_steps=4000)),
         slow(40, smc(num_mcmc_steps=20)),
         slow(40, Langevin(HMC(), num_steps=4000, progress=False)),
     ],
@@ -329,7 +329,7 @@ def test_step_sizes_reach_the_best_acceptance_rate(kernel):
 def test_adapted_rungs_are_equally_far_apart():
     """Half of the rungs' swap rates are alike after adaptation, of a ladder that was evenly spaced before it."""
     ladder = Ladder(np.linspace(0.0, 1.0, 8))
-    model, x, *_ = linear_gaussian(10)
+    model, x, *_ = linear_gaussian(10, num_data=20)
     sampler = ParallelTempering(ladder, num_steps=1500, num_chains=2, progress=False)
     before = sampler.run(KEY, model, {}, x)
     after = ParallelTempering(ladder.adapt(before), num_steps=1500, num_chains=2, progress=False).run(KEY, model, {}, x)

@@ -241,6 +241,8 @@ class Run:
         """Say once that the prior draws of an epoch have not met the posteriors."""
         if "ess" not in self.by_step or "ess" in self.warned or jax.process_index():
             return
+        if self.epoch == 1 and self.settings.num_epochs > 1:  # a model that has learned nothing yet may well collapse
+            return
         ess = self._of_epoch("ess")
         median = np.median(ess[np.isfinite(ess)]) if np.isfinite(ess).any() else np.inf
         if median < _COLLAPSED_ESS:
