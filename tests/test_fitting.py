@@ -280,12 +280,6 @@ def test_whole_numbers_are_samples():
     np.testing.assert_allclose(prior.mean, 30.0, atol=2.0)
 
 
-def test_numbers_of_folds_may_be_numpy_s():
-    z = bimodal(100)
-    few, same = (fit_samples(z, num_folds=folds).smoothness for folds in (5, np.int64(5)))
-    np.testing.assert_array_equal(few, same)
-
-
 def test_few_samples_are_regularised():
     prior = fit_samples(np.array([1.0, 2.0, 4.0]), smoothness=1.0).prior
     np.testing.assert_allclose(prior.mean, 7.0 / 3.0, rtol=0.1)
