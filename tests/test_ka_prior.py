@@ -1,5 +1,7 @@
 """KAPrior keeps NumPyro's contract: shapes, pytrees, expansion, jit and vmap, moments, supports, dtypes."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from prior_cases import CASES, evaluate, make_case, quick_jit, random_energy
 from reference_density import ReferenceDensity
 
-from numpyro_kaem import RBF, BSpline, KAMixture, KAPrior, UnivariateEnergy
+from numpyro_kaem import RBF, BSpline, GaussLegendre, KAMixture, KAPrior, UnivariateEnergy
 
 DOMAIN = (-2.0, 2.0)
 SPLINE = BSpline(num_intervals=6, degree=3, domain=DOMAIN)
@@ -201,6 +203,21 @@ def test_moments_of_heavy_tails(name):
     energy = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(6, 3, domain), scale=0.0)
     found = quick_jit(lambda p: (p.mean, p.variance))(KAPrior(energy, reference))
     np.testing.assert_allclose(found, [mean, variance], rtol=2e-3, atol=1e-5)
+
+
+def test_a_reference_narrower_than_the_panels_is_warned_of():
+    energy = UnivariateEnergy.init(KEY, (2,), basis=BSpline(20, 3, (-3.0, 3.0)))
+    warned = r"the reference Normal has a scale of 0.01, less than .* where it lies, 0.03: .* a basis of more cells"
+    for scale in (0.01, jnp.array([1.0, 0.01])):
+        with pytest.warns(UserWarning, match=warned):
+            KAPrior(energy, dist.Normal(0.1, scale))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KAPrior(energy, dist.Normal(0.1, 0.01), quadrature=GaussLegendre(10, 30))
+        KAPrior(energy, dist.Normal(9.0, 0.01))  # where there are no panels
+        jax.eval_shape(lambda scale: KAPrior(energy, dist.Normal(0.1, scale)).mean, 0.01)
+        outlier = BSpline.from_knots(jnp.array([[-3.0, -1.0, 0.0, 1.0, 3.0, 1e3]] * 2), 3)
+        KAPrior(UnivariateEnergy.init(KEY, (2,), basis=outlier), dist.Normal(0.0, 1.0))
 
 
 def test_a_support_that_is_learned_and_ends_inside_the_domain_gives_nan():

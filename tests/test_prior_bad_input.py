@@ -20,6 +20,9 @@ def energy(shape=(), basis=basis):
     return UnivariateEnergy(weights, weights, jnp.ones((*shape, basis.num_basis)), basis)
 normal = dist.Normal(0.0, 1.0)
 prior = KAPrior(energy((3,)), normal)
+z = np.random.default_rng(0).normal(size=60)
+fit, of_density = KAPrior.from_samples, KAPrior.from_log_density
+draws = {"a": z.reshape(2, 30)}
 
 def outcome(expression):
     try:
@@ -266,6 +269,46 @@ CASES = {
         "ValueError",
         "logits must have 3 components last and broadcast with the components' batch shape (4, 3), got shape (2, 3)",
     ),
+    "fit(z[:20], num_folds=np.int64(5))": ("no error", ""),
+    "fit(z, num_folds=1)": ("ValueError", "num_folds must be a whole number of at least 2, got 1"),
+    "fit(z, basis=BSpline(5, 3, (10.0, 20.0)), smoothness=1.0)": (
+        "ValueError",
+        "basis must have a domain that holds samples, but (10, 20) holds none, which lie between -2.",
+    ),
+    "fit(np.ma.masked_greater(z, 1.0))": ("ValueError", "z has masked values, got "),
+    "fit(z, weights=z + 1j)": ("TypeError", "weights must be an array of real numbers, got dtype complex128"),
+    "fit(z, weights=['a'] * 60)": ("TypeError", "weights must be an array of real numbers, got dtype <U1"),
+    "fit(z, smoothness='a')": ("TypeError", "smoothness must be an array of real numbers, got dtype <U1"),
+    **{
+        f"jax.jit(lambda x: {call}.log_prob(0.0))(1.0)": (
+            "TypeError",
+            f"{name} is traced, but the fit runs on the host",
+        )
+        for call, name in [
+            ("fit(z, weights=x * z**2)", "weights"),
+            ("fit(z, smoothness=x)", "smoothness"),
+            ("fit(z, reference=dist.Normal(x, 1.0))", "reference"),
+            ("of_density(np.abs, (-1.0, x))", "domain"),
+        ]
+    },
+    **{
+        f"fit({factor} * z)": (
+            "ValueError",
+            "z must have a range of 1e-18 to 2e+17 in float32, but the samples lie between",
+        )
+        for factor in ("1e25", "1e-30")
+    },
+    "of_density(lambda z: 1j * z, (-1.0, 1.0))": ("TypeError", "what fn returns must be an array of real numbers"),
+    "of_density(lambda z: None, (-1.0, 1.0))": ("TypeError", "fn must return an array of log-densities, got None"),
+    "of_density(np.abs, (-1.0, 1.0), batch_shape=(-1,))": (
+        "ValueError",
+        "batch_shape must be a tuple of sizes, such as (40,), got (-1,)",
+    ),
+    "KAPrior.from_posterior(draws, 3)": (
+        "TypeError",
+        "var_name must be the name of a variable or a list of them, got 3",
+    ),
+    "KAPrior.from_posterior(draws, 'a', foo=1)": ("TypeError", "options must be among reference, basis, smoothness,"),
 }
 
 

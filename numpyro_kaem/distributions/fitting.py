@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,12 +28,15 @@ from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.reference import check_reference, support_ends
 from numpyro_kaem.distributions.rotation import Rotation, estimate_rotation
 from numpyro_kaem.distributions.sample_checks import (
+    check_domain_holds,
     check_inside_support,
+    check_known,
     check_samples,
     check_smoothness,
     check_spread,
     check_weights,
     of_coordinate,
+    real_array,
     sample_range,
     warn_of_heavy_tails,
 )
@@ -89,6 +93,7 @@ def fit_samples(
     Returns:
         The prior, the smoothness, and the gain in held-out log-likelihood over the reference.
     """
+    check_known(z=z, weights=weights, basis=basis, reference=reference, smoothness=smoothness)
     z = check_samples(z)
     num_samples, batch_shape = len(z), z.shape[1:]
     flat = z.reshape(num_samples, -1)
@@ -109,6 +114,8 @@ def fit_samples(
     if basis is None:
         basis = _default_basis(low, high, reference, batch_shape)
         warn_of_heavy_tails(flat, basis, batch_shape)
+    else:
+        check_domain_holds(flat, weights, basis, batch_shape)
     prior = _untilted(basis, reference, batch_shape)
     smoothness, chosen = check_smoothness(smoothness, num_folds, effective, basis.num_basis, batch_shape)
 
@@ -153,6 +160,9 @@ def fit_log_density(
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function from points to log-densities, got {fn!r}")
+    check_known(domain=domain, reference=reference, basis=basis)
+    if not all(isinstance(size, numbers.Integral) and size >= 0 for size in batch_shape):
+        raise ValueError(f"batch_shape must be a tuple of sizes, such as (40,), got {batch_shape!r}")
     default = BSpline(NUM_INTERVALS, 3, domain)  # which also checks the domain
     low, high = (np.asarray(end, np.float64) for end in default.domain)
     if reference is not None:
@@ -219,6 +229,13 @@ def fit_posterior(
 
     if correlated and rotation is not None:
         raise ValueError(f"give correlated=True or rotation={rotation!r}, not both: each of them keeps correlations")
+    if not isinstance(var_name, str | list | tuple) or not all(isinstance(name, str) for name in var_name):
+        raise TypeError(f"var_name must be the name of a variable or a list of them, got {var_name!r}")
+    unknown = set(options) - {"reference", "basis", "smoothness", "num_folds", "shuffle"}
+    if unknown:
+        raise TypeError(
+            f"options must be among reference, basis, smoothness, num_folds and shuffle, got {sorted(unknown)}"
+        )
     samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
     num_samples = len(next(iter(samples.values())))
     if weights is not None and np.size(weights) == num_samples:
@@ -295,7 +312,10 @@ def _default_basis(low, high, reference, batch_shape) -> BSpline:
 def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
     """The log-density at the nodes, checked, with points of no density raised to a floor."""
     points = nodes.T.reshape(-1, *batch_shape)
-    values = np.asarray(fn(points), np.float64)
+    values = fn(points)
+    if values is None:
+        raise TypeError("fn must return an array of log-densities, got None")
+    values = real_array("what fn returns", values)
     try:
         values = np.broadcast_to(values, points.shape)
     except ValueError as error:

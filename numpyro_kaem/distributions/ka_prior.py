@@ -21,6 +21,7 @@ from numpyro_kaem.distributions.reference import (
     reaches_outside,
     support_ends,
     survival,
+    warn_of_narrow_panels,
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.energies import UnivariateEnergy, check_finite
@@ -52,6 +53,8 @@ class KAPrior(TabulatedDistribution):
         TypeError: if energy or reference are of another type.
         ValueError: for a reference that is discrete, multivariate or has neither icdf nor cdf, for batch shapes that
             do not broadcast, and for a domain that reaches outside the reference's support.
+
+    A reference of known location and scale that is narrower than the panels there is warned of.
 
     References:
         Kolmogorov-Arnold Energy Models: Fast, Interpretable Generative Modeling, arXiv 2506.14167.
@@ -109,6 +112,7 @@ class KAPrior(TabulatedDistribution):
                     f"domain ({a}, {b}) of the energy's basis reaches outside the support ({low}, {high}) of the "
                     f"reference {type(reference).__name__}; choose a domain inside the support"
                 )
+        warn_of_narrow_panels(reference, energy.basis.breakpoints, quadrature.panels_per_interval)
         self.energy, self.reference, self.quadrature = energy, reference, quadrature
         self._leaf_ndims = tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves((energy, reference)))
         super().__init__(batch_shape, (), validate_args=validate_args)
@@ -144,8 +148,8 @@ class KAPrior(TabulatedDistribution):
                 Doubling a weight is the same as repeating its sample.
             basis: the functions that f is made of; None for cubic B-splines on 40 intervals over the range of the
                 samples of each coordinate and 5 percent more on either side, as far as the reference's support goes.
-                Samples beyond a given basis's domain count as if they lay at its end, where f is constant. A learnable
-                scale of the basis stays at its initial value.
+                Samples beyond a given basis's domain count as if they lay at its end, where f is constant; some have to
+                lie inside. A learnable scale of the basis stays at its initial value.
             reference: pi0, which shapes the tails; None for a Normal with the samples' mean and standard deviation.
                 Bounded data want one with their support (Gamma, LogNormal, Uniform), outliers one with heavy tails.
             smoothness: weight of the penalty, at least 0, a number or an array of the batch shape; None to choose it
@@ -158,10 +162,10 @@ class KAPrior(TabulatedDistribution):
             A prior of batch shape `batch`, in JAX's default floating-point dtype.
 
         Raises:
-            TypeError: if z is traced, or arguments are of another type.
-            ValueError: for samples that are not finite, do not vary, lie outside the reference's support or are too
-                few; for negative weights or weights that sum to zero; for a negative smoothness; for shapes that do
-                not fit.
+            TypeError: if arguments are traced or of another type.
+            ValueError: for samples that are not finite, masked, do not vary, are huge or tiny for the dtype, lie
+                outside the reference's support or are too few; for negative weights or weights that sum to zero; for a
+                negative smoothness; for a basis on a domain that holds none; for shapes that do not fit.
 
         References:
             P. H. C. Eilers and B. D. Marx, Flexible Smoothing with B-splines and Penalties, Statistical Science
@@ -224,7 +228,7 @@ class KAPrior(TabulatedDistribution):
             A prior of the batch shape, in JAX's default floating-point dtype.
 
         Raises:
-            TypeError: if fn cannot be called, or arguments are of another type.
+            TypeError: if fn cannot be called, or arguments are traced or of another type.
             ValueError: if fn is NaN or infinite somewhere on the domain, or -inf everywhere, or returns an array of
                 another shape; for a domain that is not low < high.
 
@@ -286,6 +290,7 @@ class KAPrior(TabulatedDistribution):
             `TransformedDistribution` of a KAPrior.
 
         Raises:
+            TypeError: for a var_name of another type, or an option that `from_samples` does not have.
             ValueError: for a variable that is not there (those that are there are listed), linearly dependent
                 coordinates, both kinds of correlation at once, and as `from_samples` does.
             ImportError: for rotation="ica" without scikit-learn.

@@ -7,6 +7,7 @@ deviations out. Here the upper tail is taken from a symmetry or a transformation
 from __future__ import annotations
 
 import math
+import warnings
 from functools import singledispatch
 
 import jax
@@ -73,6 +74,28 @@ def support_bounds(reference: dist.Distribution) -> tuple[float, float]:
     """Ends of the support, infinite where it is unbounded, NaN where an end is traced; of a batch, the narrowest."""
     low, high = support_ends(reference)
     return float(np.max(low)), float(np.min(high))
+
+
+def warn_of_narrow_panels(reference: dist.Distribution, breakpoints: ArrayLike, panels_per_interval: int) -> None:
+    """Warn where the bulk of a reference of known location and scale is narrower than the quadrature panels there."""
+    if not isinstance(reference, (*_SYMMETRIC, dist.Gumbel)):
+        return
+    if any(isinstance(part, core.Tracer) for part in (reference.loc, reference.scale, breakpoints)):
+        return
+    loc, scale, points = (np.asarray(part, np.float64) for part in (reference.loc, reference.scale, breakpoints))
+    loc, scale = loc[..., None], scale[..., None]
+    widths = np.diff(points) / panels_per_interval
+    with np.errstate(invalid="ignore"):
+        narrow = (points[..., 1:] > loc - 2.0 * scale) & (points[..., :-1] < loc + 2.0 * scale) & (widths > 1.5 * scale)
+    if np.any(narrow):
+        narrow, widths, scale = (part[narrow] for part in np.broadcast_arrays(narrow, widths, scale))
+        worst = np.argmax(widths / scale)
+        warnings.warn(
+            f"the reference {type(reference).__name__} has a scale of {scale[worst]:.3g}, less than the width of the "
+            f"quadrature panels where it lies, {widths[worst]:.3g}: quantiles will not be exact; choose a basis of "
+            "more cells or on a narrower domain, or a quadrature of more panels_per_interval",
+            stacklevel=4,
+        )
 
 
 @singledispatch

@@ -7,13 +7,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import core
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases import BSpline
+from numpyro_kaem.bases import Basis, BSpline
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.distributions.exponential_family import in_float64
 
 
@@ -23,14 +25,27 @@ def of_coordinate(index: Any) -> str:
     return f" of coordinate {index[0] if len(index) == 1 else index}" if index else ""
 
 
+def check_known(**arguments: Any) -> None:
+    """Raise where an argument, or a part of it, is traced."""
+    for name, value in arguments.items():
+        if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(f"{name} is traced, but the fit runs on the host; call it outside of jit, vmap and grad")
+
+
+def real_array(name: str, value: ArrayLike | Sequence) -> np.ndarray:
+    """An array of real numbers as float64, or what is wrong with it."""
+    check_known(**{name: value})
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} has masked values, got {np.ma.count_masked(value)} of them; drop them first")
+    values = np.asarray(value)
+    if values.dtype.kind not in "iufb" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {values.dtype}")
+    return values.astype(np.float64)
+
+
 def check_samples(z: ArrayLike | Sequence) -> np.ndarray:
     """Samples as float64, or what is wrong with them."""
-    if isinstance(z, core.Tracer):
-        raise TypeError("z is traced, but the fit runs on the host; call it outside of jit, vmap and grad")
-    values = np.asarray(z)
-    if values.dtype.kind not in "iufb" and not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"z must be an array of real numbers, got dtype {values.dtype}")
-    values = values.astype(np.float64)
+    values = real_array("z", z)
     if values.ndim == 0 or len(values) < 2 or values.size == 0:
         raise ValueError(f"z must have shape (num_samples, *batch) with at least 2 samples, got shape {values.shape}")
     wrong = ~np.isfinite(values)
@@ -48,7 +63,7 @@ def check_weights(weights: ArrayLike | Sequence | None, shape: tuple[int, ...]) 
     num_samples = shape[0]
     if weights is None:
         return np.full(num_samples, 1.0 / num_samples)
-    values = np.asarray(weights, np.float64)
+    values = real_array("weights", weights)
     if values.shape not in {(num_samples,), shape}:
         raise ValueError(f"weights must have shape ({num_samples},) or that of z, {shape}, got {values.shape}")
     if not np.all(np.isfinite(values)) or np.any(values < 0):
@@ -79,6 +94,16 @@ def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...]
             f"are {low[at]:.6g}; leave that coordinate out, or give it a distribution of its own"
         )
     dtype = jnp.result_type(float)
+    # The variance has to be a number of the dtype, with room for sums of it.
+    smallest, largest = 10.0 * np.sqrt(float(jnp.finfo(dtype).tiny)), 0.01 * np.sqrt(float(jnp.finfo(dtype).max))
+    extreme = (high - low < smallest) | (np.maximum(np.abs(low), np.abs(high)) > largest)
+    if np.any(extreme):
+        at = np.argmax(extreme)
+        raise ValueError(
+            f"z must have a range of {smallest:.0e} to {largest:.0e} in {dtype}, but the samples"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.3g} and {high[at]:.3g}; change "
+            "their unit"
+        )
     resolution = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(low), np.abs(high))
     narrow = (high - low) / num_intervals < 16 * resolution
     if np.any(narrow):
@@ -111,10 +136,24 @@ def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Dis
         )
 
 
+def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batch_shape: tuple[int, ...]) -> None:
+    """Raise where no sample lies in the domain of the basis."""
+    if not isinstance(basis, Basis):
+        raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
+    low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
+    inside = (flat >= low) & (flat <= high) & (weights.reshape(len(flat), -1) > 0)
+    if not np.all(inside.any(axis=0)):
+        at = np.argmin(inside.any(axis=0))
+        raise ValueError(
+            f"basis must have a domain that holds samples, but ({low[at]:.6g}, {high[at]:.6g}) holds none"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))}, which lie between {flat[:, at].min():.6g} and "
+            f"{flat[:, at].max():.6g}; choose a domain over their bulk, or no basis for one over all of them"
+        )
+
+
 def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -> tuple[np.ndarray, bool]:
     """The smoothness of every coordinate, and whether it has yet to be chosen."""
-    if isinstance(num_folds, bool) or not isinstance(num_folds, int) or num_folds < 2:
-        raise ValueError(f"num_folds must be a whole number of at least 2, got {num_folds!r}")
+    num_folds = check_count("num_folds", num_folds, 2)
     size, fewest = math.prod(batch_shape), float(np.min(effective))
     if smoothness is None:
         if fewest < 2 * num_folds:
@@ -124,7 +163,7 @@ def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -
                 "smoothness=0.1, or fewer num_folds"
             )
         return np.empty(size), True
-    values = np.asarray(smoothness, np.float64)
+    values = real_array("smoothness", smoothness)
     if not np.all(np.isfinite(values)) or np.any(values < 0):
         raise ValueError(f"smoothness must be finite and at least 0, or None to choose it, got {smoothness!r}")
     try:
