@@ -155,7 +155,10 @@ def _sample_site(site: dict) -> SampleSite:
             "model, for example with numpyro.distributions.MixtureSameFamily"
         )
     shape, full = jnp.shape(site["value"]), tuple(fn.shape())
-    if site["is_observed"] and shape and jnp.broadcast_shapes(shape, full) != shape:
+    common = range(-min(len(shape), len(full)), 0)
+    repeated = {axis for axis in common if shape[axis] == 1 < full[axis]}
+    plate_axes = {dim - fn.event_dim for dim in _plates(site).values()}
+    if site["is_observed"] and repeated - plate_axes:
         raise ValueError(
             f"observed site {site['name']!r} has values of shape {shape}, but its distribution has shape {full}: "
             "values would be counted several times; give both the same shape"
