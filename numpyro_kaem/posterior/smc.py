@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from numbers import Real
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
-from numpyro_kaem.checks import check_count, check_positive
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.diagnostics import (
@@ -123,7 +124,7 @@ class TemperedSMC:
             raise ValueError(f"give ladder or target_ess, not both, got {ladder} and {target_ess}")
         self.ladder = None if ladder is None else as_ladder(ladder)
         self.target_ess = 0.5 if ladder is None and target_ess is None else target_ess
-        if self.target_ess is not None and not 0 < check_positive("target_ess", self.target_ess) < 1:
+        if self.target_ess is not None and not (isinstance(self.target_ess, Real) and 0 < self.target_ess < 1):
             raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
         self.kernel = MALA() if kernel is None else kernel
         if not isinstance(self.kernel, Kernel):
