@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -160,7 +161,7 @@ class ThermodynamicMLE(ChainObjective):
             raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
         if schedule is not None and not callable(schedule):
             exponent = check_positive("schedule, where it is no function of the training step,", schedule)
-            schedule = lambda step: exponent  # noqa: E731
+            schedule = optax.constant_schedule(exponent)
         self.target_ess, self.adapt, self.schedule = target_ess, check_flag("adapt", adapt), schedule
         self.ladder = None if ladder is None else as_ladder(ladder)
         self.max_rungs = check_count("max_rungs", max_rungs, 1) if self.ladder is None else len(self.ladder) - 1
