@@ -7,6 +7,7 @@ import numbers
 from typing import Any
 
 from jax.core import Tracer
+from numpyro.util import is_prng_key
 
 
 def check_count(name: str, value: int, minimum: int) -> int:
@@ -23,6 +24,12 @@ def check_positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
     return float(value)
+
+
+def check_key(key: Any) -> None:
+    """Raise an error unless `key` is a random key of JAX."""
+    if not is_prng_key(key):
+        raise TypeError(f"key must be a JAX random key such as jax.random.key(0), got {key!r}")
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -14,10 +14,10 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
-from numpyro.util import is_prng_key
 
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, table_cdf
+from numpyro_kaem.checks import check_key
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
 from numpyro_kaem.distributions.reference import mass_below, support_bounds, survival, tail_quantile
 from numpyro_kaem.inverse_transform import (
@@ -125,8 +125,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             TypeError: for something else than a key.
         """
-        if not is_prng_key(key):
-            raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
+        check_key(key)
         dtype, shape = self._dtype, self.shape(sample_shape)
         # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
         half = jnp.finfo(dtype).eps / 2

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from numpyro.util import is_prng_key
 
+from numpyro_kaem.checks import check_key
 from numpyro_kaem.latent_model import LatentModel
 
 
@@ -21,8 +21,7 @@ def check_call(key: Any, params: Any) -> None:
             "key must be known: samplers compile what they run, and cannot be called inside of jax.jit, vmap or grad; "
             "inside of these, train with LangevinMLE or ThermodynamicMLE, or call a kernel's step"
         )
-    if not is_prng_key(key):
-        raise TypeError(f"key must be a JAX random key such as jax.random.key(0), got {key!r}")
+    check_key(key)
     if not isinstance(params, Mapping):
         raise TypeError(
             "params must be a dict of values by parameter site, {} where the model has none, got "
