@@ -239,37 +239,37 @@ def _slope(coefficients: list[Array], t: Array | float) -> Array:
 
 
 def invert_tail(
-    tail_mass: Callable[[Array], Array], target: Array, start: ArrayLike, bound: float, num_steps: int = 80
+    tail_mass: Callable[[Array], Array], target: Array, start: ArrayLike, bound: ArrayLike, num_steps: int = 80
 ) -> Array:
     """Solve tail_mass(z) = target by bisection between `start` and the support's end `bound` (maybe infinite).
 
-    The distance from `start` (or, for a finite bound, from the bound) is bisected on a logarithmic scale, so the
-    quantile keeps its relative precision however far out it lies.
+    The distance from `start` (or, for a finite bound, from the bound) is bisected by ratios, so the quantile keeps its
+    relative precision however far out it lies.
 
     Args:
         tail_mass: probability beyond z, or another function that decreases as z moves from start to bound;
             elementwise.
         target: of the same meaning, between tail_mass(bound) and tail_mass(start).
         start: the inner end of the tail, which may differ along the batch.
-        bound: the outer end of the tail, finite or infinite.
+        bound: the outer end of the tail, finite or infinite; finite if it is an array.
         num_steps: bisection steps.
     """
-    if isinstance(start, float) and start == bound:
+    if isinstance(start, float) and isinstance(bound, float) and start == bound:
         return jnp.full_like(target, start)
-    info = jnp.finfo(target.dtype)
-    # log-distance: outwards from start to infinity, or inwards from start to a finite bound
-    low, high = (-40.0, float(np.log(info.max)) / 2) if np.isinf(bound) else (float(np.log(info.tiny)) / 2, 0.0)
+    # The distance from start, or what is left of that to a finite bound, is bisected by geometric means: its logarithm
+    # would be rounded to millionths in float32.
+    unbounded, info = isinstance(bound, float) and math.isinf(bound), jnp.finfo(target.dtype)
+    inner, outer = (np.exp(-40.0), np.sqrt(info.max)) if unbounded else (1.0, np.sqrt(info.tiny))
 
-    def position(y):
-        if np.isinf(bound):
-            return start + math.copysign(1.0, bound) * jnp.exp(y)
-        return bound - (bound - start) * jnp.exp(low + high - y)
+    def position(distance):
+        return start + math.copysign(1.0, bound) * distance if unbounded else bound - (bound - start) * distance
 
     def step(_, bracket):
         inner, outer = bracket
-        middle = 0.5 * (inner + outer)
+        middle = jnp.sqrt(inner) * jnp.sqrt(outer)
         beyond = tail_mass(position(middle)) > target
         return jnp.where(beyond, middle, inner), jnp.where(beyond, outer, middle)
 
-    inner, outer = lax.fori_loop(0, num_steps, step, (jnp.full_like(target, low), jnp.full_like(target, high)))
-    return position(0.5 * (inner + outer))
+    bracket = jnp.full_like(target, inner), jnp.full_like(target, outer)
+    inner, outer = lax.fori_loop(0, num_steps, step, bracket)
+    return position(jnp.sqrt(inner) * jnp.sqrt(outer))

@@ -212,6 +212,10 @@ class Panels(NamedTuple):
         rounded = (leading + rest).astype(dtype)
         return rounded, ((leading - rounded) + rest).astype(dtype)
 
+    def refine(self, values: Array, rule: QuadratureRule) -> Array:
+        """Values at the nodes of these panels: as they are (see `CutPanels`)."""
+        return values
+
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """The two ends of the domain as cells, shape (2,), and places in them, shape (2, 1).

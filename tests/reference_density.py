@@ -84,15 +84,17 @@ class ReferenceDensity:
         reference: a frozen `scipy.stats` distribution, its parameters of shape () or (num_components,).
         logits: log-proportions up to a constant, (num_components,).
         panels: panels between two breakpoints.
+        kinks: of the reference, where panels have to end.
     """
 
-    def __init__(self, energy, reference, logits=(0.0,), panels=40):
+    def __init__(self, energy, reference, logits=(0.0,), panels=40, kinks=()):
         self.energy, self.reference = energy, reference
         self.log_proportions = scipy.special.log_softmax(np.asarray(logits, np.float64))
         points = breakpoints(energy.basis)
         points = points.reshape(-1, points.shape[-1])[0]
         inner = points[:-1, None] + np.diff(points)[:, None] * np.arange(panels) / panels
-        self.edges = np.append(inner, points[-1])
+        inside = [kink for kink in kinks if points[0] < kink < points[-1]]
+        self.edges = np.unique(np.concatenate([inner.ravel(), points[-1:], inside]))
         self.low, self.high = low, high = points[0], points[-1]
         f_low, f_high = energy_values(energy, np.array([low, high]))
         nodes = self.edges[:-1, None] + np.diff(self.edges)[:, None] * UNIT_NODES

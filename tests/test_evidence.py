@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
-from numpyro_kaem import Ladder, Posterior, compare_evidence
-from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic
+from numpyro_kaem import Ladder, Posterior, TemperedSMC, compare_evidence
+from numpyro_kaem.posterior.evidence import chain_ess, steppingstone, thermodynamic, thermodynamic_of_rungs
 from numpyro_kaem.posterior.result import Rungs
 
 # z ~ Normal(0, 1), x | z ~ Normal(z, NOISE): every power posterior is normal.
@@ -59,6 +63,37 @@ def test_thermodynamic_integration_knows_its_error_and_its_bias(num_intervals):
     np.testing.assert_allclose(np.mean(estimate.std_error**2) ** 0.5, estimate.log_evidence.std(), rtol=0.2)
     # To leading order in the rungs' distances, which halve from the first case to the second.
     np.testing.assert_allclose(estimate.bias.mean(), bias, rtol=2.0 / num_intervals)
+
+
+def test_thermodynamic_integration_along_the_ladder_of_smc_knows_its_error_and_its_bias():
+    """As above, by 100 data that are alike; a single run's error is that of its particles."""
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, NOISE), obs=x)
+
+    ladder = Ladder.power(8, 3.0)
+    t, expected = ladder.temperatures, expected_log_likelihood(ladder.temperatures)
+    bias = np.sum(np.diff(t) * (expected[1:] + expected[:-1]) / 2) - LOG_EVIDENCE
+    sampler = TemperedSMC(ladder=ladder, num_particles=200, num_mcmc_steps=8, progress=False)
+    posterior = sampler.run(jax.random.key(0), model, {}, jnp.full(100, X))
+    estimate = posterior.evidence["thermodynamic"]
+    error = estimate.log_evidence.std() / 10
+    assert abs(estimate.log_evidence.mean() - bias - LOG_EVIDENCE) < 3 * error
+    assert 3 * error < -bias
+    # The spread of 100 has a standard error of seven per cent.
+    np.testing.assert_allclose(np.mean(estimate.std_error**2) ** 0.5, estimate.log_evidence.std(), rtol=0.35)
+    np.testing.assert_allclose(estimate.bias.mean(), bias, rtol=0.25)
+
+
+def test_rungs_that_a_shorter_ladder_has_not_count_for_nothing():
+    """And an infinite mean gives NaN."""
+    t = np.array([[0.0, 0.5, 1.0], [0.0, 1.0, np.nan], [0.0, 0.5, 1.0]])
+    mean = np.array([[-3.0, -1.0, 0.0], [-3.0, 0.0, np.nan], [-np.inf, -1.0, 0.0]])
+    estimate = thermodynamic_of_rungs(t, mean, np.where(np.isnan(t), np.nan, 1.0))
+    np.testing.assert_allclose(estimate.log_evidence, [-1.25, -1.5, np.nan])
+    np.testing.assert_allclose(estimate.std_error, [0.375**0.5, 0.5**0.5, np.nan])
 
 
 def test_zero_likelihoods_are_steps_of_their_own_and_no_integrand():

@@ -65,6 +65,7 @@ LAYERS = [
     "grid_adaptation",
     "energies",
     "quadrature",
+    "cut_panels",
     "cdf_table",
     "inverse_transform",
     "distributions",

@@ -295,17 +295,50 @@ def test_swaps_and_resampling_never_mix_data():
 
 @pytest.mark.parametrize(
     ("make", "small"),
-    [(tempering, 28), (tempering, 1), (smc, 800), (smc, 60)],
-    ids=["tempering", "tempering, one datum", "smc", "smc, parts of a datum"],
+    [(tempering, 28), (tempering, 5), (tempering, 1), (smc, 800), (smc, 250), (smc, 60)],
+    ids=["tempering", "parts of a datum", "state by state", "smc", "run by run", "parts of a run"],
 )
 @pytest.mark.slow
-def test_chunks_do_not_change_the_result(make, small):
+def test_chunks_do_not_change_the_result(x64, make, small):
+    """In float64: chains make much of a rounding in time."""
     kwargs = {"num_steps": 30} if make is tempering else {"num_particles": 100, "num_mcmc_steps": 2}
     whole = make(**kwargs).run(KEY, two_modes, {}, TWO_MODES)
     parts = make(**kwargs, chunk_size=small).run(KEY, two_modes, {}, TWO_MODES)
     np.testing.assert_allclose(parts.latents["z"], whole.latents["z"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-4)
     np.testing.assert_allclose(parts.rungs.acceptance, whole.rungs.acceptance, atol=1e-3)
+
+
+def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
+    """Hidden layers of 4,000 units for 64 chains or 64 particles of one datum, against those for 8 at once."""
+    weights = jnp.ones((2, 4000)) / 4000
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            numpyro.sample("x", dist.Normal(jnp.tanh(jnp.sin(z @ weights)).sum(-1), 1.0), obs=x)
+
+    rows, keys, zero = (jnp.zeros(1),), jax.random.split(KEY, 1), jnp.zeros((), int)
+
+    def of_chains(batch_size):
+        problem = Problem(model, {}, rows, {}, None, batch_size)
+        start = chains.start.lower(problem, KERNEL, rows, keys, 32, 2, 1)
+        population, _ = jax.eval_shape(lambda: chains.start(problem, KERNEL, rows, keys, 32, 2, 1))
+        course = chains.Course(problem, KERNEL, rows, keys, jnp.array([0.5, 1.0]), False, 1, 1)
+        return start, chains.advance.lower((course, zero, zero, jnp.asarray(True)), population)
+
+    def of_particles(batch_size):
+        problem = Problem(model, {}, rows, {}, None, batch_size)
+        plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, batch_size)
+        start = swarm.start.lower(problem, KERNEL, plan, rows, keys[:, None], 64)
+        particles, _ = jax.eval_shape(lambda: swarm.start(problem, KERNEL, plan, rows, keys[:, None], 64))
+        course = swarm.Course(problem, KERNEL, plan, rows, keys[:, None])
+        return start, swarm.advance.lower((course, zero, Tuning(None)), particles)
+
+    for programs in (of_chains, of_particles):
+        for whole, parts in zip(programs(0), programs(8), strict=True):
+            used = [program.compile().compiled.memory_analysis().temp_size_in_bytes for program in (whole, parts)]
+            assert used[0] > 64 * 4000 * 4 and used[1] < 0.3 * used[0]
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from jaxtyping import Array
 
 from numpyro_kaem.bases import Basis, BSpline
 from numpyro_kaem.distributions.ka_prior import KAPrior
-from numpyro_kaem.distributions.reference import mass_below, support_ends, survival
+from numpyro_kaem.distributions.reference import support_ends
+from numpyro_kaem.distributions.tails import mass_below, survival
 
 _NODES = 6  # of a panel: interpolation through them is exact for the polynomials of every B-spline
 _PANELS_PER_CELL = 2

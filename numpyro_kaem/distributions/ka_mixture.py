@@ -9,8 +9,11 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from numpyro_kaem.cdf_table import CDFTable, build_table
+from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
+from numpyro_kaem.distributions.reference import merge_components
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.quadrature import Panels
 
 
 class KAMixture(TabulatedDistribution):
@@ -119,6 +122,16 @@ class KAMixture(TabulatedDistribution):
         return self.components._tails_invert and self.components.reference.batch_shape == ()
 
     @property
+    def _kinks(self):
+        return merge_components(self.components._kinks)
+
+    @property
+    def _pieces_of_components(self) -> Panels | CutPanels:
+        """Panels that end at the kinks of every component."""
+        of, kinks = self.components, self._kinks
+        return of._panels if kinks is None else CutPanels.at(kinks[..., None, :], of._panels, of._basis, self._dtype)
+
+    @property
     def _log_proportions(self):
         return jax.nn.log_softmax(self.logits, axis=-1)
 
@@ -138,7 +151,7 @@ class KAMixture(TabulatedDistribution):
         return components
 
     def _build(self) -> tuple[CDFTable, _Constants]:
-        tilt = self.components._tilt()
+        tilt = self.components._tilt(self._pieces_of_components)
         constants = self.components._constants_of(tilt)
         log_weights = self._log_proportions - constants.log_integral
         log_density = jax.nn.logsumexp(tilt.log_density + log_weights[..., None, None], axis=-3)

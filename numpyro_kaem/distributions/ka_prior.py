@@ -15,17 +15,18 @@ from jaxtyping import Array, Float
 
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
+from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.reference import (
     check_reference,
-    mass_below,
+    kinks,
     reaches_outside,
     support_ends,
-    survival,
     warn_of_narrow_panels,
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.distributions.tails import mass_below, survival
 from numpyro_kaem.energies import UnivariateEnergy, check_finite
-from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule, nodes_first
+from numpyro_kaem.quadrature import GaussLegendre, Panels, QuadratureRule, nodes_first
 
 
 class KAPrior(TabulatedDistribution):
@@ -347,17 +348,22 @@ class KAPrior(TabulatedDistribution):
         energy = jnp.where(z < low, constants.at_ends[0], jnp.where(z > high, constants.at_ends[1], energy))
         return self.reference.log_prob(z) + (energy - constants.log_integral)
 
-    def _tilt(self) -> _Tilt:
+    @property
+    def _kinks(self):
+        return kinks(self.reference)
+
+    def _tilt(self, pieces: Panels | CutPanels | None = None) -> _Tilt:
         rule, panels, basis, shape = self.quadrature, self._panels, self.energy.basis, self._table_shape
+        pieces = self._pieces if pieces is None else pieces
         coarse, fine = self.energy.at_places(panels.cells, panels.places(rule))
         largest = jax.lax.stop_gradient(jnp.max(coarse, axis=(-2, -1)))
-        energy = (coarse - largest[..., None, None]) + fine
+        energy = pieces.refine((coarse - largest[..., None, None]) + fine, rule)
         coarse, fine = self.energy.at_places(*panels.ends)
         at_ends = (coarse[..., 0] - largest[..., None]) + fine[..., 0]
 
         # What rounding took from the nodes is given back to first order: far from zero it is not negligible.
-        rank = max(len(basis.grid.batch_shape), len(self.reference.batch_shape))
-        nodes = panels.nodes(basis, rule, self._dtype)
+        nodes = pieces.nodes(basis, rule, self._dtype)
+        rank = max(nodes[0].ndim - 2, len(self.reference.batch_shape))
         log_reference, correction = jax.jvp(
             self.reference.log_prob, *(((jnp.asarray(nodes_first(part, rank)),)) for part in nodes)
         )
@@ -374,6 +380,7 @@ class KAPrior(TabulatedDistribution):
         return _Tilt(
             largest=largest,
             log_density=log_density,
+            sizes=pieces.sizes(basis),
             at_ends=(at_ends[..., 0], at_ends[..., 1]),
             log_tails=(
                 jnp.broadcast_to(at_ends[..., 0] + _safe_log(mass_below(self.reference, low)), shape),
@@ -382,7 +389,7 @@ class KAPrior(TabulatedDistribution):
         )
 
     def _log_integral(self, tilt: _Tilt):
-        return log_integral(tilt.log_density, self._panels.sizes(self.energy.basis), self.quadrature, *tilt.log_tails)
+        return log_integral(tilt.log_density, tilt.sizes, self.quadrature, *tilt.log_tails)
 
     def _constants(self) -> _Constants:
         if self._kept_constants is not None:
@@ -408,6 +415,7 @@ class _Tilt(NamedTuple):
 
     largest: Array
     log_density: Array
+    sizes: np.ndarray | Array
     at_ends: tuple[Array, Array]
     log_tails: tuple[Array, Array]
 

@@ -83,14 +83,14 @@ def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[in
     the farthest, and of nodes in an octave.
     """
     distribution = distribution._prepared()
-    rule, panels, basis = distribution.quadrature, distribution._panels, distribution._basis
+    rule, pieces, basis = distribution.quadrature, distribution._pieces, distribution._basis
     dtype, shape = distribution._dtype, distribution._table_shape
 
     def column(values):
         return jnp.asarray(values, dtype).reshape(-1, *[1] * len(shape))
 
-    z = nodes_first(panels.nodes(basis, rule, dtype)[0], len(shape))
-    weights = nodes_first(panels.sizes(basis)[..., None] * rule.weights, len(shape)).astype(dtype)
+    z = nodes_first(pieces.nodes(basis, rule, dtype)[0], len(shape))
+    weights = nodes_first(pieces.sizes(basis)[..., None] * rule.weights, len(shape)).astype(dtype)
     points, masses = [z], [jnp.exp(distribution._log_density(z)) * weights]
     numbers = (0, 0, 0)
     if distribution._has_tails:

@@ -1,12 +1,7 @@
-"""Tails of reference distributions, on both sides to full relative precision.
-
-NumPyro's distributions have `cdf` and `icdf` but no survival function, and `1 - cdf` has lost its digits five standard
-deviations out. Here the upper tail is taken from a symmetry or a transformation where the distribution has one.
-"""
+"""What a distribution must be to serve as a reference, and where its density ends or has kinks."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from functools import singledispatch
 
@@ -18,11 +13,11 @@ from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-_SYMMETRIC = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.StudentT, dist.SoftLaplace)
+from numpyro_kaem.distributions.tails import LAPLACE, SYMMETRIC, TRUNCATED
 
 
 def check_reference(reference: dist.Distribution) -> bool:
-    """Raise unless `reference` is a univariate continuous distribution with a cdf; say whether its icdf works."""
+    """Raise unless `reference` is a univariate continuous distribution with a cdf; say whether its icdf serves."""
     cure = "give a univariate continuous NumPyro distribution such as Normal(0.0, 1.0) or Uniform(0.0, 1.0)"
     if not isinstance(reference, dist.Distribution):
         raise TypeError(f"reference must be a NumPyro distribution, got {reference!r}; {cure}")
@@ -38,7 +33,7 @@ def check_reference(reference: dist.Distribution) -> bool:
     half = jnp.full((), 0.5)
     try:
         reference.icdf(half)
-        return True
+        return not isinstance(reference, TRUNCATED)
     except (NotImplementedError, ImportError, AttributeError):
         pass
     try:
@@ -78,7 +73,7 @@ def support_bounds(reference: dist.Distribution) -> tuple[float, float]:
 
 def warn_of_narrow_panels(reference: dist.Distribution, breakpoints: ArrayLike, panels_per_interval: int) -> None:
     """Warn where the bulk of a reference of known location and scale is narrower than the quadrature panels there."""
-    if not isinstance(reference, (*_SYMMETRIC, dist.Gumbel)):
+    if not isinstance(reference, (*SYMMETRIC, dist.Gumbel)):
         return
     if any(isinstance(part, core.Tracer) for part in (reference.loc, reference.scale, breakpoints)):
         return
@@ -99,134 +94,37 @@ def warn_of_narrow_panels(reference: dist.Distribution, breakpoints: ArrayLike, 
 
 
 @singledispatch
-def mass_below(reference: dist.Distribution, z: ArrayLike) -> Array:
-    """Probability below z."""
-    return reference.cdf(z)
+def kinks(reference: dist.Distribution) -> Array | None:
+    """Where in the support the density has kinks, shape (*batch, num_kinks), or None; they may be traced."""
+    return None
 
 
-@singledispatch
-def survival(reference: dist.Distribution, z: ArrayLike) -> Array:
-    """Probability above z."""
-    if isinstance(reference, _SYMMETRIC):
-        return reference.cdf(2.0 * reference.loc - z)
-    return 1.0 - reference.cdf(z)
+@kinks.register(LAPLACE)
+def _(reference):
+    return jnp.asarray(reference.loc)[..., None]
 
 
-@singledispatch
-def tail_quantile(reference: dist.Distribution, probability: Array, from_below: Array) -> Array:
-    """The z below which (where `from_below`), else above which, the reference has the given probability."""
-    if isinstance(reference, _SYMMETRIC):
-        z = reference.icdf(probability)
-        return jnp.where(from_below, z, 2.0 * reference.loc - z)
-    # Short of one: its quantile would be the end of the support, which may be infinite.
-    most = 1.0 - jnp.finfo(probability.dtype).eps
-    return reference.icdf(jnp.where(from_below, probability, jnp.minimum(1.0 - probability, most)))
+@kinks.register(TRUNCATED)
+def _(reference):
+    return kinks(reference.base_dist)
 
 
-@survival.register
-def _(reference: dist.Uniform, z):
-    return jnp.clip((reference.high - z) / (reference.high - reference.low), 0.0, 1.0)
-
-
-@tail_quantile.register
-def _(reference: dist.Uniform, probability, from_below):
-    distance = probability * (reference.high - reference.low)
-    return jnp.where(from_below, reference.low + distance, reference.high - distance)
-
-
-@survival.register
-def _(reference: dist.Exponential, z):
-    return jnp.exp(-reference.rate * z)
-
-
-@tail_quantile.register
-def _(reference: dist.Exponential, probability, from_below):
-    return -jnp.where(from_below, jnp.log1p(-probability), jnp.log(probability)) / reference.rate
-
-
-@mass_below.register
-def _(reference: dist.Cauchy, z):
-    return survival(reference, 2.0 * reference.loc - z)
-
-
-@survival.register
-def _(reference: dist.Cauchy, z):
-    return jnp.arctan2(reference.scale, z - reference.loc) / jnp.pi
-
-
-@tail_quantile.register
-def _(reference: dist.Cauchy, probability, from_below):
-    distance = reference.scale / jnp.tan(jnp.pi * probability)
-    return reference.loc + jnp.where(from_below, -distance, distance)
-
-
-@survival.register(dist.HalfNormal)
-@survival.register(dist.HalfCauchy)
-def _(reference, z):
-    return 2.0 * survival(_whole(reference), z)
-
-
-@tail_quantile.register(dist.HalfNormal)
-@tail_quantile.register(dist.HalfCauchy)
-def _(reference, probability, from_below):
-    from_above = tail_quantile(_whole(reference), 0.5 * probability, jnp.zeros_like(from_below))
-    return jnp.where(from_below, reference.icdf(probability), from_above)
-
-
-def _whole(reference):
-    """The symmetric distribution of which it is the positive half."""
-    whole = dist.Normal if isinstance(reference, dist.HalfNormal) else dist.Cauchy
-    return whole(0.0, reference.scale)
-
-
-@survival.register
-def _(reference: dist.Gumbel, z):
-    return -jnp.expm1(-jnp.exp(-(z - reference.loc) / reference.scale))
-
-
-@tail_quantile.register
-def _(reference: dist.Gumbel, probability, from_below):
-    log_below = jnp.where(from_below, jnp.log(probability), jnp.log1p(-probability))
-    return reference.loc - reference.scale * jnp.log(-log_below)
-
-
-@survival.register
-def _(reference: dist.Weibull, z):
-    return jnp.exp(-((z / reference.scale) ** reference.concentration))
-
-
-@tail_quantile.register
-def _(reference: dist.Weibull, probability, from_below):
-    log_above = jnp.where(from_below, jnp.log1p(-probability), jnp.log(probability))
-    return reference.scale * (-log_above) ** (1.0 / reference.concentration)
-
-
-@survival.register
-def _(reference: dist.Gamma, z):
-    return jax.scipy.special.gammaincc(reference.concentration, reference.rate * z)
-
-
-@survival.register
-def _(reference: dist.Beta, z):
-    return jax.scipy.special.betainc(reference.concentration0, reference.concentration1, 1.0 - z)
-
-
-@survival.register
-def _(reference: dist.TransformedDistribution, z):
-    for transform in reversed(reference.transforms):
-        z = transform.inv(z)
-    base = reference.base_dist
-    return jnp.where(_sign(reference) > 0, survival(base, z), mass_below(base, z))
-
-
-@tail_quantile.register
-def _(reference: dist.TransformedDistribution, probability, from_below):
-    z = tail_quantile(reference.base_dist, probability, jnp.where(_sign(reference) > 0, from_below, ~from_below))
+@kinks.register
+def _(reference: dist.TransformedDistribution):
+    points = kinks(reference.base_dist)
+    if points is None:
+        return None
+    points = jnp.moveaxis(points, -1, 0)
     for transform in reference.transforms:
-        z = transform(z)
-    return z
+        points = transform(points)
+    return jnp.moveaxis(points, 0, -1)
 
 
-def _sign(reference: dist.TransformedDistribution):
-    """+1 for an increasing chain of transforms, -1 for a decreasing one."""
-    return math.prod(transform.sign for transform in reference.transforms)
+@kinks.register
+def _(reference: dist.MixtureSameFamily):
+    return merge_components(kinks(reference.component_distribution))
+
+
+def merge_components(points: Array | None) -> Array | None:
+    """Kinks of components, shape (*batch, num_components, num_kinks), as those of their mixture."""
+    return points if points is None or points.ndim == 1 else points.reshape(*points.shape[:-2], -1)

@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.infer.reparam import Reparam
 
-from numpyro_kaem.distributions.reference import _SYMMETRIC, mass_below, survival, tail_quantile
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.distributions.tails import SYMMETRIC, mass_below, survival, tail_quantile
 
 
 class ICDFReparam(Reparam):
@@ -113,7 +113,7 @@ def _has_exact_tails(distribution: dist.Distribution) -> bool:
     while isinstance(distribution, dist.TransformedDistribution):
         distribution = distribution.base_dist
     default = tail_quantile.dispatch(object)
-    return isinstance(distribution, _SYMMETRIC) or tail_quantile.dispatch(type(distribution)) is not default
+    return isinstance(distribution, SYMMETRIC) or tail_quantile.dispatch(type(distribution)) is not default
 
 
 def _check_quantiles(name: str, distribution: dist.Distribution) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
@@ -18,8 +20,10 @@ from numpyro.distributions.util import validate_sample
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, table_cdf
 from numpyro_kaem.checks import check_key
+from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
-from numpyro_kaem.distributions.reference import mass_below, support_bounds, survival, tail_quantile
+from numpyro_kaem.distributions.reference import support_bounds
+from numpyro_kaem.distributions.tails import mass_below, survival, tail_quantile
 from numpyro_kaem.inverse_transform import (
     TAIL_RULE,
     InverseTable,
@@ -73,6 +77,11 @@ class TabulatedDistribution(dist.Distribution):
     @abc.abstractmethod
     def _tails_invert(self) -> bool:
         """Whether the tails are multiples of one reference that has an icdf."""
+
+    @property
+    @abc.abstractmethod
+    def _kinks(self) -> Float[Array, "*batch num_kinks"] | None:
+        """Where the density has kinks, if there are any; the batch is that of the tables, or broadcasts with it."""
 
     @abc.abstractmethod
     def _log_density(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -231,6 +240,13 @@ class TabulatedDistribution(dist.Distribution):
         return Panels.lay_out(self.quadrature, self._basis, low, high, float(jnp.finfo(self._dtype).eps))
 
     @property
+    def _pieces(self) -> Panels | CutPanels:
+        """The panels, cut where the reference has kinks."""
+        if self._kinks is None:
+            return self._panels
+        return CutPanels.at(self._kinks, self._panels, self._basis, self._dtype)
+
+    @property
     def _body(self) -> tuple[float, float] | tuple[Array, Array]:
         """Ends of the body, floats or arrays like those of the domain."""
         edges = self._panels.edges(self._basis)
@@ -242,9 +258,9 @@ class TabulatedDistribution(dist.Distribution):
     @property
     def _edges_and_sizes(self) -> tuple[np.ndarray | Array, np.ndarray | Array]:
         """Edges and widths of the panels, with the shape of the tables unless all share them."""
-        panels, basis, shape = self._panels, self._basis, self._table_shape
-        both = panels.edges(basis), panels.sizes(basis)
-        if basis.grid.batch_shape == () and isinstance(both[0], np.ndarray):
+        pieces, basis, shape = self._pieces, self._basis, self._table_shape
+        both = pieces.edges(basis), pieces.sizes(basis)
+        if both[0].ndim == 1:
             return both
         return tuple(jnp.broadcast_to(array, (*shape, array.shape[-1])) for array in both)
 
@@ -252,6 +268,14 @@ class TabulatedDistribution(dist.Distribution):
     def _has_tails(self) -> bool:
         low, high = self._body
         return isinstance(low, Array) or (low, high) != support_bounds(self._reference)
+
+    def _support_bound(self, name: str, widest: Callable) -> float | Array:
+        """An end of the support: a float where it is known and common to the batch; of a mixture, the widest one."""
+        bound = getattr(self.support, name, -np.inf if name == "lower_bound" else np.inf)
+        if not isinstance(bound, core.Tracer) and np.ndim(bound) == 0:
+            return float(bound)
+        bound = jnp.asarray(bound, self._dtype)
+        return widest(bound, axis=-1) if bound.ndim > len(self._table_shape) else bound
 
     def _result_shape(self, value) -> tuple[int, ...]:
         return jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
@@ -302,7 +326,9 @@ class TabulatedDistribution(dist.Distribution):
         if self._kept_inverse is not None:
             return self._kept_inverse
         table = self._table()
-        tails = (self._tail_panels(table, True), self._tail_panels(table, False)) if self._has_tails else None
+        # Panels of fixed shares cannot end at a kink.
+        extended = self._has_tails and self._kinks is None
+        tails = (self._tail_panels(table, True), self._tail_panels(table, False)) if extended else None
         return build_inverse(table, tails)
 
     def _tail_panels(self, table: CDFTable, below: bool) -> TailPanels:
@@ -372,7 +398,7 @@ class TabulatedDistribution(dist.Distribution):
         inverse = self._inverse()
         rows = jax.tree.map(self._in_rows, (q, complement))
         z = table_icdf(inverse, *rows)
-        if drawn:  # the tables reach further than draws do
+        if drawn and self._kinks is None:  # the tables reach further than draws do
             return self._out_of_rows(z, q.shape)
         lower, upper = (end.reshape(-1, 1) for end in (inverse.lower_end, inverse.upper_end))
         in_table = (rows[0] > lower) & ((1.0 - rows[0] if complement is None else rows[1]) > upper)
@@ -423,7 +449,7 @@ class TabulatedDistribution(dist.Distribution):
             before = jnp.where(below, survival(reference, low), mass_below(reference, high))
             beyond, before = share * beyond, before + rest * beyond
             return tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
-        bounds = support_bounds(reference)
+        bounds = self._support_bound("lower_bound", jnp.min), self._support_bound("upper_bound", jnp.max)
         tails, others = (table.lower_tail, table.upper_tail), self._tail_probabilities(low, high, survival, mass_below)
 
         def invert(side, start, tail, other):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
-from numpyro_kaem.posterior.target import Point, Target, count_invalid
+from numpyro_kaem.posterior.target import Point, Target, count_invalid, map_batched
 
 # Draws of a datum whose spread is the first preconditioner.
 _SPREAD_DRAWS = 64
@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     data: tuple
     model_kwargs: dict[str, Any]
     plate: str | None
+    batch_size: int = 0
 
     def target(self, kernel: Kernel) -> Target:
         """The target in the coordinates of a kernel."""
@@ -119,7 +120,8 @@ def start(
             # Quantiles, because a prior or guide need not have a variance.
             low, high = jnp.quantile(draws[num_points:], jnp.array([0.16, 0.84]), axis=0)
             scale = jnp.where(high > low, (high - low) / 2, 1.0)
-        points, bad = count_invalid(jax.vmap(lambda u: target.evaluate_raw(u, row))(draws[:num_points]))
+        evaluated = map_batched(lambda u: target.evaluate_raw(u, row), target.batch_size, draws[:num_points])
+        points, bad = count_invalid(evaluated)
         return points, scale, bad
 
     points, scale, bad = jax.vmap(of_datum)(keys, rows)
@@ -193,11 +195,11 @@ def move_or_replace(
     if draws is not None:
         keys, points = jax.tree.map(lambda x: x[:, 1:], (keys, points))
         temperatures, step_size, scale = temperatures[1:], step_size[1:], scale[1:]
-    over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None))
-    moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale)
+    of_rungs = (temperatures, step_size, scale)
+    moved, acceptance, divergent = over_states(move, target.batch_size, (keys, points), of_rungs)
     acceptance, divergences = acceptance.mean(0), divergent.sum()
     if draws is not None:
-        fresh = jax.vmap(evaluate)(draws)
+        fresh = map_batched(evaluate, target.batch_size, draws)
         moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
         acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])
     return moved, acceptance, divergences
@@ -223,7 +225,7 @@ def move_or_place(
         As `move_or_replace`.
     """
 
-    def move(key, point, temperature, step_size, scale, place, is_placed):
+    def move(key, point, place, temperature, step_size, scale, is_placed):
         evaluated = []
 
         def evaluate(u):
@@ -234,9 +236,21 @@ def move_or_place(
         (placed,) = evaluated
         return choose(is_placed, placed, moved), jnp.where(is_placed, 1.0, acceptance), ~is_placed & divergent
 
-    over_chains = jax.vmap(jax.vmap(move), in_axes=(0, 0, None, None, None, 0, None))
-    moved, acceptance, divergent = over_chains(keys, points, temperatures, step_size, scale, places, is_placed)
+    of_rungs = (temperatures, step_size, scale, is_placed)
+    moved, acceptance, divergent = over_states(move, target.batch_size, (keys, points, places), of_rungs)
     return moved, acceptance.mean(0), divergent.sum()
+
+
+def over_states(move: Callable, batch_size: int, of_states: tuple, of_rungs: tuple) -> Any:
+    """Apply `move` to the states `(C, K)` of a datum, at most so many at once; other arguments are by rung, `(K,)`."""
+    num_chains, num_rungs = jax.tree.leaves(of_states)[0].shape[:2]
+    if not batch_size or batch_size >= num_chains * num_rungs:
+        over_rungs = jax.vmap(move)
+        return jax.vmap(lambda *states: over_rungs(*states, *of_rungs))(*of_states)
+    of_rungs = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_chains, *x.shape)), of_rungs)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (*of_states, *of_rungs))
+    moved = map_batched(move, batch_size, *flat)
+    return jax.tree.map(lambda x: x.reshape(num_chains, num_rungs, *x.shape[1:]), moved)
 
 
 class Swap(NamedTuple):
@@ -421,4 +435,8 @@ def _reset(p: Population) -> Population:
 def latents_along(problem: Problem, kernel: Kernel, rows: tuple, positions: Float[Array, "B N dim"]) -> dict:
     """The latents, as the model knows them, of N positions of each datum."""
     target = problem.target(kernel)
-    return jax.vmap(lambda row, u: jax.vmap(lambda u: target.latents(u, row))(u))(rows, positions)
+
+    def of_datum(row, positions):
+        return map_batched(lambda u: target.latents(u, row), target.batch_size, positions)
+
+    return jax.vmap(of_datum)(rows, positions)

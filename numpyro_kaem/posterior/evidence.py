@@ -116,6 +116,34 @@ def thermodynamic(
     return Evidence(integral.mean((1, 2)), _std_error(integral), bias)
 
 
+def thermodynamic_of_rungs(
+    temperatures: Float[np.ndarray, "*runs num_rungs"],
+    mean: Float[np.ndarray, "*runs num_rungs"],
+    variance: Float[np.ndarray, "*runs num_rungs"],
+) -> Evidence:
+    """Thermodynamic integration as in `thermodynamic`, from the moments of the log-likelihood at each rung.
+
+    Args:
+        temperatures: increasing from 0 to 1, and then NaN where a ladder has fewer rungs than others.
+        mean: of the log-likelihood at the rungs; -inf gives NaN.
+        variance: of the log-likelihood at the rungs.
+
+    Returns:
+        An Evidence per run; the standard error is that of one independent draw at each rung.
+    """
+    steps = np.nan_to_num(np.diff(temperatures, axis=-1))
+    none = np.zeros((*steps.shape[:-1], 1))
+    weights = 0.5 * (np.concatenate([steps, none], -1) + np.concatenate([none, steps], -1))
+    used = weights > 0
+    with np.errstate(invalid="ignore"):
+        integral = np.sum(np.where(used, weights * mean, 0.0), -1)
+        # A rung that is not there follows only a step of size zero.
+        bias = np.sum(steps**2 / 12 * np.nan_to_num(np.diff(variance, axis=-1)), -1)
+        noise = np.sqrt(np.sum(np.where(used, weights**2 * variance, 0.0), -1))
+    applies = np.isfinite(integral)
+    return Evidence(*(np.where(applies, part, np.nan) for part in (integral, noise, bias)))
+
+
 def _std_error(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:
     """Standard error of the mean of each datum's chains."""
     with np.errstate(invalid="ignore"):

@@ -24,7 +24,7 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_nothing_observed,
     warn_if_runs_disagree,
 )
-from numpyro_kaem.posterior.evidence import Evidence, finite_std
+from numpyro_kaem.posterior.evidence import Evidence, finite_std, thermodynamic_of_rungs
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
@@ -233,7 +233,10 @@ class TemperedSMC:
             RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
         """
         check_call(key, params)
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
+        # Where one datum's particles are too many, its runs take turns; where those of a run are, they move in batches.
+        few = self.chunk_size is not None and self.chunk_size < self.num_particles
+        batch_size = self.chunk_size if few else 0
+        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
         warn_if_nothing_observed(target.model)
         num_data = target.latent_model.num_data
@@ -245,9 +248,7 @@ class TemperedSMC:
         rows, keys = problem.rows(target), jax.random.split(key, (num_data, self.num_runs))
         per_datum = self.num_particles * self.num_runs
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
-        batch_size = 0
-        if self.chunk_size is not None and per_datum > self.chunk_size:
-            batch_size = max(1, self.chunk_size // self.num_runs)
+        runs_at_once = 0 if self.chunk_size is None else max(1, self.chunk_size // self.num_particles)
         plan = Plan(
             self.target_ess,
             self.num_mcmc_steps,
@@ -256,6 +257,7 @@ class TemperedSMC:
             self.persistent,
             self.max_rungs,
             batch_size,
+            runs_at_once,
         )
         order = np.arange(num_data)
         if self.target_ess is not None and chunk < num_data:
@@ -276,7 +278,7 @@ class TemperedSMC:
 
     def _difficulty(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, chunk: int) -> np.ndarray:
         """How far each datum's ladder is: minus its first temperature, of a few draws."""
-        few = plan._replace(persistent=False, batch_size=0)
+        few = plan._replace(persistent=False)
         temperatures = []
         for first in range(0, len(keys), chunk):
             indices = np.minimum(np.arange(first, first + chunk), len(keys) - 1)
@@ -361,6 +363,7 @@ class TemperedSMC:
         log_weights = np.where(flat == -np.inf, -np.inf, log_weights)
         last = [flat.mean(1), finite_std(flat, 1)]
         mean = _mean_over_runs
+        by_run = rungs
         # A run that has arrived stays at t = 1 while others are on their way.
         someone = np.isfinite(rungs.temperature).any(1, keepdims=True)
         rungs = rungs._replace(temperature=np.where(someone & np.isnan(rungs.temperature), 1.0, rungs.temperature))
@@ -381,7 +384,10 @@ class TemperedSMC:
             observed=jax.device_get(observed_values(target.latent_model)),
             plate=target.latent_model.plate,
             num_chains=self.num_runs,
-            evidence={"smc": Evidence(total, std_error, np.zeros(num_data))},
+            evidence={
+                "smc": Evidence(total, std_error, np.zeros(num_data)),
+                "thermodynamic": self._thermodynamic(by_run, log_likelihood),
+            },
             run_log_evidence=log_evidence,
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
             latent_model=target.model,
@@ -395,6 +401,33 @@ class TemperedSMC:
                 scale=np.concatenate([np.full_like(rungs.scale[:, 0, :1], np.nan), mean(rungs.scale)], 1),
             ),
         )
+
+    def _thermodynamic(self, rungs: Rung, log_likelihood: np.ndarray) -> Evidence:
+        """Thermodynamic integration along the ladder of each run, and the mean over runs."""
+        num_data, num_runs, _ = rungs.temperature.shape
+        log_likelihood = log_likelihood.reshape(num_data, num_runs, -1).astype(float)
+        start, last = np.zeros((num_data, num_runs, 1)), np.isfinite(rungs.temperature).sum(-1, keepdims=True)
+
+        def with_final(series, value):
+            series = np.concatenate([series, np.full_like(start, np.nan)], -1)
+            np.put_along_axis(series, last, value[..., None], -1)
+            return series
+
+        runs = thermodynamic_of_rungs(
+            np.concatenate([start, rungs.temperature], -1),
+            with_final(rungs.log_likelihood_mean, log_likelihood.mean(-1)),
+            with_final(rungs.log_likelihood_std**2, finite_std(log_likelihood, -1) ** 2),
+        )
+        std_error = np.full(num_data, np.nan)
+        if num_runs > 1:
+            std_error = runs.log_evidence.std(1, ddof=1) / num_runs**0.5
+        if not self.persistent and not self.waste_free:
+            # Particles that mix slowly are worth as many fewer here as they are in the product of mean weights.
+            ratio = np.take_along_axis(rungs.relative_variance, last - 1, -1)[..., 0]
+            ratio = ratio / np.maximum(np.nansum(rungs.weight_variance, -1), 1e-12)
+            variance = np.mean(runs.std_error**2 * np.maximum(ratio, 1.0), 1) / (self.num_particles * num_runs)
+            std_error = np.fmax(np.sqrt(variance), std_error)
+        return Evidence(runs.log_evidence.mean(1), std_error, runs.bias.mean(1))
 
     def _std_error(self, rungs: Rung, share: np.ndarray) -> np.ndarray:
         """Standard error of the log-evidence: from the families of particles, and between runs of these evidences."""

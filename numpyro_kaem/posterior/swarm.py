@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.target import Point, count_invalid, tempered
+from numpyro_kaem.posterior.target import Point, count_invalid, map_batched, tempered
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
 _IMPOSSIBLE = -1e30
@@ -100,6 +100,7 @@ class Plan(NamedTuple):
         waste_free, persistent: which of BlackJAX's variants.
         max_rungs: room in the history of persistent sampling.
         batch_size: particles of a run that move at once; 0 for all.
+        runs_at_once: runs of a datum that do; 0 for all.
     """
 
     target_ess: float | None
@@ -109,6 +110,7 @@ class Plan(NamedTuple):
     persistent: bool
     max_rungs: int
     batch_size: int
+    runs_at_once: int = 0
 
 
 class Course(NamedTuple):
@@ -152,8 +154,7 @@ def start(
             return target.evaluate_raw(target.draw(key, row), row)
 
         keys = jax.random.split(key, num_particles)
-        points = jax.lax.map(draw, keys, batch_size=plan.batch_size) if plan.batch_size else jax.vmap(draw)(keys)
-        particles, bad = count_invalid(points)
+        particles, bad = count_invalid(map_batched(draw, plan.batch_size, keys))
         zero = jnp.zeros((), particles.dtype)
         step_size = zero + kernel.initial_step_size(target.dim)
         history = None
@@ -162,7 +163,10 @@ def start(
         swarm = Swarm(particles, zero, zero, step_size, jnp.arange(num_particles), zero, history)
         return swarm, bad
 
-    return jax.vmap(jax.vmap(of_run, in_axes=(0, None)))(keys, rows)
+    def of_datum(keys, row):
+        return map_batched(lambda key: of_run(key, row), plan.runs_at_once, keys)
+
+    return jax.vmap(of_datum)(keys, rows)
 
 
 @eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
@@ -184,7 +188,11 @@ def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tupl
         done = swarm.temperature >= 1.0
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, swarm), rung
 
-    return jax.vmap(jax.vmap(of_run, in_axes=(0, None, 0, None)))(keys, rows, swarm, tuning)
+    def of_datum(keys, row, swarm, tuning):
+        of_runs = partial(of_run, row=row, tuning=tuning)
+        return map_batched(lambda key, swarm: of_runs(key, swarm=swarm), plan.runs_at_once, keys, swarm)
+
+    return jax.vmap(of_datum)(keys, rows, swarm, tuning)
 
 
 def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:
@@ -205,7 +213,7 @@ def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning
     step_size = swarm.step_size if tuning.step_size is None else tuning.step_size
     if kernel.adapts_step_size and tuning.step_size is None:
         key, key_tune = jax.random.split(key)
-        step_size = _tune(key_tune, evaluate, kernel, swarm, local_weights, temperature, scale)
+        step_size = _tune(key_tune, evaluate, kernel, plan, swarm, local_weights, temperature, scale)
 
     parameters = {"temperature": temperature, "step_size": step_size, "scale": scale}
     parameters = {name: value[None] for name, value in parameters.items()}
@@ -337,7 +345,7 @@ def _resample(method, key: Array, weights: Array, num_samples: int) -> Array:
     return order[method(key_draw, weights[order], num_samples)]
 
 
-def _tune(key, evaluate, kernel: Kernel, swarm: Swarm, weights: Array, temperature, scale) -> Array:
+def _tune(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, weights: Array, temperature, scale) -> Array:
     """The step size of the kernel's best acceptance rate at the next rung, by stochastic approximation."""
     from blackjax.smc.resampling import systematic
 
@@ -349,9 +357,8 @@ def _tune(key, evaluate, kernel: Kernel, swarm: Swarm, weights: Array, temperatu
     def step(i, state):
         points, log_step_size = state
         keys = jax.random.split(jax.random.fold_in(key_move, i), num_pilots)
-        moves = jax.vmap(lambda k, p: kernel.step(k, p, temperature, jnp.exp(log_step_size), scale, evaluate))(
-            keys, points
-        )
+        move = lambda k, p: kernel.step(k, p, temperature, jnp.exp(log_step_size), scale, evaluate)  # noqa: E731
+        moves = map_batched(move, plan.batch_size, keys, points)
         error = moves.acceptance.mean() - kernel.target_acceptance
         log_step_size += _PILOT_GAIN * error / (1.0 + i / 3.0)
         return moves.point, jnp.minimum(log_step_size, largest)

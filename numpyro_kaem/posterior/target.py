@@ -61,6 +61,13 @@ def count_invalid(points: Point) -> tuple[Point, Array]:
     return points._replace(log_likelihood=jnp.where(invalid, -jnp.inf, likelihood)), jnp.sum(invalid)
 
 
+def map_batched(function: Callable, batch_size: int, *arrays: Any) -> Any:
+    """`jax.vmap(function)(*arrays)`, of at most `batch_size` elements at once; 0 for all."""
+    if not batch_size or batch_size >= len(jax.tree.leaves(arrays)[0]):
+        return jax.vmap(function)(*arrays)
+    return jax.lax.map(lambda elements: function(*elements), arrays, batch_size=batch_size)
+
+
 class Target:
     """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
 
@@ -70,6 +77,7 @@ class Target:
         data: its positional arguments.
         model_kwargs: its keyword arguments.
         plate: name of the data plate, if chosen.
+        batch_size: points of a datum at which the model is evaluated at once; 0 for all.
         whiten: whether the coordinates are eps with z = F^-1(Phi(eps)), in which the prior is standard normal,
             and not those of `LatentModel.unconstrain`.
         gradients: whether `evaluate` computes gradients.
@@ -93,6 +101,7 @@ class Target:
         data: tuple,
         model_kwargs: dict[str, Any],
         plate: str | None = None,
+        batch_size: int = 0,
         *,
         whiten: bool = False,
         gradients: bool = True,
@@ -103,7 +112,7 @@ class Target:
             return LatentModel(model, params, *data, plate=plate, rng_key=rng_key, check=check, **model_kwargs)
 
         self.model = self.latent_model = read(model, check)
-        self.whiten, self.gradients = whiten, gradients
+        self.whiten, self.gradients, self.batch_size = whiten, gradients, batch_size
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:
             self._reparam = ICDFReparam()

@@ -59,8 +59,8 @@ class ParallelTempering:
         num_chains: independent populations per datum.
         warmup: steps that adapt and are dropped; None for as many as `num_steps`.
         thin: every how many steps a draw is kept; it divides `num_steps`.
-        chunk_size: states (data x chains x rungs) that move at once; None for all. It bounds the memory, does not split
-            a datum, and does not change the result.
+        chunk_size: states (data x chains x rungs) that move at once; None for all. It bounds the memory, and does not
+            change the result.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
         guide: NumPyro guide q(z | x) with the model's arguments and latent sites, where chains start; None for the
@@ -160,14 +160,16 @@ class ParallelTempering:
                 start.
         """
         check_call(key, params)
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate)
+        per_datum = self.num_chains * len(self.ladder)
+        # Where one datum's states are too many, they move in batches.
+        batch_size = 0 if self.chunk_size is None or self.chunk_size >= per_datum else self.chunk_size
+        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
         warn_if_nothing_observed(target.model)
         if self.proposal is not None:
             self.proposal.read(target.model, check=True)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
-        per_datum = self.num_chains * len(self.ladder)
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
         # The last chunk is filled up with its last datum, so that it has the shape of the others.
         chunks = [np.minimum(np.arange(first, first + chunk), num_data - 1) for first in range(0, num_data, chunk)]

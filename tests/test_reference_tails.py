@@ -1,0 +1,117 @@
+"""Tails of references: both sides to full relative precision, of every NumPyro distribution that serves as one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+
+from numpyro_kaem.distributions.tails import mass_below, survival, tail_quantile
+
+# NumPyro distribution, SciPy counterpart.
+TAILS = {
+    "normal": (dist.Normal(0.5, 2.0), scipy.stats.norm(0.5, 2.0)),
+    "laplace": (dist.Laplace(0.5, 2.0), scipy.stats.laplace(0.5, 2.0)),
+    "asymmetric laplace": (dist.AsymmetricLaplace(0.5, 1.0, 2.0), scipy.stats.laplace_asymmetric(2.0, 0.5, 1.0)),
+    "cauchy": (dist.Cauchy(0.5, 2.0), scipy.stats.cauchy(0.5, 2.0)),
+    "logistic": (dist.Logistic(0.5, 2.0), scipy.stats.logistic(0.5, 2.0)),
+    "student t, 0.5": (dist.StudentT(0.5, 0.5, 2.0), scipy.stats.t(0.5, 0.5, 2.0)),
+    "student t, 3": (dist.StudentT(3.0), scipy.stats.t(3.0)),
+    "student t, 30": (dist.StudentT(30.0), scipy.stats.t(30.0)),
+    "gumbel": (dist.Gumbel(0.5, 2.0), scipy.stats.gumbel_r(0.5, 2.0)),
+    "exponential": (dist.Exponential(1.5), scipy.stats.expon(scale=1 / 1.5)),
+    "half-normal": (dist.HalfNormal(1.5), scipy.stats.halfnorm(scale=1.5)),
+    "half-cauchy": (dist.HalfCauchy(1.5), scipy.stats.halfcauchy(scale=1.5)),
+    "gamma": (dist.Gamma(2.0, 1.5), scipy.stats.gamma(2.0, scale=1 / 1.5)),
+    "inverse gamma": (dist.InverseGamma(2.0, 1.5), scipy.stats.invgamma(2.0, scale=1.5)),
+    "weibull": (dist.Weibull(1.5, 2.0), scipy.stats.weibull_min(2.0, scale=1.5)),
+    "gompertz": (dist.Gompertz(1.5, 0.5), scipy.stats.gompertz(1.5, scale=2.0)),
+    "dagum": (dist.Dagum(1.5, 2.0, 3.0), scipy.stats.burr(2.0, 1.5, scale=3.0)),
+    "pareto": (dist.Pareto(1.0, 3.0), scipy.stats.pareto(3.0)),
+    "power law": (dist.LowerTruncatedPowerLaw(-2.5, 2.0), scipy.stats.pareto(1.5, scale=2.0)),
+    "log-normal": (dist.LogNormal(0.5, 1.5), scipy.stats.lognorm(1.5, scale=np.exp(0.5))),
+    "beta": (dist.Beta(2.0, 3.0), scipy.stats.beta(2.0, 3.0)),
+    "singular beta": (dist.Beta(0.25, 0.5), scipy.stats.beta(0.25, 0.5)),
+    "log-uniform": (dist.LogUniform(1.0, 3.0), scipy.stats.loguniform(1.0, 3.0)),
+    "left-truncated": (
+        dist.LeftTruncatedDistribution(dist.Normal(0.0, 1.0), -1.0),
+        scipy.stats.truncnorm(-1.0, np.inf),
+    ),
+    "truncated far out": (
+        dist.TwoSidedTruncatedDistribution(dist.Normal(0.0, 1.0), 3.0, 4.0),
+        scipy.stats.truncnorm(3.0, 4.0),
+    ),
+    "decreasing": (
+        dist.TransformedDistribution(dist.Gumbel(0.0, 1.0), dist.transforms.AffineTransform(1.0, -2.0)),
+        scipy.stats.gumbel_l(1.0, 2.0),
+    ),
+}
+DTYPES = [np.float32, np.float64]
+# SciPy has no more digits than these next to the ends of some supports, and some tails as 1 - cdf.
+TOLERANCE = {np.float32: 2e-5, np.float64: 1e-9}
+
+
+def points(scipy_reference, dtype):
+    """From the probability 1e-9 on either side, each with the tail that it lies in."""
+    shares = np.concatenate([np.geomspace(1e-9, 0.5, 60), np.linspace(0.1, 0.5, 20)])
+    return [
+        (method(shares).astype(dtype), name)
+        for method, name in ((scipy_reference.ppf, "cdf"), (scipy_reference.isf, "sf"))
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TAILS)
+def test_masses_on_either_side_have_full_relative_precision(x64, name, dtype):
+    """Relative to the mass, but for what the rounding of the point itself costs."""
+    reference, scipy_reference = TAILS[name]
+    reference = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), reference)
+    for z, side in points(scipy_reference, dtype):
+        found = np.asarray((mass_below if side == "cdf" else survival)(reference, jnp.asarray(z)))
+        assert found.dtype == dtype
+        expected = getattr(scipy_reference, side)(z.astype(float))
+        # Parameters are rounded too, which counts for as much as the point's rounding.
+        slack = 8 * scipy_reference.pdf(z.astype(float)) * np.maximum(np.spacing(np.abs(z)), np.finfo(dtype).eps)
+        slack = np.where(np.isfinite(slack), slack, np.inf)
+        assert np.all(np.abs(found - expected) <= TOLERANCE[dtype] * expected + slack + 4e-16)
+
+
+CLOSED = [
+    name for name in TAILS if not name.startswith(("student", "gamma", "inverse", "beta", "singular", "left", "trunc"))
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CLOSED)
+def test_quantiles_in_the_tails_have_full_relative_precision(x64, name, dtype):
+    reference, scipy_reference = TAILS[name]
+    reference = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), reference)
+    share = np.geomspace(1e-9, 0.5, 60).astype(dtype)
+    for below, side in ((True, "cdf"), (False, "sf")):
+        z = np.asarray(tail_quantile(reference, jnp.asarray(share), jnp.full(share.shape, below)))
+        assert z.dtype == dtype
+        found = getattr(scipy_reference, side)(z.astype(float))
+        slack = 8 * scipy_reference.pdf(z.astype(float)) * np.maximum(np.spacing(np.abs(z)), np.finfo(dtype).eps)
+        assert np.all(np.abs(found - share) <= TOLERANCE[dtype] * share + slack + 4e-16)
+
+
+def test_power_laws_of_both_signs_and_of_none(x64):
+    z = jnp.linspace(1.0, 4.0, 31)
+    for alpha in (-1.5, -1.0, 0.5):
+        reference = dist.DoublyTruncatedPowerLaw(alpha, 1.0, 4.0)
+        power = (lambda x: jnp.log(x)) if alpha == -1.0 else (lambda x, a=alpha + 1: x**a)
+        expected = (power(z) - power(1.0)) / (power(4.0) - power(1.0))
+        np.testing.assert_allclose(mass_below(reference, z), expected, atol=1e-14)
+        np.testing.assert_allclose(survival(reference, z), 1.0 - expected, atol=1e-14)
+        for below, share in ((True, expected), (False, 1.0 - expected)):
+            np.testing.assert_allclose(tail_quantile(reference, share, jnp.full(z.shape, below)), z, rtol=1e-12)
+
+
+def test_the_degrees_of_freedom_of_a_student_t_can_be_learned(x64):
+    """JAX's incomplete beta function has no derivative in its parameters; that of the tails is SciPy's differences."""
+    for df in (0.8, 3.0, 30.0):
+        for t in (-0.3, 0.5, 2.0, 20.0):
+            found = jax.grad(lambda df, t=t: survival(dist.StudentT(df), jnp.asarray(t)))(df)
+            expected = (scipy.stats.t(df + 1e-4).sf(t) - scipy.stats.t(df - 1e-4).sf(t)) / 2e-4
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
