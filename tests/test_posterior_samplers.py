@@ -309,6 +309,7 @@ def test_chunks_do_not_change_the_result(x64, make, small):
     np.testing.assert_allclose(parts.rungs.acceptance, whole.rungs.acceptance, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
     """Hidden layers of 4,000 units for 64 chains or 64 particles of one datum, against those for 8 at once."""
     weights = jnp.ones((2, 4000)) / 4000
@@ -323,7 +324,7 @@ def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
     def of_chains(batch_size):
         problem = Problem(model, {}, rows, {}, None, batch_size)
         start = chains.start.lower(problem, KERNEL, rows, keys, 32, 2, 1)
-        population, _ = jax.eval_shape(lambda: chains.start(problem, KERNEL, rows, keys, 32, 2, 1))
+        population, _ = chains.start(problem, KERNEL, rows, keys, 32, 2, 1)
         course = chains.Course(problem, KERNEL, rows, keys, jnp.array([0.5, 1.0]), False, 1, 1)
         return start, chains.advance.lower((course, zero, zero, jnp.asarray(True)), population)
 
@@ -331,7 +332,7 @@ def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
         problem = Problem(model, {}, rows, {}, None, batch_size)
         plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, batch_size)
         start = swarm.start.lower(problem, KERNEL, plan, rows, keys[:, None], 64)
-        particles, _ = jax.eval_shape(lambda: swarm.start(problem, KERNEL, plan, rows, keys[:, None], 64))
+        particles, _ = swarm.start(problem, KERNEL, plan, rows, keys[:, None], 64)
         course = swarm.Course(problem, KERNEL, plan, rows, keys[:, None])
         return start, swarm.advance.lower((course, zero, Tuning(None)), particles)
 
