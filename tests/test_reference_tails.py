@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.integrate
 import scipy.stats
 
 from numpyro_kaem.distributions.tails import mass_below, survival, tail_quantile
@@ -24,6 +25,9 @@ TAILS = {
     "half-normal": (dist.HalfNormal(1.5), scipy.stats.halfnorm(scale=1.5)),
     "half-cauchy": (dist.HalfCauchy(1.5), scipy.stats.halfcauchy(scale=1.5)),
     "gamma": (dist.Gamma(2.0, 1.5), scipy.stats.gamma(2.0, scale=1 / 1.5)),
+    "singular gamma": (dist.Gamma(0.25, 1.5), scipy.stats.gamma(0.25, scale=1 / 1.5)),
+    "gamma, 8": (dist.Gamma(8.0, 1.5), scipy.stats.gamma(8.0, scale=1 / 1.5)),
+    "chi2": (dist.Chi2(3.0), scipy.stats.chi2(3.0)),
     "inverse gamma": (dist.InverseGamma(2.0, 1.5), scipy.stats.invgamma(2.0, scale=1.5)),
     "weibull": (dist.Weibull(1.5, 2.0), scipy.stats.weibull_min(2.0, scale=1.5)),
     "gompertz": (dist.Gompertz(1.5, 0.5), scipy.stats.gompertz(1.5, scale=2.0)),
@@ -78,7 +82,9 @@ def test_masses_on_either_side_have_full_relative_precision(x64, name, dtype):
 
 
 CLOSED = [
-    name for name in TAILS if not name.startswith(("student", "gamma", "inverse", "beta", "singular", "left", "trunc"))
+    name
+    for name in TAILS
+    if not name.startswith(("student", "gamma", "chi2", "inverse", "beta", "singular", "left", "trunc"))
 ]
 
 
@@ -106,6 +112,32 @@ def test_power_laws_of_both_signs_and_of_none(x64):
         np.testing.assert_allclose(survival(reference, z), 1.0 - expected, atol=1e-14)
         for below, share in ((True, expected), (False, 1.0 - expected)):
             np.testing.assert_allclose(tail_quantile(reference, share, jnp.full(z.shape, below)), z, rtol=1e-12)
+
+
+def test_truncated_gammas_are_parts_of_gammas(x64):
+    base, exact = dist.Gamma(2.0, 1.0), scipy.stats.gamma(2.0)
+    cases = [
+        (dist.LeftTruncatedGamma(base, 1.0), 1.0, np.inf),
+        (dist.RightTruncatedGamma(base, 4.0), 0.0, 4.0),
+        (dist.TwoSidedTruncatedGamma(base, 0.5, 4.0), 0.5, 4.0),
+    ]
+    for reference, low, high in cases:
+        total = exact.cdf(high) - exact.cdf(low)
+        z = np.linspace(low, min(high, 12.0), 41)
+        np.testing.assert_allclose(mass_below(reference, z), (exact.cdf(z) - exact.cdf(low)) / total, atol=1e-13)
+        np.testing.assert_allclose(survival(reference, z), (exact.sf(z) - exact.sf(high)) / total, atol=1e-13)
+        near = low + np.geomspace(1e-9, 1e-3, 20)
+        expected = [scipy.integrate.quad(exact.pdf, low, end, epsrel=1e-12)[0] / total for end in near]
+        np.testing.assert_allclose(mass_below(reference, near), expected, rtol=1e-6)
+        assert np.all(mass_below(reference, np.array([low - 1.0, 1e9])) == [0.0, mass_below(reference, 1e9)])
+
+
+def test_the_concentration_of_a_gamma_can_be_learned(x64):
+    for a in (0.5, 2.0, 9.0):
+        for z in (0.01, 1.0, 3.0, 30.0):
+            found = jax.grad(lambda a, z=z: mass_below(dist.Gamma(a), jnp.asarray(z)))(a)
+            expected = (scipy.stats.gamma(a + 1e-4).cdf(z) - scipy.stats.gamma(a - 1e-4).cdf(z)) / 2e-4
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
 
 
 def test_the_degrees_of_freedom_of_a_student_t_can_be_learned(x64):

@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_kaem.distributions.incomplete_beta import beta_fraction
+from numpyro_kaem.distributions.incomplete_integrals import beta_fraction, gamma_fraction, gamma_series
 from numpyro_kaem.quadrature import GaussLegendre
 
 SYMMETRIC = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.StudentT, dist.SoftLaplace)
@@ -155,9 +155,29 @@ def _(reference: dist.Weibull, probability, from_below):
     return reference.scale * (-log_above) ** (1.0 / reference.concentration)
 
 
+@mass_below.register
+def _(reference: dist.Gamma, z):
+    return _gamma_masses(reference, z)[0]
+
+
 @survival.register
 def _(reference: dist.Gamma, z):
-    return jax.scipy.special.gammaincc(reference.concentration, reference.rate * z)
+    return _gamma_masses(reference, z)[1]
+
+
+def _gamma_masses(reference: dist.Gamma, z: ArrayLike) -> tuple[Array, Array]:
+    """Probabilities below and above z, the smaller one in terms of the density."""
+    z = jnp.asarray(z)
+    info = jnp.finfo(jnp.result_type(z, reference.rate))
+    # Where z is an end of the support, a density need not be finite.
+    safe = jnp.clip(z, info.tiny, info.max**0.5)
+    a, x = reference.concentration, reference.rate * safe
+    scaled = jnp.exp(reference.log_prob(safe) + jnp.log(safe))
+    is_low = x <= a + 1.0
+    low = scaled / a * gamma_series(a, jnp.where(is_low, x, a + 1.0))
+    high = scaled * gamma_fraction(a, jnp.where(is_low, a + 1.0, x))
+    below, above = jnp.where(is_low, low, 1.0 - high), jnp.where(is_low, 1.0 - low, high)
+    return jnp.where(z <= 0.0, 0.0, below), jnp.where(z <= 0.0, 1.0, above)
 
 
 @mass_below.register
@@ -378,20 +398,27 @@ def _of_components(reference: dist.MixtureSameFamily, z: ArrayLike, mass) -> Arr
 def _(reference, z):
     low, high = _cuts(reference)
     z = jnp.clip(z, low, high)
-    return _mass_between(reference.base_dist, low, z) / _mass_between(reference.base_dist, low, high)
+    return _normalizer(reference) * _mass_between(reference.base_dist, low, z)
 
 
 @survival.register(TRUNCATED)
 def _(reference, z):
     low, high = _cuts(reference)
     z = jnp.clip(z, low, high)
-    return _mass_between(reference.base_dist, z, high) / _mass_between(reference.base_dist, low, high)
+    return _normalizer(reference) * _mass_between(reference.base_dist, z, high)
 
 
 def _cuts(reference) -> tuple[ArrayLike, ArrayLike]:
     """Where a distribution is truncated, infinite where it is not."""
     start = 0.0 if isinstance(reference.base_dist, dist.Gamma) else -math.inf
     return getattr(reference, "low", start), getattr(reference, "high", math.inf)
+
+
+def _normalizer(reference) -> Array:
+    """What the density of the whole distribution is multiplied by, as the log-density has it in its dtype."""
+    base, (low, high) = reference.base_dist, _cuts(reference)
+    inside = jnp.clip(base.mean if isinstance(base, dist.Gamma) else base.loc, low, high)
+    return jnp.exp(reference.log_prob(inside) - base.log_prob(inside))
 
 
 def _mass_between(base: dist.Distribution, low: ArrayLike, high: ArrayLike) -> Array:
