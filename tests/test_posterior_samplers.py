@@ -302,8 +302,15 @@ def test_swaps_and_resampling_never_mix_data():
 def test_chunks_do_not_change_the_result(x64, make, small):
     """In float64: chains make much of a rounding in time."""
     kwargs = {"num_steps": 30} if make is tempering else {"num_particles": 100, "num_mcmc_steps": 2}
-    whole = make(**kwargs).run(KEY, two_modes, {}, TWO_MODES)
-    parts = make(**kwargs, chunk_size=small).run(KEY, two_modes, {}, TWO_MODES)
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.5))
+            numpyro.sample("x", dist.Normal(z**2, 0.3), obs=x)
+
+    x = jnp.array([0.5, 2.0, 4.0])
+    whole = make(**kwargs).run(KEY, model, {}, x)
+    parts = make(**kwargs, chunk_size=small).run(KEY, model, {}, x)
     np.testing.assert_allclose(parts.latents["z"], whole.latents["z"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(parts.log_evidence, whole.log_evidence, rtol=1e-4)
     np.testing.assert_allclose(parts.rungs.acceptance, whole.rungs.acceptance, atol=1e-3)

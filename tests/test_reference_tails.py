@@ -83,6 +83,15 @@ def test_masses_on_either_side_have_full_relative_precision(x64, name, dtype):
         assert np.all(np.abs(found - expected) <= TOLERANCE[dtype] * expected + slack + 4e-16)
 
 
+@pytest.mark.parametrize("name", TAILS)
+def test_a_number_is_as_good_as_an_array(name):
+    """As the ends of a domain are given; parameters may be numbers, too."""
+    reference, scipy_reference = TAILS[name]
+    z = float(np.float32(scipy_reference.ppf(0.3)))
+    for mass in (mass_below, survival):
+        np.testing.assert_allclose(mass(reference, z), mass(reference, jnp.array([z]))[0], rtol=1e-5)
+
+
 CLOSED = [
     name
     for name in TAILS

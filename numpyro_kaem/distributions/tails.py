@@ -210,7 +210,7 @@ def _(reference: dist.StudentT, z):
 
 @survival.register
 def _(reference: dist.StudentT, z):
-    t, df = (z - reference.loc) / reference.scale, reference.df
+    t, df = jnp.asarray((z - reference.loc) / reference.scale), reference.df
     distance = jnp.minimum(jnp.abs(t), jnp.finfo(t.dtype).max ** 0.25)
     scaled = jnp.exp(reference.log_prob(reference.loc + distance * reference.scale)) * distance * reference.scale
     share = distance**2 / (df + distance**2)  # Beta(1/2, df/2)
@@ -284,7 +284,7 @@ def _scales(reference) -> tuple[ArrayLike, ArrayLike]:
     return reference.left_scale, reference.right_scale
 
 
-def _of_two_exponentials(x: Array, below: ArrayLike, above: ArrayLike) -> Array:
+def _of_two_exponentials(x: ArrayLike, below: ArrayLike, above: ArrayLike) -> Array:
     """Probability below x of a density that rises as exp(x / below) up to 0 and falls as exp(-x / above) from there."""
     low = below / (below + above) * jnp.exp(jnp.minimum(x, 0.0) / below)
     high = above / (below + above) * jnp.exp(-jnp.maximum(x, 0.0) / above)
@@ -357,7 +357,7 @@ def _log_ratio(z: ArrayLike, low: ArrayLike) -> Array:
     return jnp.log1p((z - low) / low)
 
 
-def _power_integral(power: ArrayLike, x: Array) -> Array:
+def _power_integral(power: ArrayLike, x: ArrayLike) -> Array:
     """(exp(power x) - 1) / power, which is x for power = 0."""
     small = jnp.abs(power) < 1e-6
     return jnp.where(small, x, jnp.expm1(power * x) / jnp.where(small, 1.0, power))

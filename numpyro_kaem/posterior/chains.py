@@ -335,6 +335,8 @@ def advance(course_and_span: tuple[Course, Array, Array, Array], population: Pop
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         pair = jax.vmap(jax.random.split)(step_keys)
         points, acceptance, divergences = jax.vmap(move)(pair[:, 0], rows, p.points, p.step_size, p.scale)
+        # Latents in float32 may meet data and temperatures in float64.
+        acceptance = acceptance.astype(p.acceptance.dtype)
         p = p._replace(points=points)
         if num_rungs > 1:
             p = _swap(pair[:, 1], p, temperatures, i, swap_every)
@@ -374,11 +376,12 @@ def _swap(keys: Array, p: Population, temperatures: Array, i: Array, swap_every:
     arrived = from_prior[..., -1]
     from_prior = from_prior.at[..., -1].set(False).at[..., 0].set(True)
     # The number of attempts of each pair so far, this one included.
-    attempts = jnp.maximum((p.steps // swap_every + 2) // 2, 1)
+    attempts = jnp.maximum((p.steps // swap_every + 2) // 2, 1).astype(p.swaps.dtype)
+    probability = swap.probability.mean(1).astype(p.swaps.dtype)
     return p._replace(
         points=jax.tree.map(swap.exchange, p.points),
         from_prior=from_prior,
-        swaps=jnp.where(swap.is_turn, p.swaps + (swap.probability.mean(1) - p.swaps) / attempts, p.swaps),
+        swaps=jnp.where(swap.is_turn, p.swaps + (probability - p.swaps) / attempts, p.swaps),
         round_trips=p.round_trips + arrived.sum(-1),
     )
 
