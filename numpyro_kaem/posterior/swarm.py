@@ -357,7 +357,10 @@ def _tune(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, weights: Arra
     def step(i, state):
         points, log_step_size = state
         keys = jax.random.split(jax.random.fold_in(key_move, i), num_pilots)
-        move = lambda k, p: kernel.step(k, p, temperature, jnp.exp(log_step_size), scale, evaluate)  # noqa: E731
+
+        def move(key, point):
+            return kernel.step(key, point, temperature, jnp.exp(log_step_size), scale, evaluate)
+
         moves = map_batched(move, plan.batch_size, keys, points)
         error = moves.acceptance.mean() - kernel.target_acceptance
         log_step_size += _PILOT_GAIN * error / (1.0 + i / 3.0)
