@@ -12,6 +12,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+# Up to this parameter a the sums for the gamma function reach the last digit; they need some sqrt(a) terms.
+LARGEST_OF_GAMMA = 500.0
+
 
 def beta_fraction(a: ArrayLike, b: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The continued fraction C of the regularised incomplete beta function, for x up to (a + 1) / (a + b + 2):
@@ -39,7 +42,7 @@ def beta_fraction(a: ArrayLike, b: ArrayLike, x: Float[Array, "..."]) -> Float[A
 
 
 def gamma_series(a: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The series S of the lower incomplete gamma function, for x up to a + 1:
+    """The series S of the lower incomplete gamma function, for x up to a + 1 and a up to 500:
 
         P(a, x) = x^a exp(-x) / Gamma(a + 1) S,   S = 1 + x / (a + 1) (1 + x / (a + 2) (1 + ...)).
 
@@ -51,7 +54,7 @@ def gamma_series(a: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def gamma_fraction(a: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The continued fraction C of the upper incomplete gamma function, for x from a + 1 on:
+    """The continued fraction C of the upper incomplete gamma function, for x from a + 1 on and a up to 500:
 
         Q(a, x) = x^a exp(-x) / Gamma(a) C,   C = 1 / (x + 1 - a - 1 (1 - a) / (x + 3 - a - 2 (2 - a) / (...))).
 
@@ -71,5 +74,5 @@ def gamma_fraction(a: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _num_terms(x: Array) -> int:
-    """How many terms reach the last digit for parameters of up to a thousand; they are summed from the last one on."""
+    """How many terms are summed, from the last one on. For the beta function they do for parameters up to 1e5."""
     return 80 if x.dtype == jnp.float32 else 200

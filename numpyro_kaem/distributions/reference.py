@@ -33,6 +33,8 @@ def check_reference(reference: dist.Distribution) -> bool:
     half = jnp.full((), 0.5)
     try:
         reference.icdf(half)
+        while isinstance(reference, dist.TransformedDistribution):
+            reference = reference.base_dist
         return not isinstance(reference, TRUNCATED)
     except (NotImplementedError, ImportError, AttributeError):
         pass

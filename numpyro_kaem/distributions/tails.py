@@ -8,6 +8,7 @@ their closed form where the distribution has one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import singledispatch
 
 import jax
@@ -16,7 +17,12 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_kaem.distributions.incomplete_integrals import beta_fraction, gamma_fraction, gamma_series
+from numpyro_kaem.distributions.incomplete_integrals import (
+    LARGEST_OF_GAMMA,
+    beta_fraction,
+    gamma_fraction,
+    gamma_series,
+)
 from numpyro_kaem.quadrature import GaussLegendre
 
 SYMMETRIC = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.StudentT, dist.SoftLaplace)
@@ -166,7 +172,7 @@ def _(reference: dist.Gamma, z):
 
 
 def _gamma_masses(reference: dist.Gamma, z: ArrayLike) -> tuple[Array, Array]:
-    """Probabilities below and above z, the smaller one in terms of the density."""
+    """Probabilities below and above z: the smaller one in terms of the density, or both by JAX for large parameters."""
     z = jnp.asarray(z)
     info = jnp.finfo(jnp.result_type(z, reference.rate))
     # Where z is an end of the support, a density need not be finite.
@@ -177,27 +183,32 @@ def _gamma_masses(reference: dist.Gamma, z: ArrayLike) -> tuple[Array, Array]:
     low = scaled / a * gamma_series(a, jnp.where(is_low, x, a + 1.0))
     high = scaled * gamma_fraction(a, jnp.where(is_low, a + 1.0, x))
     below, above = jnp.where(is_low, low, 1.0 - high), jnp.where(is_low, 1.0 - low, high)
+    is_large = a > LARGEST_OF_GAMMA
+    large = jnp.where(is_large, a, LARGEST_OF_GAMMA)
+    below = jnp.where(is_large, jax.scipy.special.gammainc(large, x), below)
+    above = jnp.where(is_large, jax.scipy.special.gammaincc(large, x), above)
     return jnp.where(z <= 0.0, 0.0, below), jnp.where(z <= 0.0, 1.0, above)
 
 
 @mass_below.register
 def _(reference: dist.Beta, z):
-    return _below_in_beta(reference, z, reference.concentration1, reference.concentration0)
+    return _below_in_beta(reference.log_prob, z, reference.concentration1, reference.concentration0)
 
 
 @survival.register
 def _(reference: dist.Beta, z):
-    return _below_in_beta(reference, 1.0 - z, reference.concentration0, reference.concentration1)
+    mirrored = lambda x: reference.log_prob(1.0 - x)  # noqa: E731
+    return _below_in_beta(mirrored, 1.0 - z, reference.concentration0, reference.concentration1)
 
 
-def _below_in_beta(reference: dist.Beta, x: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
-    """Probability of Beta(a, b) below x, from the nearer end; `reference` is that distribution or its mirror image."""
-    safe = jnp.clip(x, jnp.finfo(jnp.result_type(x, a)).tiny, 1.0 - jnp.finfo(jnp.result_type(x, a)).epsneg)
+def _below_in_beta(log_density: Callable, x: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
+    """Probability of Beta(a, b) below x, from the nearer end and in terms of the density."""
+    info = jnp.finfo(jnp.result_type(x, a))
+    # Where x is an end of the support, a density need not be finite.
+    safe = jnp.clip(x, info.tiny, 1.0 - info.epsneg)
     is_low = safe <= (a + 1.0) / (a + b + 2.0)
     near, first, second = jnp.where(is_low, safe, 1.0 - safe), jnp.where(is_low, a, b), jnp.where(is_low, b, a)
-    # Where x is an end of the support, a density need not be finite.
-    at = safe if a is reference.concentration1 else 1.0 - safe
-    log_power = reference.log_prob(at) + jnp.log(safe) + jnp.log1p(-safe)
+    log_power = log_density(safe) + jnp.log(safe) + jnp.log1p(-safe)
     mass = jnp.exp(log_power) / first * beta_fraction(first, second, near)
     below = jnp.where(is_low, mass, 1.0 - mass)
     return jnp.where(x <= 0.0, 0.0, jnp.where(x >= 1.0, 1.0, below))
@@ -211,15 +222,29 @@ def _(reference: dist.StudentT, z):
 @survival.register
 def _(reference: dist.StudentT, z):
     t, df = jnp.asarray((z - reference.loc) / reference.scale), reference.df
-    distance = jnp.minimum(jnp.abs(t), jnp.finfo(t.dtype).max ** 0.25)
-    scaled = jnp.exp(reference.log_prob(reference.loc + distance * reference.scale)) * distance * reference.scale
-    share = distance**2 / (df + distance**2)  # Beta(1/2, df/2)
-    is_far = share > 1.5 / (0.5 * df + 2.5)
-    first, second = jnp.where(is_far, 0.5 * df, 0.5), jnp.where(is_far, 0.5, 0.5 * df)
-    fraction = beta_fraction(first, second, jnp.where(is_far, df / (df + distance**2), share))
-    beyond = jnp.where(is_far, scaled / df * fraction, 0.5 - scaled * fraction)
-    beyond = jnp.where(distance < jnp.abs(t), beyond * (distance / jnp.abs(t)) ** df, beyond)
-    return jnp.where(t > 0, beyond, 1.0 - beyond)
+
+    def density_times(distance):
+        return jnp.exp(reference.log_prob(reference.loc + distance * reference.scale)) * distance * reference.scale
+
+    def between(distance):
+        share = distance**2 / (df + distance**2)  # that is Beta(1/2, df/2)
+        return density_times(distance) * beta_fraction(0.5, 0.5 * df, share)
+
+    def beyond(distance):
+        return density_times(distance) / df * beta_fraction(0.5 * df, 0.5, df / (df + distance**2))
+
+    # From here on outwards the second fraction is the one that converges.
+    turn = jnp.asarray(jnp.sqrt(3.0 * df / (df + 2.0)), t.dtype)
+    # One half but for the log-density's own constant, which for many degrees of freedom has hardly a digit in float32.
+    half = between(turn) + beyond(turn)
+    # No jnp.abs, which has no derivative at the location.
+    distance = jnp.where(t > 0, t, -t)
+    is_far, largest = distance > turn, jnp.finfo(t.dtype).max ** 0.25
+    is_huge = distance > largest
+    outside = beyond(jnp.where(is_far, jnp.where(is_huge, largest, distance), turn))
+    outside = jnp.where(is_huge, outside * (largest / jnp.where(is_huge, distance, largest)) ** df, outside)
+    above = jnp.where(is_far, outside, half - between(jnp.where(is_far, turn, distance)))
+    return jnp.where(t > 0, above, 2.0 * half - above)
 
 
 @mass_below.register
@@ -271,9 +296,9 @@ def _(reference, probability, from_below):
     own, other, sign = jnp.where(from_below, left, right), jnp.where(from_below, right, left), 2.0 * from_below - 1.0
     ratio = probability * ((own + other) / own)
     rest = (1.0 - probability) * ((own + other) / other)
-    return reference.loc + sign * jnp.where(
-        ratio <= 1.0, own * jnp.log(jnp.minimum(ratio, 1.0)), -other * jnp.log(jnp.minimum(rest, 1.0))
-    )
+    is_own = ratio <= 1.0
+    near, far = jnp.log(jnp.where(is_own, ratio, 1.0)), jnp.log(jnp.where(is_own, 1.0, rest))
+    return reference.loc + sign * jnp.where(is_own, own * near, -other * far)
 
 
 def _scales(reference) -> tuple[ArrayLike, ArrayLike]:
@@ -286,8 +311,9 @@ def _scales(reference) -> tuple[ArrayLike, ArrayLike]:
 
 def _of_two_exponentials(x: ArrayLike, below: ArrayLike, above: ArrayLike) -> Array:
     """Probability below x of a density that rises as exp(x / below) up to 0 and falls as exp(-x / above) from there."""
-    low = below / (below + above) * jnp.exp(jnp.minimum(x, 0.0) / below)
-    high = above / (below + above) * jnp.exp(-jnp.maximum(x, 0.0) / above)
+    # No jnp.minimum: it would halve the derivative at 0.
+    low = below / (below + above) * jnp.exp(jnp.where(x < 0, x, 0.0) / below)
+    high = above / (below + above) * jnp.exp(-jnp.where(x < 0, 0.0, x) / above)
     return jnp.where(x < 0, low, 1.0 - high)
 
 
