@@ -1,8 +1,7 @@
 """The continued fractions and series of the incomplete beta and gamma functions.
 
-`jax.scipy.special.betainc` is off by up to 8e-6 in float32 and `gammainc` by 3e-6, because of the powers and gamma
-functions before their series. These are the density's own, so that tails which are told as multiples of the density
-agree with it.
+Those of `jax.scipy.special` lose digits in float32 by the powers and gamma functions before their series. These are the
+density's own, so that tails which are told as multiples of the density agree with it.
 """
 
 from __future__ import annotations

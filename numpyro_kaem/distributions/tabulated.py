@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
@@ -23,15 +21,12 @@ from numpyro_kaem.checks import check_key
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
 from numpyro_kaem.distributions.reference import support_bounds
-from numpyro_kaem.distributions.tails import mass_below, survival, tail_quantile
+from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail, tail_panels
+from numpyro_kaem.distributions.tails import mass_below, survival
 from numpyro_kaem.inverse_transform import (
-    TAIL_RULE,
     InverseTable,
-    TailPanels,
     build_inverse,
-    invert_tail,
     table_icdf,
-    tail_shares,
     with_guide,
 )
 from numpyro_kaem.quadrature import Panels, QuadratureRule
@@ -269,14 +264,6 @@ class TabulatedDistribution(dist.Distribution):
         low, high = self._body
         return isinstance(low, Array) or (low, high) != support_bounds(self._reference)
 
-    def _support_bound(self, name: str, widest: Callable) -> float | Array:
-        """An end of the support: a float where it is known and common to the batch; of a mixture, the widest one."""
-        bound = getattr(self.support, name, -np.inf if name == "lower_bound" else np.inf)
-        if not isinstance(bound, core.Tracer) and np.ndim(bound) == 0:
-            return float(bound)
-        bound = jnp.asarray(bound, self._dtype)
-        return widest(bound, axis=-1) if bound.ndim > len(self._table_shape) else bound
-
     def _result_shape(self, value) -> tuple[int, ...]:
         return jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
 
@@ -328,34 +315,8 @@ class TabulatedDistribution(dist.Distribution):
         table = self._table()
         # Panels of fixed shares cannot end at a kink.
         extended = self._has_tails and self._kinks is None
-        tails = (self._tail_panels(table, True), self._tail_panels(table, False)) if extended else None
+        tails = (tail_panels(self, table, True), tail_panels(self, table, False)) if extended else None
         return build_inverse(table, tails)
-
-    def _tail_panels(self, table: CDFTable, below: bool) -> TailPanels:
-        """Panels of a tail, each a fixed share of it."""
-        dtype, rank = self._dtype, len(self._table_shape)
-        shares = tail_shares(dtype)
-        # Where all elements of the batch have the tail of one reference, so they have its panels.
-        common = self._tails_invert and self._reference.batch_shape == () and self._basis.grid.batch_shape == ()
-        both = (part.astype(dtype).reshape(-1, *[1] * (0 if common else rank)) for part in (shares, 1.0 - shares))
-        edges = self._tail_quantile(table, *both, jnp.asarray(below))
-        end = self._body[0 if below else 1]
-        edges = edges.at[0].set(end)
-        # A tail without mass has no quantiles: its panels are empty.
-        edges = jax.lax.stop_gradient(jnp.where(jnp.isfinite(edges), edges, end))
-        edges = jnp.minimum(edges, end) if below else jnp.maximum(edges, end)
-        edges = jnp.moveaxis(edges, 0, -1)
-        if below:
-            edges, shares = edges[..., ::-1], shares[::-1]
-        nodes = edges[..., :-1, None] + jnp.diff(edges)[..., None] * TAIL_RULE.unit_nodes.astype(dtype)
-        if common:
-            log_density = self._reference.log_prob(nodes)
-        else:
-            leading = jnp.moveaxis(nodes, (-2, -1), (0, 1))
-            log_density = jnp.moveaxis(self._log_density(leading), (0, 1), (-2, -1))
-        # Rounded or empty panels may reach the end of the support, where a density need not be finite.
-        log_density = jnp.where(jnp.isfinite(log_density), log_density, jnp.finfo(dtype).min)
-        return TailPanels(shares, edges, log_density)
 
     # Compiled, because called one by one the many small operations would each be compiled on first use.
 
@@ -419,7 +380,7 @@ class TabulatedDistribution(dist.Distribution):
             table = self._table()
             tail = jnp.where(below, table.lower_tail, table.upper_tail)
             share = jnp.minimum(jnp.where(below, q, complement) / jnp.where(tail > 0, tail, 1.0), 1.0)
-            far = self._tail_quantile(table, share, 1.0 - share, below)
+            far = quantile_in_tail(self, table, share, 1.0 - share, below)
             z = jnp.where(below | (complement < inverse.upper_end), far, z)
         support = self.support
         low, high = getattr(support, "lower_bound", -jnp.inf), getattr(support, "upper_bound", jnp.inf)
@@ -434,39 +395,6 @@ class TabulatedDistribution(dist.Distribution):
         log_lower, log_upper = self._log_tail_weights()
         reference = self._reference
         return jnp.exp(log_lower) * lower(reference, below), jnp.exp(log_upper) * upper(reference, above)
-
-    def _tail_quantile(self, table: CDFTable, share, rest, below):
-        """The point with a share of the tail below it (where `below`) or above it, and the rest = 1 - share before it.
-
-        A tail may hold the bulk of the reference. The point is found from that end of the reference which is nearer:
-        next to a body in the other tail of the reference, the mass beyond has lost the digits of the mass before.
-        """
-        (low, high), reference = self._body, self._reference
-        if self._tails_invert:
-            # As arrays: Python numbers alone would be computed in the widest dtype that JAX is set to.
-            low, high = (jnp.asarray(end, self._dtype) for end in (low, high))
-            beyond = jnp.where(below, mass_below(reference, low), survival(reference, high))
-            before = jnp.where(below, survival(reference, low), mass_below(reference, high))
-            beyond, before = share * beyond, before + rest * beyond
-            return tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
-        bounds = self._support_bound("lower_bound", jnp.min), self._support_bound("upper_bound", jnp.max)
-        tails, others = (table.lower_tail, table.upper_tail), self._tail_probabilities(low, high, survival, mass_below)
-
-        def invert(side, start, tail, other):
-            def masses(z):
-                at = (z, high) if side == 0 else (low, z)
-                return self._tail_probabilities(*at)[side], self._tail_probabilities(*at, survival, mass_below)[side]
-
-            beyond, before = share * tail, other + rest * tail
-            from_beyond = beyond <= before
-            target = jnp.where(from_beyond, beyond, -before)
-            # Decreasing outwards, both.
-            return invert_tail(
-                lambda z: jnp.where(from_beyond, masses(z)[0], -masses(z)[1]), target, start, bounds[side]
-            )
-
-        ends = (invert(side, *of) for side, of in enumerate(zip((low, high), tails, others, strict=True)))
-        return jnp.where(below, *ends)
 
 
 @survival.register

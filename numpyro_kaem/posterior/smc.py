@@ -24,11 +24,12 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_nothing_observed,
     warn_if_runs_disagree,
 )
-from numpyro_kaem.posterior.evidence import Evidence, finite_std, thermodynamic_of_rungs
+from numpyro_kaem.posterior.evidence import Evidence, finite_std
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
+from numpyro_kaem.posterior.smc_evidence import smc_std_error, thermodynamic_along_smc
 from numpyro_kaem.posterior.swarm import Course, Plan, Rung, Tuning
 from numpyro_kaem.posterior.target import Target
 from numpyro_kaem.posterior.weights import observed_values
@@ -273,7 +274,7 @@ class TemperedSMC:
         latents, log_likelihood, log_evidence, ess, rungs = self._join(results, num_data)
         back = np.argsort(order)
         return self._posterior(
-            target, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, ess, rungs))
+            target, plan, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, ess, rungs))
         )
 
     def _difficulty(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, chunk: int) -> np.ndarray:
@@ -345,7 +346,9 @@ class TemperedSMC:
         )
         return latents, log_likelihood, log_evidence, ess, joined
 
-    def _posterior(self, target: Target, latents, log_likelihood, log_evidence, ess, rungs: Rung) -> Posterior:
+    def _posterior(
+        self, target: Target, plan: Plan, latents, log_likelihood, log_evidence, ess, rungs: Rung
+    ) -> Posterior:
         num_data = len(log_evidence)
         total = np.asarray(logsumexp(log_evidence.astype(float), axis=1)) - np.log(self.num_runs)
         impossible = total == -np.inf
@@ -354,7 +357,7 @@ class TemperedSMC:
         with np.errstate(invalid="ignore"):
             share = np.where(impossible[:, None], 1.0, np.exp(log_evidence - log_evidence.max(1, keepdims=True)))
         warn_if_runs_disagree(share)
-        std_error = np.where(impossible, np.inf, self._std_error(rungs, share))
+        std_error = np.where(impossible, np.inf, smc_std_error(rungs, share, self.num_particles, plan))
         with np.errstate(divide="ignore"):
             ess = share.sum(1) ** 2 / np.sum(share**2 / ess, 1)
         flat = log_likelihood.reshape(num_data, -1)
@@ -386,7 +389,7 @@ class TemperedSMC:
             num_chains=self.num_runs,
             evidence={
                 "smc": Evidence(total, std_error, np.zeros(num_data)),
-                "thermodynamic": self._thermodynamic(by_run, log_likelihood),
+                "thermodynamic": thermodynamic_along_smc(by_run, log_likelihood, plan),
             },
             run_log_evidence=log_evidence,
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
@@ -401,49 +404,6 @@ class TemperedSMC:
                 scale=np.concatenate([np.full_like(rungs.scale[:, 0, :1], np.nan), mean(rungs.scale)], 1),
             ),
         )
-
-    def _thermodynamic(self, rungs: Rung, log_likelihood: np.ndarray) -> Evidence:
-        """Thermodynamic integration along the ladder of each run, and the mean over runs."""
-        num_data, num_runs, _ = rungs.temperature.shape
-        log_likelihood = log_likelihood.reshape(num_data, num_runs, -1).astype(float)
-        start, last = np.zeros((num_data, num_runs, 1)), np.isfinite(rungs.temperature).sum(-1, keepdims=True)
-
-        def with_final(series, value):
-            series = np.concatenate([series, np.full_like(start, np.nan)], -1)
-            np.put_along_axis(series, last, value[..., None], -1)
-            return series
-
-        runs = thermodynamic_of_rungs(
-            np.concatenate([start, rungs.temperature], -1),
-            with_final(rungs.log_likelihood_mean, log_likelihood.mean(-1)),
-            with_final(rungs.log_likelihood_std**2, finite_std(log_likelihood, -1) ** 2),
-        )
-        std_error = np.full(num_data, np.nan)
-        if num_runs > 1:
-            std_error = runs.log_evidence.std(1, ddof=1) / num_runs**0.5
-        if not self.persistent and not self.waste_free:
-            # Particles that mix slowly are worth as many fewer here as they are in the product of mean weights.
-            ratio = np.take_along_axis(rungs.relative_variance, last - 1, -1)[..., 0]
-            ratio = ratio / np.maximum(np.nansum(rungs.weight_variance, -1), 1e-12)
-            variance = np.mean(runs.std_error**2 * np.maximum(ratio, 1.0), 1) / (self.num_particles * num_runs)
-            std_error = np.fmax(np.sqrt(variance), std_error)
-        return Evidence(runs.log_evidence.mean(1), std_error, runs.bias.mean(1))
-
-    def _std_error(self, rungs: Rung, share: np.ndarray) -> np.ndarray:
-        """Standard error of the log-evidence: from the families of particles, and between runs of these evidences."""
-        between = np.full(len(share), np.nan)
-        if self.num_runs > 1:
-            between = share.std(1, ddof=1) / share.mean(1) / self.num_runs**0.5
-        if self.persistent or (self.waste_free and self.num_runs > 1):
-            return between
-        # At least what independent particles (or chains, of waste-free SMC) would have.
-        variance = np.nansum(rungs.weight_variance, -1)
-        if not self.waste_free:
-            last = np.isfinite(rungs.relative_variance).sum(-1, keepdims=True) - 1
-            families = np.take_along_axis(rungs.relative_variance, last, -1)[..., 0]
-            variance = np.maximum(variance, families)
-        within = np.sqrt(np.mean(share**2 * variance, 1) / (self.num_particles * self.num_runs)) / share.mean(1)
-        return np.fmax(within, between)
 
 
 def _mean_over_runs(series: np.ndarray) -> np.ndarray:
