@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_kaem.fingerprint import SameProgram
 from numpyro_kaem.row_program import Latents, RowProgram, scaled_log_prob
 from numpyro_kaem.self_check import check_constants_are_constant, check_rows_stand_alone
 from numpyro_kaem.staging import StagedFunction
@@ -98,6 +99,11 @@ class LatentModel:
         if check:
             check_rows_stand_alone(program)
             check_constants_are_constant(program)
+
+    @cached_property
+    def as_argument(self) -> SameProgram:
+        """The model as an argument of compiled functions: equal to all models that compute the same."""
+        return SameProgram(self.program.model, self.program.fingerprint)
 
     def require_per_datum(self, caller: str) -> None:
         """Raise a ValueError, for `caller`, unless every latent site is inside one data plate."""

@@ -1,10 +1,8 @@
 """The self-check of a latent model: does each row stand alone?"""
 
 import contextlib
-from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +13,8 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
 from numpyro_kaem.model_structure import CURES, inspect_model
+from numpyro_kaem.programs import passes_once
 from numpyro_kaem.row_program import RowProgram
-
-# What each model has passed the check on, for samplers that read it again at every call.
-_PASSED: WeakKeyDictionary[Callable, set[Hashable]] = WeakKeyDictionary()
 
 
 def check_rows_stand_alone(program: RowProgram) -> None:
@@ -49,23 +45,8 @@ def check_rows_stand_alone(program: RowProgram) -> None:
             params = structure.initial_state()
             _compare(RowProgram(program.model, params, program.data, program.model_kwargs, program.plate, key))
         return
-    inputs = _signature(program)
-    try:
-        passed = _PASSED.setdefault(program.model, set())
-        if inputs in passed:
-            return
-    except TypeError:  # a model or an argument without a hash
-        passed = set()
-    _compare(program)
-    with contextlib.suppress(TypeError):
-        passed.add(inputs)
-
-
-def _signature(program: RowProgram) -> Hashable:
-    """What tells one call of a model from another, up to the values of arrays."""
-    leaves, treedef = jax.tree.flatten((program.params, program.data, program.model_kwargs))
-    shapes = [(leaf.shape, str(leaf.dtype)) if isinstance(leaf, np.ndarray | Array) else leaf for leaf in leaves]
-    return program.plate, treedef, tuple(shapes)
+    # Samplers read a model again at every call.
+    passes_once(program.fingerprint, lambda: _compare(program))
 
 
 def check_constants_are_constant(program: RowProgram) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -17,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.target import Point, Target, count_invalid, map_batched
+from numpyro_kaem.programs import jit_by_value
 
 # Draws of a datum whose spread is the first preconditioner.
 _SPREAD_DRAWS = 64
@@ -89,7 +89,7 @@ def _begin_averaging(step_size: Array) -> Any:
 
 
 # Run once: optimised code would take longer to compile than it saves.
-@eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
+@partial(jit_by_value, compiler_options={"xla_backend_optimization_level": 0})
 def start(
     problem: Problem,
     kernel: Kernel,
@@ -315,7 +315,7 @@ class Course(NamedTuple):
 # How far to go and whether to adapt are arguments, so that a whole run, with its warm-up and its progress bar, is one
 # compiled function. The population's memory is given to its successor. LLVM's highest level would only take
 # longer to compile.
-@eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
+@partial(jit_by_value, first_donated=1, compiler_options={"xla_backend_optimization_level": 2})
 def advance(course_and_span: tuple[Course, Array, Array, Array], population: Population) -> Population:
     """Advance all chains by some steps.
 
@@ -396,7 +396,7 @@ def _add(moments: tuple, positions: Float[Array, "B C K dim"]) -> tuple:
     return total, mean + delta * num_chains / total, squares + within + delta**2 * count * num_chains / total
 
 
-@eqx.filter_jit
+@jit_by_value
 def end_window(kernel: Kernel, population: Population) -> Population:
     """The preconditioner that the positions of a warm-up window suggest; the step size's search begins anew."""
     count, _, squares = population.moments
@@ -414,7 +414,7 @@ def end_window(kernel: Kernel, population: Population) -> Population:
     )
 
 
-@eqx.filter_jit
+@jit_by_value
 def end_warmup(kernel: Kernel, population: Population) -> Population:
     """Freeze the average of the step sizes."""
     if kernel.adapts_step_size:
@@ -434,7 +434,7 @@ def _reset(p: Population) -> Population:
     )
 
 
-@eqx.filter_jit
+@jit_by_value
 def latents_along(problem: Problem, kernel: Kernel, rows: tuple, positions: Float[Array, "B N dim"]) -> dict:
     """The latents, as the model knows them, of N positions of each datum."""
     target = problem.target(kernel)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,12 +33,45 @@ from numpyro_kaem.posterior.weights import (
     observed_values,
     sample_prior,
 )
+from numpyro_kaem.programs import jit_by_value
 from numpyro_kaem.sharded_inputs import compiler_sharded
 
 
 def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num_data"]:
     """How many values of each datum are NaN or +inf."""
     return jnp.sum(jnp.isnan(values) | (values == jnp.inf), axis=0)
+
+
+@jit_by_value
+def _weigh(
+    model: Callable,
+    proposal: Proposal | None,
+    plate: str | None,
+    num_samples: int,
+    chunk_size: int | None,
+    key: PRNGKeyArray,
+    params: dict[str, Any],
+    data: tuple,
+    model_kwargs: dict[str, Any],
+) -> tuple:
+    """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used.
+
+    The model is read again, so that parameters and data are arguments of the compiled program.
+    """
+    latent_model = LatentModel(model, params, *data, plate=plate, check=False, **model_kwargs)
+    if proposal is None:
+        draws = sample_prior(latent_model, key, num_samples)
+        at_draws = channels_last(partial(log_likelihood, latent_model))
+        likelihood = map_chunks(at_draws, draws, chunk_size)
+        return draws, likelihood.T, None, _count_bad(likelihood), None
+    encoder, by_datum = proposal.read(latent_model), latent_model.plate is not None
+    draws = sample_prior(encoder, key, num_samples, by_datum)
+    log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, chunk_size)
+    at_draws = channels_last(partial(log_likelihood, latent_model, by_datum=by_datum))
+    likelihood = map_chunks(at_draws, draws, chunk_size)
+    # Outside of its prior's support a model need not have a likelihood.
+    likelihood = jnp.where(log_ratio == -jnp.inf, -jnp.inf, likelihood)
+    return draws, likelihood.T, (likelihood + log_ratio).T, _count_bad(likelihood), _count_bad(log_ratio)
 
 
 def _log_sums(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, "2 num_data"]:
@@ -190,27 +222,8 @@ class ImportanceSampling:
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
         warn_if_nothing_observed(latent_model)
 
-        if self.proposal is not None:
-            self.proposal.read(latent_model, check=True)
-
-        @eqx.filter_jit
-        def weigh(key, params, data, model_kwargs, proposal):
-            # The model is read again, so that parameters and data are arguments of the compiled function.
-            latent_model = LatentModel(model, params, *data, plate=self.plate, check=False, **model_kwargs)
-            if proposal is None:
-                draws = sample_prior(latent_model, key, self.num_samples)
-                at_draws = channels_last(partial(log_likelihood, latent_model))
-                likelihood = map_chunks(at_draws, draws, self.chunk_size)
-                return draws, likelihood.T, None, _count_bad(likelihood), None
-            encoder, by_datum = proposal.read(latent_model), latent_model.plate is not None
-            draws = sample_prior(encoder, key, self.num_samples, by_datum)
-            log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, self.chunk_size)
-            at_draws = channels_last(partial(log_likelihood, latent_model, by_datum=by_datum))
-            likelihood = map_chunks(at_draws, draws, self.chunk_size)
-            # Outside of its prior's support a model need not have a likelihood.
-            likelihood = jnp.where(log_ratio == -jnp.inf, -jnp.inf, likelihood)
-            return draws, likelihood.T, (likelihood + log_ratio).T, _count_bad(likelihood), _count_bad(log_ratio)
-
+        proposal = None if self.proposal is None else self.proposal.as_argument(latent_model)
+        settings = latent_model.as_argument, proposal, self.plate, self.num_samples, self.chunk_size
         num_data = latent_model.num_data
         source = "prior" if self.proposal is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
@@ -218,7 +231,7 @@ class ImportanceSampling:
         bar = tqdm(total=len(keys), unit="batch", disable=not self.progress)
         for batch_key in keys:
             draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
-                weigh(batch_key, params, data, model_kwargs, self.proposal)
+                _weigh(*settings, batch_key, params, data, model_kwargs)
             )
             if self.proposal is None:
                 log_weights = likelihood

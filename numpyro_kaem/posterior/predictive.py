@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.programs import jit_by_program
 from numpyro_kaem.row_program import scaled_log_prob
 
 # Runs of the model that are held at once, and numbers that they may give.
@@ -40,13 +41,15 @@ def prior_draws(
 ) -> dict[str, Shaped[np.ndarray, "num_data num_samples ..."]]:
     """Draw from the prior, independently for each datum."""
 
-    def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
-        return latent_model.sample_prior(args[0], num_samples, *args[1])
-
-    keys = jax.random.split(key, latent_model.num_data)
-    rows = _rows(latent_model)
     batch_size = _batch_size(num_samples * sum(map(math.prod, latent_model.latent_shapes.values())))
-    return jax.device_get(jax.jit(lambda: jax.lax.map(of_datum, (keys, rows), batch_size=batch_size))())
+
+    def of_all(latent_model: LatentModel, keys: Array) -> dict[str, Array]:
+        def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
+            return latent_model.sample_prior(args[0], num_samples, *args[1])
+
+        return jax.lax.map(of_datum, (keys, _rows(latent_model)), batch_size=batch_size)
+
+    return _run_with(latent_model, of_all, jax.random.split(key, latent_model.num_data))
 
 
 def predictive_draws(
@@ -66,8 +69,8 @@ def predictive_draws(
     Warns:
         RuntimeWarning: where the distribution of a site cannot be sampled: the site is left out.
     """
-    program = latent_model.program
-    axes = {name: None if latent_model.plate is None else program.row_axis(name) for name in observed}
+    plate, row_axis = latent_model.plate, latent_model.program.row_axis
+    axes = {name: None if plate is None else row_axis(name) for name in observed}
 
     def draw_site(name: str, fn: Any, key: Array) -> Array | None:
         shape, axis = observed[name].shape[1:], axes[name]
@@ -88,7 +91,8 @@ def predictive_draws(
             return None
         return value if axis is None else jnp.squeeze(value, axis)
 
-    def run(key: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+    def run(latent_model: LatentModel, key: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+        program = latent_model.program
         distributions = program.staged.evaluate(
             lambda out: {name: out["distributions"][name] for name in observed}, program.lead(z), program.lead(row)
         )
@@ -101,18 +105,19 @@ def predictive_draws(
 
 def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray]) -> PointwiseDensity:
     """The log-densities of draws of the latents, `(num_data, num_draws, *shape)`, term by term."""
-    program, plate = latent_model.program, latent_model.plate
+    plate, structure = latent_model.plate, latent_model.program.structure
 
     def terms(sites: dict[str, dict], name: str) -> Array:
         log_prob = scaled_log_prob(sites[name])
-        return log_prob if plate is None else jnp.squeeze(log_prob, program.structure.sites[name].plates[plate])
+        return log_prob if plate is None else jnp.squeeze(log_prob, structure.sites[name].plates[plate])
 
-    def run(_: Array, z: dict[str, Array], row: tuple) -> PointwiseDensity:
+    def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> PointwiseDensity:
+        program = latent_model.program
         sites, _ = program.run(program.lead(z), program.lead(row))
         log_prior = sum(jnp.sum(program.site_terms(sites, name)) for name in z)
         return PointwiseDensity(log_prior, {name: terms(sites, name) for name in latent_model.observed_names})
 
-    size = sum(math.prod(program.structure.sites[name].shape) for name in latent_model.observed_names)
+    size = sum(math.prod(structure.sites[name].shape) for name in latent_model.observed_names)
     return _map_draws(latent_model, run, jax.random.key(0), latents, size // latent_model.num_data)
 
 
@@ -120,12 +125,12 @@ def deterministic_values(
     latent_model: LatentModel, latents: dict[str, np.ndarray]
 ) -> dict[str, Shaped[np.ndarray, "num_data num_draws ..."]]:
     """The values of `numpyro.deterministic` sites at draws of the latents, `(num_data, num_draws, *shape)`."""
-    program = latent_model.program
-    names = tuple(program.structure.deterministic)
+    names = tuple(latent_model.program.structure.deterministic)
     if not names:
         return {}
 
-    def values(z: dict[str, Array], rows: tuple, num_rows: int) -> dict[str, Array]:
+    def values(latent_model: LatentModel, z: dict[str, Array], rows: tuple, num_rows: int) -> dict[str, Array]:
+        program = latent_model.program
         z = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_rows, 0), z)
         # A model that itself cuts its data does so at the indices.
         shown = 1 if program.structure.has_subsample_statement else num_rows
@@ -137,16 +142,17 @@ def deterministic_values(
     if latent_model.plate is not None:
         # The axis of the data plate is the one that is as long as there are rows.
         first = {name: jnp.asarray(z[0, 0]) for name, z in latents.items()}
-        one, two = (jax.eval_shape(lambda k=k: values(first, program.first_row, k)) for k in (1, 2))
+        row = latent_model.program.first_row
+        one, two = (jax.eval_shape(lambda k=k: values(latent_model, first, row, k)) for k in (1, 2))
         for name in names:
             longer = [i for i, (m, n) in enumerate(zip(one[name].shape, two[name].shape, strict=True)) if m != n]
             axes[name] = longer[0] if longer else None
 
-    def run(_: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
+    def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
         if latent_model.plate is None:
-            sites, _ = program.run(z, row)
+            sites, _ = latent_model.program.run(z, row)
             return {name: jnp.asarray(sites[name]["value"]) for name in names}
-        found = values(z, row, 1)
+        found = values(latent_model, z, row, 1)
         return {name: x if axes[name] is None else jnp.squeeze(x, axes[name]) for name, x in found.items()}
 
     size = sum(map(math.prod, latent_model.latent_shapes.values()))
@@ -188,18 +194,32 @@ def _batch_size(numbers_per_run: int) -> int:
 def _map_draws(
     latent_model: LatentModel, run: Callable, key: PRNGKeyArray, latents: dict[str, np.ndarray], numbers_per_run: int
 ) -> Any:
-    """Apply `run(key, latents, row)` to every draw of every datum, some at a time."""
+    """Apply `run(latent_model, key, latents, row)` to every draw of every datum, some at a time."""
     num_data, num_draws = next(iter(latents.values())).shape[:2]
 
-    @jax.jit
-    def of_all(keys: Array, latents: dict[str, Array], rows: tuple) -> Any:
+    def of_all(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
+        rows = _rows(latent_model)
+
         def of_pair(args: tuple[Array, dict[str, Array], Array]) -> Any:
             key, z, index = args
-            return run(key, z, jax.tree.map(lambda leaf: leaf[index], rows))
+            return run(latent_model, key, z, jax.tree.map(lambda leaf: leaf[index], rows))
 
         flat = jax.tree.map(lambda z: z.reshape(-1, *z.shape[2:]), latents)
         indices = jnp.repeat(jnp.arange(num_data), num_draws)
         return jax.lax.map(channels_last(of_pair), (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
 
-    results = jax.device_get(of_all(jax.random.split(key, num_data * num_draws), latents, _rows(latent_model)))
+    results = _run_with(latent_model, of_all, jax.random.split(key, num_data * num_draws), latents)
     return jax.tree.map(lambda x: x.reshape(num_data, num_draws, *x.shape[1:]), results)
+
+
+def _run_with(latent_model: LatentModel, function: Callable, *args: Any) -> Any:
+    """`function(latent_model, *args)` on the host, compiled once for all models that compute the same."""
+    program, plate = latent_model.program, latent_model.plate
+
+    def run(params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any], rng_key: Array, args: tuple) -> Any:
+        # The model is read again, so that parameters and data are arguments of the compiled program.
+        at = LatentModel(program.model, params, *data, plate=plate, rng_key=rng_key, check=False, **model_kwargs)
+        return function(at, *args)
+
+    run.__name__ = function.__qualname__.split(".")[0]
+    return jax.device_get(jit_by_program(run)(program.params, program.data, program.model_kwargs, program.rng_key, args))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 from numpyro.handlers import substitute
 
+from numpyro_kaem.fingerprint import SameProgram
 from numpyro_kaem.latent_model import LatentModel
 
 
@@ -33,6 +34,11 @@ class Proposal(NamedTuple):
         if not callable(guide):
             raise TypeError(f"guide must be a NumPyro guide, a function of the model's arguments, got {guide!r}")
         return cls(guide, {} if guide_params is None else dict(guide_params))
+
+    def as_argument(self, latent_model: LatentModel) -> Proposal:
+        """The proposal, checked, as an argument of compiled functions: equal to all guides that compute the same."""
+        encoder = self.read(latent_model, check=True)
+        return self._replace(guide=SameProgram(self.guide, encoder.program.fingerprint))
 
     def read(self, latent_model: LatentModel, *, check: bool = False) -> LatentModel:
         """The guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).

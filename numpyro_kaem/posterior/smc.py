@@ -239,6 +239,7 @@ class TemperedSMC:
         batch_size = self.chunk_size if few else 0
         problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        problem = problem._replace(model=target.model.as_argument)
         warn_if_nothing_observed(target.model)
         num_data = target.latent_model.num_data
         if self._tuning is not None and self._tuning.scale.shape[::2] != (num_data, target.dim):

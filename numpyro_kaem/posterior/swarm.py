@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Point, count_invalid, map_batched, tempered
+from numpyro_kaem.programs import jit_by_value
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
 _IMPOSSIBLE = -1e30
@@ -140,7 +140,7 @@ def _log_likelihood(point: Point) -> Array:
 
 
 # Run once: optimised code would take longer to compile than it saves.
-@eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
+@partial(jit_by_value, compiler_options={"xla_backend_optimization_level": 0})
 def start(
     problem: Problem, kernel: Kernel, plan: Plan, rows: tuple, keys: Array, num_particles: int
 ) -> tuple[Swarm, Array]:
@@ -169,7 +169,7 @@ def start(
     return jax.vmap(of_datum)(keys, rows)
 
 
-@eqx.filter_jit(donate="all-except-first", compiler_options={"xla_backend_optimization_level": 2})
+@partial(jit_by_value, first_donated=1, compiler_options={"xla_backend_optimization_level": 2})
 def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tuple[Swarm, Rung]:
     """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
 
@@ -395,7 +395,7 @@ def _relative_variance(swarm: Swarm, weights: Array) -> Array:
     return num_particles * jnp.sum(shares**2) - 1.0 - swarm.noise
 
 
-@eqx.filter_jit
+@jit_by_value
 def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length: int) -> Float[Array, "B R"]:
     """Effective sample size of equally weighted particles for the mean of their latents, the smallest of D elements.
 
@@ -420,7 +420,7 @@ def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length:
     return jax.vmap(jax.vmap(of_run))(swarm.ancestor, latents)
 
 
-@eqx.filter_jit
+@jit_by_value
 def first_temperature(swarm: Swarm, target_ess: float) -> Float[Array, " B"]:
     """The first temperature above zero of each datum's first run."""
 

@@ -165,9 +165,9 @@ class ParallelTempering:
         batch_size = 0 if self.chunk_size is None or self.chunk_size >= per_datum else self.chunk_size
         problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
+        problem = problem._replace(model=target.model.as_argument)
         warn_if_nothing_observed(target.model)
-        if self.proposal is not None:
-            self.proposal.read(target.model, check=True)
+        proposal = None if self.proposal is None else self.proposal.as_argument(target.model)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
@@ -177,11 +177,19 @@ class ParallelTempering:
         with tqdm(total=len(chunks) * (self.warmup + self.num_steps), unit="step", disable=not self.progress) as bar:
             for indices in chunks:
                 rows_at, keys_at = take_rows(rows, keys, indices)
-                results.append(self._run_chunk(problem, rows_at, keys_at, indices, bar))
+                results.append(self._run_chunk(problem, proposal, rows_at, keys_at, indices, bar))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_data], *results)
         return self._posterior(target, *joined)
 
-    def _run_chunk(self, problem: Problem, rows: tuple, keys: Array, indices: np.ndarray, bar: tqdm) -> tuple:
+    def _run_chunk(
+        self,
+        problem: Problem,
+        proposal: Proposal | None,
+        rows: tuple,
+        keys: Array,
+        indices: np.ndarray,
+        bar: tqdm,
+    ) -> tuple:
         """Latents, log-likelihoods and statistics of some of the data, on the host."""
         temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
         exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
@@ -189,9 +197,9 @@ class ParallelTempering:
         # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
         start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         population, bad = chains.start(
-            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws, self.proposal
+            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws, proposal
         )
-        source = "prior" if self.proposal is None else "guide"
+        source = "prior" if proposal is None else "guide"
         check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder), source)
         course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
 
