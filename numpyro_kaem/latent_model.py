@@ -12,7 +12,8 @@ from jaxtyping import Float
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem.fingerprint import SameProgram
-from numpyro_kaem.row_program import Latents, RowProgram, scaled_log_prob
+from numpyro_kaem.model_structure import scaled_log_prob
+from numpyro_kaem.row_program import Latents, RowProgram
 from numpyro_kaem.self_check import check_constants_are_constant, check_rows_stand_alone
 from numpyro_kaem.staging import StagedFunction
 

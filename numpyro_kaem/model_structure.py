@@ -143,6 +143,12 @@ def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict
     return structure
 
 
+def scaled_log_prob(site: dict) -> Array:
+    """The log-probabilities of a traced site, by element, with its scale."""
+    log_prob = site["fn"].log_prob(site["value"])
+    return log_prob if site["scale"] is None else site["scale"] * log_prob
+
+
 def _plates(site: dict) -> dict[str, int]:
     return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
 

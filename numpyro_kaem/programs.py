@@ -1,7 +1,7 @@
 """Compiled programs that are kept for the next call that computes the same.
 
-JAX keeps what it has compiled under the identity of a function, and a model or a closure is a new function at every call,
-or worse, the same one with another value behind a name. Here programs are kept under what they compute.
+JAX keeps what it has compiled under the identity of a function, and a model or a closure is a new function at every
+call, or worse, the same one with another value behind a name. Here programs are kept under what they compute.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from numpyro_kaem.fingerprint import SameProgram, fingerprint
 
@@ -76,17 +75,8 @@ def passes_once(key: Hashable, check: Callable[[], None]) -> None:
     _PASSED.get(key, lambda: check() or True)
 
 
-class _Program(NamedTuple):
-    """A jitted function of the array leaves of arguments, and the structure of what it returns."""
-
-    run: Callable
-    outputs: Any
-
-
-def jit_by_program(function: Callable, *, first_donated: int | None = None, compiler_options: dict | None = None):
-    """A function compiled once for all functions that compute the same, whatever they close over.
-
-    It is traced at every call, and what it closes over may have changed since the last.
+class _Reusable:
+    """What `jit_by_program` and `jit_by_value` have in common.
 
     Args:
         function: from pytrees to a pytree of arrays. Arguments that are no arrays are static.
@@ -94,88 +84,101 @@ def jit_by_program(function: Callable, *, first_donated: int | None = None, comp
         compiler_options: of `jax.jit`.
     """
 
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        arrays, static, donated = _split(args, first_donated)
-        closed, outputs = _trace(function, arrays, static)
-        options = tuple(sorted((compiler_options or {}).items()))
-        key = fingerprint(closed), outputs, donated, options
-        return _run(key, lambda: _compile(function.__name__, closed, outputs, donated, compiler_options), arrays)
+    def __init__(
+        self, function: Callable, *, first_donated: int | None = None, compiler_options: dict[str, Any] | None = None
+    ):
+        self.function, self.first_donated, self.compiler_options = function, first_donated, compiler_options
+        functools.update_wrapper(self, function)
 
-    return call
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, compiled now or earlier."""
+        return self.compiled(*args)(*args)
+
+    def compiled(self, *args: Any) -> Callable:
+        """The program for arguments like these, compiled if there is none: a function of such arguments."""
+        raise NotImplementedError
+
+    def _trace(self, args: tuple) -> tuple[Any, Any]:
+        """What JAX has traced, of the array leaves of the arguments, and the structure of the results."""
+        arrays, static = eqx.partition(args, eqx.is_array)
+        leaves, structure = _arrays(args), jax.tree.structure(arrays)
+        sizes = [len(jax.tree.leaves(part)) for part in arrays]
+        first = len(leaves) if self.first_donated is None else sum(sizes[: self.first_donated])
+        outputs = []
+
+        def run(*leaves):
+            results = self.function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
+            outputs.append(jax.tree.structure(results))
+            return jax.tree.leaves(results)
+
+        run.__name__ = self.__name__  # by which JAX's logs and profiles call the program
+        donated = tuple(range(first, len(leaves)))
+        jitted = jax.jit(run, donate_argnums=donated, compiler_options=self.compiler_options)
+        return jitted.trace(*leaves), outputs[-1]
+
+    def _compile(self, traced: Any, outputs: Any) -> Callable:
+        compiled = traced.lower().compile()
+
+        def program(*args: Any) -> Any:
+            return jax.tree.unflatten(outputs, compiled(*_arrays(args)))
+
+        return program
 
 
-def jit_by_value(function: Callable, *, first_donated: int | None = None, compiler_options: dict | None = None):
+class jit_by_program(_Reusable):
+    """A function compiled once for all functions that compute the same, whatever they close over.
+
+    It is traced at every call, and what it closes over may have changed since the last.
+    """
+
+    def compiled(self, *args: Any) -> Callable:
+        """Trace the function; the program of what was traced."""
+        traced, outputs = self._trace(args)
+        options = self.first_donated, tuple(sorted((self.compiler_options or {}).items()))
+        key = fingerprint(traced.jaxpr), outputs, _where(args), options
+        return _PROGRAMS.get(key, lambda: self._compile(traced, outputs))
+
+
+class jit_by_value(_Reusable):
     """A module's function compiled once for all arguments that are equal, as `equinox.filter_jit` does it.
 
     Arrays are traced, all other leaves of the arguments are compared by their values. Where one may be equal to what it
     was and yet compute something else, as a function does that reads a global variable, the program that was traced is
-    compared instead (`jit_by_program`); `SameProgram` spares that.
-
-    Args:
-        function: of a module, from pytrees to a pytree of arrays.
-        first_donated: arrays of the arguments from this one on are given up to the results; None for none.
-        compiler_options: of `jax.jit`.
+    compared instead, as `jit_by_program` does it; `SameProgram` spares that.
     """
-    by_program = jit_by_program(function, first_donated=first_donated, compiler_options=compiler_options)
 
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        arrays, static, donated = _split(args, first_donated)
-        leaves, structure = jax.tree.flatten(static)
-        if not all(map(is_known_by_value, leaves)):
-            return by_program(*args)
-        types = tuple(map(jax.typeof, jax.tree.leaves(arrays)))
-        wide = jnp.result_type(float)  # that of Python's numbers among the static leaves
-        key = function, structure, tuple((type(leaf), leaf) for leaf in leaves), types, wide
-
-        def compile_anew() -> _Program:
-            closed, outputs = _trace(function, arrays, static)
-            return _compile(function.__name__, closed, outputs, donated, compiler_options)
-
-        return _run(key, compile_anew, arrays)
-
-    return call
+    def compiled(self, *args: Any) -> Callable:
+        """The program for the values and shapes of these arguments, traced if there is none."""
+        leaves, structure = jax.tree.flatten(args)
+        static = [leaf for leaf in leaves if not eqx.is_array(leaf)]
+        if not all(map(is_known_by_value, static)):
+            options = {"first_donated": self.first_donated, "compiler_options": self.compiler_options}
+            return jit_by_program(self.function, **options).compiled(*args)
+        values = tuple(jax.typeof(leaf) if eqx.is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
+        wide = jnp.result_type(float)  # the type of Python's numbers among the static leaves
+        key = self.function, structure, values, _where(args), wide
+        return _PROGRAMS.get(key, lambda: self._compile(*self._trace(args)))
 
 
 def is_known_by_value(leaf: Any) -> bool:
     """Whether equal values compute the same: of numbers, names, and what libraries define, down to its fields."""
     if isinstance(leaf, bool | int | float | complex | str | bytes | SameProgram) or eqx.is_array(leaf):
         return True
-    module = f"{type(leaf).__module__}."
-    if callable(leaf) and hasattr(leaf, "__qualname__"):
-        module = f"{leaf.__module__}."
-        if getattr(leaf, "__closure__", None):
-            return False
-    if not module.startswith(_LIBRARIES):
-        return False
-    fields = getattr(leaf, "__dict__", {}) if module.startswith(("numpyro_kaem.", "numpyro.")) else {}
-    parts = jax.tree.leaves([value for name, value in fields.items() if name != "_value"])
-    return callable(leaf) and hasattr(leaf, "__qualname__") or all(map(is_known_by_value, parts))
+    is_function = callable(leaf) and hasattr(leaf, "__qualname__")
+    module = f"{(leaf if is_function else type(leaf)).__module__}."
+    if is_function or not module.startswith(_LIBRARIES):
+        return module.startswith(_LIBRARIES) and not getattr(leaf, "__closure__", None)
+    has_fields = module.startswith(("numpyro_kaem.", "numpyro."))
+    return not has_fields or all(map(is_known_by_value, jax.tree.leaves(vars(leaf))))
 
 
-def _split(args: tuple, first_donated: int | None) -> tuple[tuple, tuple, tuple[int, ...]]:
-    """The arrays of arguments, what else they are, and which leaves of the former are given up."""
-    arrays, static = eqx.partition(args, eqx.is_array)
-    sizes = [len(jax.tree.leaves(part)) for part in arrays]
-    first = sum(sizes) if first_donated is None else sum(sizes[:first_donated])
-    return arrays, static, tuple(range(first, sum(sizes)))
+def _arrays(args: tuple) -> list[jax.Array]:
+    """The array leaves of arguments, as JAX's."""
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)]
 
 
-def _trace(function: Callable, arrays: tuple, static: tuple) -> tuple[Any, Any]:
-    """The jaxpr of a function of the array leaves, and the structure of its results."""
-    closed, shapes = jax.make_jaxpr(lambda arrays: function(*eqx.combine(arrays, static)), return_shape=True)(arrays)
-    return closed, jax.tree.structure(shapes)
-
-
-def _compile(name: str, closed: Any, outputs: Any, donated: tuple[int, ...], compiler_options: dict | None) -> _Program:
-    def run(*leaves):
-        return jaxpr_as_fun(closed)(*leaves)
-
-    run.__name__ = name  # by which JAX's logs and profiles call the program
-    return _Program(jax.jit(run, donate_argnums=donated, compiler_options=compiler_options), outputs)
-
-
-def _run(key: Hashable, compile_anew: Callable[[], _Program], arrays: tuple) -> Any:
-    program = _PROGRAMS.get(key, compile_anew)
-    return jax.tree.unflatten(program.outputs, program.run(*jax.tree.leaves(arrays)))
+def _where(args: tuple) -> tuple:
+    """On what arrays are, which a program is compiled for: the default device, and those that arrays are bound to."""
+    leaves = jax.tree.leaves(args)
+    bound = tuple(leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves)
+    return jax.config.jax_default_device, bound

@@ -1,11 +1,9 @@
 """A NumPyro model as a program on rows of data: run on any number of them, read per row."""
 
-import contextlib
 from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +12,14 @@ from jax.typing import ArrayLike
 from numpyro.distributions.transforms import Transform, biject_to
 from numpyro.handlers import seed, substitute, trace
 
-from numpyro_kaem.fingerprint import fingerprint, has_custom_rules, value_of
+from numpyro_kaem.model_fingerprint import model_fingerprint
 from numpyro_kaem.model_structure import (
     CURES,
     check_no_plate_dimension,
     check_parameter_names,
     find_data_plate,
     inspect_model,
+    scaled_log_prob,
 )
 from numpyro_kaem.staging import StagedFunction
 
@@ -234,40 +233,9 @@ class RowProgram:
 
     @cached_property
     def fingerprint(self) -> Hashable:
-        """What the model computes: equal for models that do the same with parameters, data, keys and plate indices.
-
-        It holds the model's run on all its data, which draws the latents, and the one that finds the densities of
-        latents and observed sites; derivatives where the model defines its own.
-        """
-        arrays, static = eqx.partition((self.params, self.data, self.model_kwargs), eqx.is_array)
-        described: dict[str, Hashable] = {}
-
-        def run(arrays: Any, key: Array, indices: dict, latents: Latents) -> dict[str, dict]:
-            params, data, model_kwargs = eqx.combine(arrays, static)
-            model = seed(substitute(self.model, data={**params, **indices, **latents}), key)
-            sites = trace(model).get_trace(*data, **model_kwargs)
-            described.update({name: _description(site) for name, site in sites.items()})
-            return sites
-
-        def draws(*inputs: Any) -> Latents:
-            sites = run(*inputs, {})
-            return {name: sites[name]["value"] for name in self.structure.latent_sites}
-
-        def densities(*inputs: Any) -> tuple[Array, dict[str, Any]]:
-            computed = {name: _computed(site) for name, site in run(*inputs).items()}
-            return sum((jnp.sum(x["log_prob"]) for x in computed.values() if "log_prob" in x), 0.0), computed
-
-        def derivatives(*inputs: Any) -> Any:
-            floats, others = eqx.partition(inputs, eqx.is_inexact_array)
-            return jax.value_and_grad(lambda floats: densities(*eqx.combine(floats, others)), has_aux=True)(floats)
-
-        inputs = arrays, self.rng_key, self.structure.plate_indices
-        drawing, latents = jax.make_jaxpr(draws, return_shape=True)(*inputs)
-        program = drawing if has_custom_rules(drawing) else jax.make_jaxpr(densities)(*inputs, latents)
-        if has_custom_rules(program):
-            program = jax.make_jaxpr(derivatives)(*inputs, latents)
-        statics = value_of(static), self.plate, tuple(sorted(described.items()))
-        return statics, fingerprint(drawing), fingerprint(program)
+        """What the model computes, see `model_fingerprint`, and which plate is the data's."""
+        given = self.params, self.data, self.model_kwargs, self.rng_key, self.structure.plate_indices
+        return self.plate, model_fingerprint(self.model, *given)
 
     def draw_latents(
         self, key: Array, rows: tuple, params: dict[str, Any] | None = None, unconstrained: bool = False
@@ -345,38 +313,6 @@ class RowProgram:
         """The axis of the data plate in the values of a site."""
         site = self.structure.sites[name]
         return site.plates[self.plate] - site.event_dim
-
-
-def scaled_log_prob(site: dict) -> Array:
-    """The log-probabilities of a traced site, by element, with its scale."""
-    log_prob = site["fn"].log_prob(site["value"])
-    return log_prob if site["scale"] is None else site["scale"] * log_prob
-
-
-def _description(site: dict) -> Hashable:
-    """What is static about a traced site: its distribution's classes, and the plates around it."""
-    classes, fn = [], site.get("fn") if site["type"] == "sample" else None
-    while fn is not None:
-        classes.append(type(fn))
-        fn = getattr(fn, "base_dist", None)
-    frames = tuple((frame.name, frame.dim, frame.size) for frame in site.get("cond_indep_stack", ()))
-    return site["type"], site.get("is_observed", False), tuple(classes), frames
-
-
-def _computed(site: dict) -> dict[str, Any]:
-    """What a model computes at a site."""
-    if site["type"] != "sample":
-        return {"value": eqx.filter(site["value"], eqx.is_array_like)}
-    value, fn = site["value"], site["fn"]
-    computed = {"value": value, "log_prob": scaled_log_prob(site)}
-    if not site["is_observed"]:
-        # A support without a transform is refused where one is needed.
-        with contextlib.suppress(NotImplementedError):
-            transform = biject_to(fn.support)
-            u = transform.inv(value)
-            constrained = transform(u)
-            computed |= {"u": u, "z": constrained, "log_det": transform.log_abs_det_jacobian(u, constrained)}
-    return computed
 
 
 def _is_cut(leaf: Any) -> bool:

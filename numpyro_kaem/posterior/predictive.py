@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.model_structure import scaled_log_prob
 from numpyro_kaem.programs import jit_by_program
-from numpyro_kaem.row_program import scaled_log_prob
 
 # Runs of the model that are held at once, and numbers that they may give.
 _RUNS_AT_ONCE = 2**10
@@ -40,7 +40,6 @@ def prior_draws(
     latent_model: LatentModel, key: PRNGKeyArray, num_samples: int
 ) -> dict[str, Shaped[np.ndarray, "num_data num_samples ..."]]:
     """Draw from the prior, independently for each datum."""
-
     batch_size = _batch_size(num_samples * sum(map(math.prod, latent_model.latent_shapes.values())))
 
     def of_all(latent_model: LatentModel, keys: Array) -> dict[str, Array]:
@@ -222,4 +221,6 @@ def _run_with(latent_model: LatentModel, function: Callable, *args: Any) -> Any:
         return function(at, *args)
 
     run.__name__ = function.__qualname__.split(".")[0]
-    return jax.device_get(jit_by_program(run)(program.params, program.data, program.model_kwargs, program.rng_key, args))
+    return jax.device_get(
+        jit_by_program(run)(program.params, program.data, program.model_kwargs, program.rng_key, args)
+    )

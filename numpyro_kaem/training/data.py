@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from numpyro_kaem.checkpoint_arrays import to_host
+from numpyro_kaem.programs import jit_by_value
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState, empty_records
@@ -96,38 +97,16 @@ class ArrayFeed:
         self.of_all_processes = data
 
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
-        """Compile the steps of an epoch; returns the seconds that it took."""
-        layout = self.layout
-
-        def cut(data, rows):
-            batch = jax.tree.map(lambda array: array[rows], data)
-            return batch if layout is None else jax.lax.with_sharding_constraint(batch, layout.by_datum)
-
-        def place(state):
-            return state if layout is None else jax.lax.with_sharding_constraint(state, shardings)
-
-        def run(kept, state):
-            records, order, first, last, data, kwargs = kept
-            with spreading(None if layout is None else layout.by_datum):
-                state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
-            if layout is not None:
-                others = jax.lax.with_sharding_constraint(others, layout.replicated)
-            return place(state), *others
-
-        @jax.jit
-        def shuffle(key):
-            order = jax.random.permutation(key, self.num_data)[: self.num_steps * self.batch_size]
-            return order.reshape(self.num_steps, self.batch_size)
-
-        self._shuffle, self._kwargs = shuffle, kwargs
+        """Compile the steps of an epoch, or find them compiled; returns the seconds that it took."""
+        layout, self._kwargs = self.layout, kwargs
         records = empty_records(state, self.num_steps)
         self._empty = records if layout is None else layout.place(records)
+        self._static = stepper, None if layout is None else (layout.by_datum, layout.replicated), shardings
         self.begin(jax.random.key(0))
         start = time.perf_counter()
         bound = self._bound(0)
         kept = (self._empty, self._order, bound, bound, self.data, kwargs)
-        # The state goes into the memory of the one before it, which may be most of what there is.
-        self._run = eqx.filter_jit(run, donate="all-except-first").lower(kept, state).compile()
+        self._take_steps = _take_steps.compiled((self._static, kept), state)
         return time.perf_counter() - start
 
     def resume(self, step: int, step_in_epoch: int) -> None:
@@ -135,7 +114,7 @@ class ArrayFeed:
 
     def begin(self, key: PRNGKeyArray) -> None:
         """Begin an epoch."""
-        self._order = self._shuffle(key)
+        self._order = _shuffle(key, self.num_data, self.num_steps, self.batch_size)
         if self.layout is not None:
             self._order = self.layout.place(self._order)
         self._records = self._empty
@@ -155,7 +134,7 @@ class ArrayFeed:
             The state, the records of the steps that were taken, and whether the epoch ends here.
         """
         kept = (self._records, self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
-        state, self._records, end = self._run(kept, state)
+        state, self._records, end = self._take_steps((self._static, kept), state)
         end = int(end)
         return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
 
@@ -200,18 +179,10 @@ class StreamFeed:
         self.of_all_processes = self.first_batch
 
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
-        """Compile a step; returns the seconds that it took."""
-
-        def step(kept, state):
-            batch, kwargs = kept
-            with spreading(None if self.layout is None else self.layout.by_datum):
-                state, record = stepper.step(state, batch, slice(None), kwargs)
-            if self.layout is not None:
-                state = jax.lax.with_sharding_constraint(state, shardings)
-            return state, record
-
+        """Compile a step, or find it compiled; returns the seconds that it took."""
         start = time.perf_counter()
-        self._step = eqx.filter_jit(step, donate="all-except-first").lower((self._first, kwargs), state).compile()
+        self._static = stepper, None if self.layout is None else self.layout.by_datum, shardings
+        self._step = _take_step.compiled((self._static, self._first, kwargs), state)
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
         return time.perf_counter() - start
 
@@ -259,7 +230,7 @@ class StreamFeed:
                         "or fewer epochs"
                     )
                 break
-            state, record = self._step((batch, self._kwargs), state)
+            state, record = self._step((self._static, batch, self._kwargs), state)
             records.append(record)
             if int(state.bad_in_a_row) >= self._max_bad_steps:
                 break
@@ -316,6 +287,44 @@ class StreamFeed:
         return jax.tree.map(
             lambda leaf: jax.make_array_from_process_local_data(self.layout.by_datum, np.asarray(leaf)), batch
         )
+
+
+# The state goes into the memory of the one before it, which may be most of what there is.
+
+
+@partial(jit_by_value, first_donated=1)
+def _take_steps(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Array], Array]:
+    """Steps of an epoch on arrays, as `Stepper.run` takes them, on the devices of a layout if there is one."""
+    (stepper, placement, shardings), (records, order, first, last, data, kwargs) = kept
+    by_datum, replicated = placement or (None, None)
+
+    def cut(data, rows):
+        batch = jax.tree.map(lambda array: array[rows], data)
+        return batch if by_datum is None else jax.lax.with_sharding_constraint(batch, by_datum)
+
+    def place(state):
+        return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings)
+
+    with spreading(by_datum):
+        state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+    if by_datum is not None:
+        others = jax.lax.with_sharding_constraint(others, replicated)
+    return place(state), *others
+
+
+@partial(jit_by_value, first_donated=1)
+def _take_step(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+    """A step on a batch of a stream."""
+    (stepper, by_datum, shardings), batch, kwargs = kept
+    with spreading(by_datum):
+        state, record = stepper.step(stepper.svi(state, batch, kwargs), state, batch, slice(None), kwargs)
+    return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings), record
+
+
+@jit_by_value
+def _shuffle(key: PRNGKeyArray, num_data: int, num_steps: int, batch_size: int) -> Int[Array, "num_steps batch_size"]:
+    """The rows of the batches of an epoch."""
+    return jax.random.permutation(key, num_data)[: num_steps * batch_size].reshape(num_steps, batch_size)
 
 
 def _describe(shapes: list) -> str:

@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -18,14 +17,17 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.fingerprint import SameProgram
 from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.model_fingerprint import model_fingerprint
 from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.weights import log_evidence
+from numpyro_kaem.programs import is_known_by_value, jit_by_program, jit_by_value
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
 from numpyro_kaem.training.description import describe_distributions, describe_objective
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.optimizers import build_optimizer
+from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint
 from numpyro_kaem.training.processes import check_same_in_all_processes
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run, Settings
@@ -246,32 +248,28 @@ def fit(
     if isinstance(objective, Objective):
         state = _with_objective_state(state, objective, latent_model, feed)
 
-    adapt = None
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
-
-        def adapt(key, state, average, batch, kwargs):
-            params = values(svi.optim.get_params(state.optim_state), state.mutable_state, model_sites)
-            at = LatentModel(model, params, *batch, plate=plate, rng_key=key, check=False, **kwargs)
-            return grid_adaptation.apply(key, svi, state, average, at)
-
-    @eqx.filter_jit
-    def score(params, key, data, kwargs):
-        model_key, draw_key = jax.random.split(key)
-        at = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)
-        with spreading(None if layout is None else layout.by_datum):
-            log_probs, _ = log_evidence(at, draw_key, held_out_num_samples)
-        log_probs = log_probs[:num_held_out]  # without the rows that fill up the last device
-        return jnp.mean(log_probs), jnp.std(log_probs) / log_probs.size**0.5
-
+    guide_params = values(svi.optim.get_params(state.optim_state), state.mutable_state, guide_sites)
+    guide_computes = model_fingerprint(guide, guide_params, batch, kwargs, check_key, {})
     stepper = Stepper(
-        svi=svi,
+        model=latent_model.as_argument,
+        guide=SameProgram(guide, guide_computes),
+        optim=SameProgram(svi.optim, optimizer_fingerprint(svi.optim, svi.optim.get_params(state.optim_state))),
+        objective=SameProgram.of_fields(objective) if is_known_by_value(objective) else objective,
+        plate=plate,
+        model_sites=tuple(sorted(model_sites)),
         data_per_step=latent_model.scale * latent_model.num_data,
         ema_decay=ema_decay,
-        adapt=adapt,
-        adaptation_is_due=None if adapt is None else grid_adaptation.is_due,
+        grid_adaptation=grid_adaptation,
         max_bad_steps=max_bad_steps,
     )
+    by_datum = None if layout is None else layout.by_datum
+
+    def score(params, key):
+        settings = stepper.model, plate, held_out_num_samples, num_held_out, by_datum
+        return _score(*settings, params, key, held_out, kwargs)
+
     average = None if ema_decay is None else svi.optim.get_params(state.optim_state)
     state = TrainState(state, average, jnp.zeros((), int), jnp.zeros((), int))
     # Steps take over the arrays of the state, which up to here may be the caller's, or one array in two places.
@@ -286,10 +284,11 @@ def fit(
         kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
     run = Run(
         feed=feed,
+        optim=svi.optim,
         stepper=stepper,
         model_values=lambda params, mutable: values(params, mutable, model_sites),
         guide_values=lambda params, mutable: values(params, mutable, guide_sites),
-        score=None if held_out is None else lambda params, key: score(params, key, held_out, kwargs),
+        score=None if held_out is None else score,
         store=store,
         description={
             "objective": type(objective).__name__,
@@ -326,6 +325,27 @@ def _make_feed(data: Any, batch_size: int | None, steps_per_epoch: int | None, l
     return ArrayFeed(data, num_data, batch_size, layout)
 
 
+@jit_by_value
+def _score(
+    model: Callable,
+    plate: str | None,
+    num_samples: int,
+    num_held_out: int,
+    by_datum: Any,
+    params: dict[str, Any],
+    key: PRNGKeyArray,
+    data: tuple,
+    kwargs: dict[str, Any],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean held-out log-likelihood, and its standard error."""
+    model_key, draw_key = jax.random.split(key)
+    at = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)
+    with spreading(by_datum):
+        log_probs, _ = log_evidence(at, draw_key, num_samples)
+    log_probs = log_probs[:num_held_out]  # without the rows that fill up the last device
+    return jnp.mean(log_probs), jnp.std(log_probs) / log_probs.size**0.5
+
+
 def _check_held_out(read: Callable, held_out: tuple) -> None:
     """Whether the model can be called with the held-out data, without computing anything."""
     try:
@@ -342,8 +362,12 @@ def _no_guide(*args: Any, **kwargs: Any) -> None:
 
 def _initial_state(svi: SVI, key: PRNGKeyArray, args: tuple, init_params: Any, kwargs: dict) -> SVIState:
     """`svi.init`, compiled: of the model only the parameters' initial values are computed."""
+
+    def init(key, args, init_params, kwargs):
+        return svi.init(key, *args, init_params=init_params, **kwargs)
+
     try:
-        state = jax.jit(lambda key: svi.init(key, *args, init_params=init_params, **kwargs))(key)
+        state = jit_by_program(init)(key, args, init_params, kwargs)
         svi.get_params(state)
     except jax.errors.UnexpectedTracerError:
         # A constraint whose bounds are arrays made inside of the model: SVI has kept a traced one.

@@ -15,12 +15,13 @@ from numpyro.infer.svi import SVIState
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.energy_module import adapt_svi_grid, on_adapted_grid
+from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood, sample_prior
 
 
-@dataclass(frozen=True, kw_only=True)
-class GridAdaptation:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GridAdaptation(ByValue):
     """When and how `fit` moves the grid of an energy to where the posteriors of the data are.
 
     The samples are draws from the prior, weighted by the mean over the minibatch of their normalised importance

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 from numpyro.optim import _NumPyroOptim
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.fingerprint import fingerprint
 
 
 def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:
@@ -42,6 +46,19 @@ def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumul
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError("accumulate needs an optimiser of Optax, got one of NumPyro")
     return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def optimizer_fingerprint(optim: _NumPyroOptim, params: dict[str, Any]) -> Hashable:
+    """What an optimiser computes for parameters of these shapes: two of `optax.adam(1e-3)` are two closures."""
+
+    def use(params: dict[str, Any]) -> Any:
+        def loss(params: dict[str, Any]) -> tuple[Array, None]:
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), None
+
+        state = optim.init(params)
+        return state, optim.eval_and_update(loss, state)
+
+    return fingerprint(jax.make_jaxpr(use)(params))
 
 
 def _by_label(optimizers: dict[str, Any], labels: Callable[[str], str]) -> Any:

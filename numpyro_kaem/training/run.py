@@ -47,6 +47,7 @@ class Run:
 
     Attributes:
         feed: gives batches, and takes steps on them.
+        optim: the optimiser, of NumPyro.
         stepper: what a step is.
         model_values, guide_values: constrained values of the sites, of unconstrained parameters and mutable state.
         score: mean held-out log-likelihood and its standard error, of parameters and a key; None without.
@@ -56,6 +57,7 @@ class Run:
     """
 
     feed: ArrayFeed | StreamFeed
+    optim: Any
     stepper: Stepper
     model_values: Callable
     guide_values: Callable
@@ -268,11 +270,11 @@ class Run:
 
     def _params(self) -> dict[str, Any]:
         svi = self.state.svi
-        return self.model_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
+        return self.model_values(self.optim.get_params(svi.optim_state), svi.mutable_state)
 
     def _scored_params(self, state: TrainState) -> dict[str, Any]:
         """Model parameters to be scored: moving averages where there are any."""
-        params = self.stepper.svi.optim.get_params(state.svi.optim_state) if state.average is None else state.average
+        params = self.optim.get_params(state.svi.optim_state) if state.average is None else state.average
         return self.model_values(params, state.svi.mutable_state)
 
     def _history(self) -> dict[str, np.ndarray]:
@@ -290,7 +292,7 @@ class Run:
     def _result(self, reason: str) -> FitResult:
         svi, average = self.state.svi, self.state.average
         params = self._params()
-        guide_params = self.guide_values(self.stepper.svi.optim.get_params(svi.optim_state), svi.mutable_state)
+        guide_params = self.guide_values(self.optim.get_params(svi.optim_state), svi.mutable_state)
         averaged = None if average is None else self.model_values(average, svi.mutable_state)
         best = self.best if self.best is not None else (params if averaged is None else averaged)
         return FitResult(params, self._history(), svi, guide_params, best, averaged, reason)

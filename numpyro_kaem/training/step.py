@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 
 from numpyro_kaem.convolutions import channels_last
+from numpyro_kaem.fingerprint import SameProgram
+from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE
+from numpyro_kaem.training.grids import GridAdaptation
 
 
 class TrainState(NamedTuple):
@@ -32,31 +36,48 @@ class TrainState(NamedTuple):
 
 
 class Stepper(NamedTuple):
-    """What a training step is made of; all of it static.
+    """What a training step is made of; all of it static, and compared by value.
 
     Attributes:
-        svi: model, guide, optimiser and objective.
+        model, guide: which compute the same as others that are equal to them.
+        optim: optimiser of NumPyro, and what it computes.
+        objective: the loss.
+        plate: name of the data plate, where the model has several.
+        model_sites: names of the model's parameter and mutable sites.
         data_per_step: by which losses are divided.
         ema_decay: weight of the past in the moving average; None without.
-        adapt: adapts grids after a step, `(key, state, average, batch, kwargs) -> (state, average)`; None without.
-        adaptation_is_due: whether it does so after a step, of the step's number.
+        grid_adaptation: of the grid of an energy; None without.
         max_bad_steps: after how many bad steps in a row to stop.
     """
 
-    svi: SVI
+    model: SameProgram
+    guide: SameProgram
+    optim: SameProgram
+    objective: SameProgram | ELBO
+    plate: str | None
+    model_sites: tuple[str, ...]
     data_per_step: float
     ema_decay: float | None
-    adapt: Callable | None
-    adaptation_is_due: Callable | None
+    grid_adaptation: GridAdaptation | None
     max_bad_steps: int
 
-    def step(self, state: TrainState, batch: tuple, rows: Any, kwargs: dict) -> tuple[TrainState, dict[str, Array]]:
+    def svi(self, state: TrainState, batch: tuple, kwargs: dict) -> SVI:
+        """NumPyro's own algorithm, which has learned by a run of model and guide how parameters are constrained."""
+        objective = self.objective.function if isinstance(self.objective, SameProgram) else self.objective
+        svi = SVI(self.model, self.guide, self.optim.function, objective)
+        svi.init(state.svi.rng_key, *batch, **kwargs)
+        return svi
+
+    def step(
+        self, svi: SVI, state: TrainState, batch: tuple, rows: Any, kwargs: dict
+    ) -> tuple[TrainState, dict[str, Array]]:
         """Take a step on a batch, or stay where everything was if what comes out of it is not finite.
 
         That is the loss, the new parameters, or what the optimiser has accumulated: the parameters may still be finite
         while a gradient that is not waits there for its turn.
 
         Args:
+            svi: as from `svi`.
             state: before the step.
             batch: positional arguments of the model.
             rows: where the rows of the batch are among the data, whose chains are kept.
@@ -66,23 +87,29 @@ class Stepper(NamedTuple):
             The state after it, and what is recorded: `loss`, `is_finite` and the objective's metrics.
         """
         before = _take(state.svi, rows)
-        after, loss = self.svi.update(before, *batch, **kwargs)
+        after, loss = svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
-        is_finite = jnp.isfinite(loss) & _all_finite(self.svi.get_params(after))
+        is_finite = jnp.isfinite(loss) & _all_finite(svi.get_params(after))
         is_finite &= _still_finite(before.optim_state, after.optim_state)
         # All of it, chains and grids too; but for the random key, so that the next step draws anew.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
         number, average = state.step + 1, state.average
-        if self.adapt is not None:
+        if self.grid_adaptation is not None:
             key, key_adapt = jax.random.split(kept.rng_key)
             kept = SVIState(kept.optim_state, kept.mutable_state, key)
-            due = is_finite & self.adaptation_is_due(number)
-            kept, average = jax.lax.cond(
-                due, lambda s, a: self.adapt(key_adapt, s, a, batch, kwargs), lambda s, a: (s, a), kept, average
-            )
+
+            def adapt(kept, average):
+                values = svi.get_params(kept) | (kept.mutable_state or {})
+                params = {name: values[name] for name in self.model_sites}
+                given = {"plate": self.plate, "rng_key": key_adapt, "check": False, **kwargs}
+                at = LatentModel(self.model, params, *batch, **given)
+                return self.grid_adaptation.apply(key_adapt, svi, kept, average, at)
+
+            due = is_finite & self.grid_adaptation.is_due(number)
+            kept, average = jax.lax.cond(due, adapt, lambda *unchanged: unchanged, kept, average)
         if self.ema_decay is not None:
-            params = self.svi.optim.get_params(kept.optim_state)
+            params = svi.optim.get_params(kept.optim_state)
             decay = self.ema_decay
             average = jax.tree.map(lambda a, p: jnp.where(is_finite, decay * a + (1 - decay) * p, a), average, params)
         bad_in_a_row = jnp.where(is_finite, 0, state.bad_in_a_row + 1)
@@ -108,6 +135,7 @@ class Stepper(NamedTuple):
         Returns:
             The state, the records with those of the steps filled in, and the number of the step after the last.
         """
+        svi = self.svi(state, cut(data, order[0]), kwargs)
 
         def goes_on(carry):
             i, state, _ = carry
@@ -116,7 +144,7 @@ class Stepper(NamedTuple):
         def body(carry):
             i, state, records = carry
             rows = order[i]
-            step = channels_last(lambda state, batch, rows: self.step(state, batch, rows, kwargs))
+            step = channels_last(lambda state, batch, rows: self.step(svi, state, batch, rows, kwargs))
             state, record = step(state, cut(data, rows), rows)
             records = jax.tree.map(lambda all_, one: all_.at[i].set(one), records, record)
             return i + 1, place(state), records
