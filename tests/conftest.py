@@ -7,6 +7,10 @@ from pathlib import Path
 # All must precede the first import of what they configure.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a run is compilation. What was compiled is kept for the next run, and for the stages of one, in files.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Two threads of one small product wait for each other, spinning, wherever pytest's processes share the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
