@@ -133,9 +133,7 @@ def train(objective, model, key=0, x=DATA, **options):
         **given,
         **guided,
     )
-    return np.append(
-        result.history["held_out_log_likelihood"], np.append(result.history["loss"], result.params["scale"])
-    )
+    return np.hstack([result.history["held_out_log_likelihood"], result.history["loss"], result.params["scale"]])
 
 
 def check_rebinding(run, kinds):
