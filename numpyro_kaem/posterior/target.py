@@ -124,11 +124,12 @@ class Target:
                 ) from error
         row = self.latent_model.program.first_row
 
-        def example() -> dict[str, Array]:
-            return self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
+        def example() -> Array:
+            u = self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
+            flat, self._unravel = ravel_pytree(u)
+            return flat
 
-        example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(example))
-        flat, self._unravel = ravel_pytree(example)
+        flat = jax.eval_shape(example)
         self.dim, self.dtype = flat.size, flat.dtype
         # Traced once, however often a program evaluates.
         self.evaluate_raw = jax.jit(self.evaluate_raw)
