@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
 from numpyro_kaem.posterior.chains import AT_START, Problem
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.target import Point, count_invalid, map_batched, tempered
+from numpyro_kaem.posterior.target import Point, count_invalid, fenced, map_batched, tempered
 from numpyro_kaem.programs import jit_by_value
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
@@ -184,8 +184,9 @@ def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tupl
     target = problem.target(kernel)
 
     def of_run(key, row, swarm, tuning):
-        evaluate = partial(target.evaluate, row=row)
-        new, rung = to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, tuning)
+        evaluate = fenced(partial(target.evaluate, row=row), number)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(4 * number + jnp.arange(4))
+        new, rung = to_next_rung(keys, evaluate, kernel, plan, swarm, tuning)
         done = swarm.temperature >= 1.0
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, swarm), rung
 
@@ -196,8 +197,14 @@ def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tupl
     return jax.vmap(of_datum)(keys, rows, swarm, tuning)
 
 
-def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:
-    """Take a run's particles to their next rung, finding out what of its tuning is not known."""
+def to_next_rung(keys, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:
+    """Take a run's particles to their next rung, by four keys, finding out what of its tuning is not known."""
+
+    @jax.jit  # traced once for both of its uses
+    def step(key, point, temperature, step_size, scale):
+        return kernel.step(key, point, temperature, step_size, scale, evaluate)
+
+    key_order, key_draw, key_tune, key_move = keys
     temperature = tuning.temperature
     log_likelihood = swarm.particles.log_likelihood
     num_particles = len(log_likelihood)
@@ -211,16 +218,15 @@ def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning
     # Of all the particles that history holds, those of the last rung are what the next one's scale is taken from.
     local_weights = weights if not plan.persistent else _last_rung_weights(swarm, temperature)
     scale = _spread(local_weights, swarm.particles, kernel) if tuning.scale is None else tuning.scale
-    key_order, key_draw, key_tune, key_move = jax.random.split(key, 4)
     length = plan.num_mcmc_steps + 1 if plan.waste_free else 1
     ancestors = _resample(plan.resampling, key_order, key_draw, weights, num_particles // length)
     step_size = swarm.step_size if tuning.step_size is None else tuning.step_size
     if kernel.adapts_step_size and tuning.step_size is None:
-        step_size = _tune(key_tune, evaluate, kernel, plan, swarm, ancestors, temperature, scale)
+        step_size = _tune(key_tune, step, kernel, plan, swarm, ancestors, temperature, scale)
 
     parameters = {"temperature": temperature, "step_size": step_size, "scale": scale}
     parameters = {name: value[None] for name, value in parameters.items()}
-    moved, history, moves = _move(key_move, evaluate, kernel, plan, swarm, weights, ancestors, temperature, parameters)
+    moved, history, moves = _move(key_move, step, plan, swarm, weights, ancestors, temperature, parameters)
     zero = jnp.zeros_like(temperature)
     variance, relative_variance, ancestor, noise = zero, zero, swarm.ancestor, zero
     if plan.persistent:
@@ -316,7 +322,7 @@ def _resample(name: str, key_order: Array, key_draw: Array, weights: Array, num_
     return order[getattr(resampling, name)(key_draw, weights[order], num_samples)]
 
 
-def _tune(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, ancestors: Array, temperature, scale) -> Array:
+def _tune(key, step, kernel: Kernel, plan: Plan, swarm: Swarm, ancestors: Array, temperature, scale) -> Array:
     """The step size of the kernel's best acceptance rate at the next rung, by stochastic approximation."""
     # Resampled by their order, as if so many had been asked for.
     num_pilots = min(_PILOTS, len(ancestors))
@@ -326,37 +332,38 @@ def _tune(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, ancestors: Ar
         particles = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), swarm.history.persistent_particles)
     largest = jnp.log(kernel.largest_step_size(scale.size))
 
-    def step(i, state):
+    keys = jax.random.split(key, (_PILOT_STEPS, num_pilots))
+
+    def move_pilots(i, state):
         points, log_step_size = state
-        keys = jax.random.split(jax.random.fold_in(key, i), num_pilots)
 
         def move(key, point):
-            return kernel.step(key, point, temperature, jnp.exp(log_step_size), scale, evaluate)
+            return step(key, point, temperature, jnp.exp(log_step_size), scale)
 
-        moves = map_batched(move, plan.batch_size, keys, points)
+        moves = map_batched(move, plan.batch_size, keys[i], points)
         error = moves.acceptance.mean() - kernel.target_acceptance
         log_step_size += _PILOT_GAIN * error / (1.0 + i / 3.0)
         return moves.point, jnp.minimum(log_step_size, largest)
 
     points = jax.tree.map(lambda x: x[chosen], particles)
-    _, log_step_size = jax.lax.fori_loop(0, _PILOT_STEPS, step, (points, jnp.log(swarm.step_size)))
+    _, log_step_size = jax.lax.fori_loop(0, _PILOT_STEPS, move_pilots, (points, jnp.log(swarm.step_size)))
     return jnp.exp(log_step_size)
 
 
-def _move(key, evaluate, kernel, plan, swarm, weights, ancestors, temperature, parameters):
+def _move(key, step, plan, swarm, weights, ancestors, temperature, parameters):
     """By BlackJAX: the resampled particles at the next rung, the history with them and the kernel's moves."""
     from blackjax.smc import persistent_sampling, tempered
     from blackjax.smc.base import update_and_take_last
     from blackjax.smc.waste_free import waste_free_smc
 
-    def step(key, state, _, temperature, step_size, scale):
-        move = kernel.step(key, state.position, temperature, step_size, scale, evaluate)
+    def carry_on(key, state, _, temperature, step_size, scale):
+        move = step(key, state.position, temperature, step_size, scale)
         return _Carried(move.point), move._replace(point=None)
 
     arguments = (
         lambda point: point.log_prior,
         _log_likelihood,
-        step,
+        carry_on,
         lambda point, _: _Carried(point),
         lambda key, weights, num_samples: ancestors,
     )

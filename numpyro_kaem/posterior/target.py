@@ -68,6 +68,28 @@ def map_batched(function: Callable, batch_size: int, *arrays: Any) -> Any:
     return jax.lax.map(lambda elements: function(*elements), arrays, batch_size=batch_size)
 
 
+def fenced(function: Callable, number: Array) -> Callable:
+    """A function that XLA compiles for CPUs once, apart from what leads to it and from what follows.
+
+    Otherwise it copies all that it deems cheap into all that uses it: a proposal into every part of the model, and the
+    model into every part of the test for acceptance. A branch is left where it is.
+
+    Args:
+        function: of an array.
+        number: traced, and not negative, which the compiler does not know.
+    """
+
+    def apart(x: Array) -> Any:
+        shapes = jax.eval_shape(function, x)
+
+        def never(_: Array) -> Any:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return jax.lax.cond(number >= 0, function, never, x)
+
+    return lambda x: jax.lax.platform_dependent(x, cpu=apart, default=function)
+
+
 class Target:
     """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
 
