@@ -128,7 +128,7 @@ def start(
         points, bad = count_invalid(evaluated)
         return points, scale, bad
 
-    points, scale, bad = jax.vmap(of_datum)(keys, rows)
+    points, scale, bad = map_batched(of_datum, 0, keys, rows)
     points = jax.tree.map(lambda x: x.reshape(num_data, num_chains, num_rungs, *x.shape[2:]), points)
     dtype = points.position.dtype
     step_size = jnp.full((num_data, num_rungs), kernel.initial_step_size(target.dim), dtype)
@@ -337,7 +337,7 @@ def advance(course_and_span: tuple[Course, Array, Array, Array], population: Pop
     def body(i, p: Population) -> Population:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         pair = jax.vmap(jax.random.split)(step_keys)
-        points, acceptance, divergences = jax.vmap(move)(pair[:, 0], rows, p.points, p.step_size, p.scale)
+        points, acceptance, divergences = map_batched(move, 0, pair[:, 0], rows, p.points, p.step_size, p.scale)
         # Latents in float32 may meet data and temperatures in float64.
         acceptance = acceptance.astype(p.acceptance.dtype)
         p = p._replace(points=points)
@@ -443,7 +443,7 @@ def latents_along(problem: Problem, kernel: Kernel, rows: tuple, positions: Floa
     target = problem.target(kernel)
     positions = positions.reshape(len(positions), -1, positions.shape[-1])
 
-    def of_datum(row, positions):
+    def of_datum(positions, row):
         return map_batched(lambda u: target.latents(u, row), target.batch_size, positions)
 
-    return jax.vmap(of_datum)(rows, positions)
+    return map_batched(of_datum, 0, positions, rows)

@@ -167,7 +167,7 @@ def start(
     def of_datum(keys, row):
         return map_batched(lambda key: of_run(key, row), plan.runs_at_once, keys)
 
-    return jax.vmap(of_datum)(keys, rows)
+    return map_batched(of_datum, 0, keys, rows)
 
 
 @partial(jit_by_value, first_donated=1, compiler_options=LOOP)
@@ -194,7 +194,7 @@ def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tupl
         of_runs = partial(of_run, row=row, tuning=tuning)
         return map_batched(lambda key, swarm: of_runs(key, swarm=swarm), plan.runs_at_once, keys, swarm)
 
-    return jax.vmap(of_datum)(keys, rows, swarm, tuning)
+    return map_batched(of_datum, 0, keys, rows, swarm, tuning)
 
 
 def to_next_rung(keys, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:

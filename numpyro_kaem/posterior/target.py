@@ -63,6 +63,9 @@ def count_invalid(points: Point) -> tuple[Point, Array]:
 
 def map_batched(function: Callable, batch_size: int, *arrays: Any) -> Any:
     """`jax.vmap(function)(*arrays)`, of at most `batch_size` elements at once; 0 for all."""
+    if len(jax.tree.leaves(arrays)[0]) == 1:
+        # JAX takes long to trace nested maps, and the data and the runs are often one.
+        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], arrays)))
     if not batch_size or batch_size >= len(jax.tree.leaves(arrays)[0]):
         return jax.vmap(function)(*arrays)
     return jax.lax.map(lambda elements: function(*elements), arrays, batch_size=batch_size)
