@@ -161,7 +161,7 @@ def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "n
     )
     left, right = take_edge(table.edges, row, panel), take_edge(table.edges, row, panel + 1)
     # Not clipped by jnp.clip, which halves derivatives at its limits, and panel edges are numbers that people use.
-    share = polynomial(take_powers(table.polynomials, row, panel), (z - left) / (right - left))
+    share = polynomial([take(power, row, panel) for power in table.polynomials], (z - left) / (right - left))
     probability = take(table.lower, row, panel) + take(table.mass, row, panel) * share
     return (probability - lax.stop_gradient(probability - jnp.clip(probability, 0.0, 1.0))).reshape(shape)
 
@@ -169,14 +169,6 @@ def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "n
 def take(values: Num[Array, "*batch columns"], row: Int[Array, " n"], column: Int[Array, " n"]) -> Array:
     """values[row, column], the batch dimensions of `values` counted as one."""
     return values.reshape(-1).at[row * values.shape[-1] + column].get(mode="promise_in_bounds")
-
-
-def take_powers(
-    polynomials: Float[Array, "num_powers *batch columns"], row: Int[Array, " n"], column: Int[Array, " n"]
-) -> Float[Array, "num_powers n"]:
-    """polynomials[:, row, column], in one look-up."""
-    values = polynomials.reshape(len(polynomials), -1)
-    return values.at[:, row * polynomials.shape[-1] + column].get(mode="promise_in_bounds")
 
 
 def take_edge(edges: Float[Array, "..."], row: Int[Array, " n"], index: Int[Array, " n"]) -> Array:
@@ -214,9 +206,9 @@ def search_panels(
     return lax.fori_loop(0, depth, halve, jnp.broadcast_to(jnp.asarray(first, jnp.int32), target.shape))
 
 
-def polynomial(coefficients: Float[Array, "num_powers ..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
+def polynomial(coefficients: list[Array], t: Array) -> Array:
     """Q(t) = t (c_0 + c_1 x + c_2 x^2 + ...) with x = 2 t - 1."""
     x, value = 2.0 * t - 1.0, coefficients[-1]
-    for power in reversed(range(len(coefficients) - 1)):
-        value = value * x + coefficients[power]
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
     return value * t
