@@ -215,13 +215,15 @@ def _invert(coefficients: list[Array], share: Array) -> Array:
     bend = at_left + at_right - 2.0
     a, b = 1.0 - at_left + share * bend, at_left - share * bend
     place = 2.0 * share / (b + jnp.sqrt(jnp.maximum(b**2 + 4.0 * a * share, 1e-30)))
-    place = jnp.clip(place, 0.0, 1.0)
-    for _ in range(3):
+
+    # This loop is written as such because XLA fuses unrolled steps, and repeats much of each for every use of it.
+    def step(_, place):
         value, slope, half_bend = _value_and_derivatives(coefficients, place)
         slope, excess = jnp.maximum(slope, 1e-3), value - share
-        step = excess * slope / jnp.maximum(slope**2 - excess * half_bend, 0.5 * slope**2)
-        place = jnp.clip(place - step, 0.0, 1.0)
-    return place
+        change = excess * slope / jnp.maximum(slope**2 - excess * half_bend, 0.5 * slope**2)
+        return jnp.clip(place - change, 0.0, 1.0)
+
+    return lax.fori_loop(0, 3, step, jnp.clip(place, 0.0, 1.0))
 
 
 def _value_and_derivatives(coefficients: list[Array], t: Array | float) -> tuple[Array, Array, Array]:
