@@ -100,8 +100,8 @@ def u_error(prior, truth, u):
     return (error - np.maximum(density, np.maximum(*nearby)) * spacing).max(), error.max()
 
 
-def prior_and_truth(basis, name, dtype, rule: QuadratureRule, panels: int = 40):
-    """The same density in the given dtype and in float64, on finer panels."""
+def prior_and_truth(basis, name, dtype, rule: QuadratureRule | None = None, panels: int = 40):
+    """The same density in the given dtype, by a rule or the default one, and in float64 on finer panels."""
     family, parameters, domain = REFERENCES[name]
     energy = random_energy(BASES[basis](domain), domain)
     with jax.enable_x64(True):
@@ -122,10 +122,10 @@ def print_bases() -> None:
         row = [basis]
         for name in REFERENCES:
             u = np.linspace(0.0, 1.0, 1001)[1:-1].astype(np.float32)
-            prior, truth = prior_and_truth(basis, name, np.float32, GaussLegendre())
+            prior, truth = prior_and_truth(basis, name, np.float32)
             single, _ = u_error(prior, truth, u)
             with jax.enable_x64(True):
-                prior, truth = prior_and_truth(basis, name, np.float64, GaussLegendre())
+                prior, truth = prior_and_truth(basis, name, np.float64)
                 _, double = u_error(prior, truth, u.astype(np.float64))
             row.append(f"{max(single, 0.0):.0e} / {double:.0e}")
         rows.append(tuple(row))

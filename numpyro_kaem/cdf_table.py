@@ -3,20 +3,24 @@
 The body [a, b] of a density is cut into panels. On each, the density is a polynomial through its quadrature nodes, so
 the CDF is the integral of that polynomial: panel j holds the mass m_j and the increasing polynomial Q_j with
 F(e_j + h_j t) = F_j + m_j Q_j(t), 0 <= t <= 1. F_j and S_j = 1 - F_j are summed up separately, each from its own end.
+
+Q_j is kept as Q_j(t) / t in powers of x = 2 t - 1: near the panel's left end it has relative precision, and the powers
+do not cancel where the density changes by several nats.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
-from numpyro_kaem.grids import array_module
 from numpyro_kaem.quadrature import QuadratureRule, integrated_legendre
+
+# The highest degree of a density on its panel: every power costs each draw a look-up.
+MAX_DEGREE = 9
 
 
 class CDFTable(NamedTuple):
@@ -27,7 +31,7 @@ class CDFTable(NamedTuple):
         lower: F at the left end of each panel.
         upper: S = 1 - F at the right end of each panel, summed up from the right.
         mass: probability of each panel.
-        polynomials: coefficients of t, t^2, ... of Q_j, first axis the power.
+        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t, first axis the power.
         lower_tail: probability below a.
         upper_tail: probability above b.
     """
@@ -57,10 +61,33 @@ def log_integral(
         log_lower_tail: logarithm of the unnormalised mass below the first panel.
         log_upper_tail: logarithm of the unnormalised mass above the last panel.
     """
-    log_weights = array_module(sizes).log(sizes[..., None] * rule.weights).astype(log_density.dtype)
-    body = jax.nn.logsumexp(log_density + log_weights, axis=(-2, -1))
-    # Of all three at once: two empty tails alone would have the gradient of log 0.
-    return jax.nn.logsumexp(jnp.stack(jnp.broadcast_arrays(body, log_lower_tail, log_upper_tail)), axis=0)
+    shape = _shapes(log_density, rule)
+    largest, mass, lower_tail, upper_tail = _masses(shape, sizes, log_lower_tail, log_upper_tail)
+    return largest + jnp.log(lower_tail + jnp.sum(mass, axis=-1) + upper_tail)
+
+
+class _Shapes(NamedTuple):
+    """Densities at the nodes of panels, each in units of its panel's average, and the logarithms of their largest."""
+
+    density: Float[Array, "*batch num_panels num_nodes"]
+    average: Float[Array, "*batch num_panels"]
+    log_scale: Float[Array, "*batch num_panels"]
+
+
+def _shapes(log_density: Float[Array, "*batch num_panels num_nodes"], rule: QuadratureRule) -> _Shapes:
+    """Relative to the panel's own largest value: a panel of hardly any mass still has a shape, and finite gradients."""
+    largest = jnp.max(lax.stop_gradient(log_density), axis=-1)
+    scale = jnp.where(jnp.isneginf(largest), 0.0, largest)
+    density = jnp.exp(log_density - scale[..., None])
+    return _Shapes(density, jnp.sum(density * rule.weights.astype(density.dtype), axis=-1), largest)
+
+
+def _masses(shapes: _Shapes, sizes, log_lower_tail, log_upper_tail):
+    """The largest of all log-densities and log-masses, and in its units the masses of the panels and the tails."""
+    tails = log_lower_tail, log_upper_tail
+    largest = jnp.maximum(jnp.max(shapes.log_scale, axis=-1), jnp.maximum(*lax.stop_gradient(tails)))
+    mass = sizes.astype(largest.dtype) * shapes.average * jnp.exp(shapes.log_scale - largest[..., None])
+    return largest, mass, *(jnp.exp(tail - largest) for tail in tails)
 
 
 def build_table(
@@ -81,29 +108,24 @@ def build_table(
         log_lower_tail: logarithm of the unnormalised mass below the first edge.
         log_upper_tail: logarithm of the unnormalised mass above the last edge.
     """
-    dtype = log_density.dtype
     # Normalised by division: the rounding of log Z alone would scale every probability by up to 5e-7 in float32.
-    largest = jnp.maximum(jnp.max(log_density, axis=(-2, -1)), jnp.maximum(log_lower_tail, log_upper_tail))
-    largest = lax.stop_gradient(largest)
-    density = jnp.exp(log_density - largest[..., None, None])
-    mass = sizes.astype(dtype) * jnp.sum(density * rule.weights.astype(dtype), axis=-1)
-    lower_tail, upper_tail = jnp.exp(log_lower_tail - largest), jnp.exp(log_upper_tail - largest)
+    shapes = _shapes(log_density, rule)
+    _, mass, lower_tail, upper_tail = _masses(shapes, sizes, log_lower_tail, log_upper_tail)
     total = lower_tail + jnp.sum(mass, axis=-1) + upper_tail
-    lower_tail, upper_tail = lower_tail / total, upper_tail / total
-    mass = mass / total[..., None]
-    left = lower_tail[..., None] + jnp.cumsum(mass, axis=-1)
-    right = upper_tail[..., None] + jnp.cumsum(mass[..., ::-1], axis=-1)[..., ::-1]
-    lower = jnp.concatenate([lower_tail[..., None], left[..., :-1]], axis=-1)
-    upper = jnp.concatenate([right[..., 1:], upper_tail[..., None]], axis=-1)
+    lower_tail, upper_tail, mass = lower_tail / total, upper_tail / total, mass / total[..., None]
+    ends = jnp.stack([lower_tail, upper_tail])[..., None]
+    steps = jnp.stack([mass[..., :-1], mass[..., :0:-1]])  # from both ends
+    lower, upper = ends + jnp.pad(jnp.cumsum(steps, axis=-1), [(0, 0)] * mass.ndim + [(1, 0)])
+    upper = upper[..., ::-1]
 
     # Without the barrier XLA would recompute the table inside every look-up.
     return lax.optimization_barrier(
         CDFTable(
-            edges=jnp.asarray(edges, dtype),
+            edges=jnp.asarray(edges, mass.dtype),
             lower=lower,
             upper=upper,
             mass=mass,
-            polynomials=panel_polynomials(log_density, rule),
+            polynomials=_polynomials(shapes, rule),
             lower_tail=lower_tail,
             upper_tail=upper_tail,
         )
@@ -113,20 +135,18 @@ def build_table(
 def panel_polynomials(
     log_density: Float[Array, "... num_nodes"], rule: QuadratureRule
 ) -> Float[Array, "num_powers ..."]:
-    """Coefficients of t, t^2, ... of the increasing polynomial Q of each panel, which leads from 0 to 1."""
-    dtype = log_density.dtype
-    # Single precision is exhausted by fewer powers, and every power costs each draw a look-up.
-    degree = min(6 if dtype == jnp.float32 else 9, rule.nodes_per_panel - 1)
-    # Relative to the panel's own largest value: a panel of hardly any mass still has a shape, and finite gradients.
-    local = lax.stop_gradient(jnp.max(log_density, axis=-1, keepdims=True))
-    density = jnp.exp(log_density - jnp.where(jnp.isfinite(local), local, 0.0))
-    average = jnp.sum(density * rule.weights.astype(dtype), axis=-1, keepdims=True)
-    density = density / jnp.where(average > 0, average, 1.0)
+    """Coefficients of 1, x, x^2, ... of Q(t) / t for the increasing polynomial Q of each panel, from 0 to 1."""
+    return _polynomials(_shapes(log_density, rule), rule)
+
+
+def _polynomials(shapes: _Shapes, rule: QuadratureRule) -> Float[Array, "num_powers ..."]:
+    dtype, average = shapes.density.dtype, shapes.average[..., None]
+    degree = min(MAX_DEGREE, rule.nodes_per_panel - 1)
+    density = jnp.moveaxis(shapes.density / jnp.where(average > 0, average, 1.0), -1, 0)
     # In two steps: Legendre coefficients fall off fast, so the large numbers of the second one do no harm.
-    exactly = lax.Precision.HIGHEST
-    legendre = jnp.matmul(density, rule.legendre_projection(degree).astype(dtype), precision=exactly)
-    polynomials = jnp.matmul(legendre, integrated_legendre(degree).astype(dtype), precision=exactly)
-    return jnp.moveaxis(polynomials, -1, 0)
+    for matrix in (rule.legendre_projection(degree), integrated_legendre(degree)):
+        density = jnp.tensordot(matrix.T.astype(dtype), density, 1, precision=lax.Precision.HIGHEST)
+    return density
 
 
 def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "num_rows n"]:
@@ -187,8 +207,8 @@ def search_panels(
 
 
 def polynomial(coefficients: list[Array], t: Array) -> Array:
-    """c_1 t + c_2 t^2 + ... ."""
-    value = coefficients[-1]
+    """Q(t) = t (c_0 + c_1 x + c_2 x^2 + ...) with x = 2 t - 1."""
+    x, value = 2.0 * t - 1.0, coefficients[-1]
     for coefficient in reversed(coefficients[:-1]):
-        value = value * t + coefficient
+        value = value * x + coefficient
     return value * t

@@ -103,15 +103,17 @@ def check_increasing(points: ArrayLike, message: str) -> Grid:
     return Grid.of(points)
 
 
-def look_up(values: Array, index: Array, batch_shape: tuple[int, ...]) -> Array:
-    """values[row, index] row by row: values of shape (*batch, n), index of shape sample_shape + batch_shape.
+def look_up(values: Array, index: Array, batch_shape: tuple[int, ...], num_own: int = 0) -> Array:
+    """values[row, index] row by row: values of shape (*batch, n, *own), index of shape sample_shape + batch_shape.
 
-    The batch of `values` broadcasts against `batch_shape`; nothing larger than `index` is made.
+    The batch of `values` broadcasts against `batch_shape`; nothing larger than the result is made. With `num_own` axes
+    of their own, values are looked up together.
     """
-    own = values.shape[:-1]
-    rows = np.arange(math.prod(own)).reshape(own) * values.shape[-1]
+    first = values.ndim - 1 - num_own
+    batch, n, own = values.shape[:first], values.shape[first], values.shape[first + 1 :]
+    rows = np.arange(math.prod(batch)).reshape(batch) * n
     rows = np.broadcast_to(rows, batch_shape).astype(np.int32)
-    return values.reshape(-1).at[rows + index].get(mode="promise_in_bounds")
+    return values.reshape(-1, *own).at[rows + index].get(mode="promise_in_bounds")
 
 
 def search(points: Array, z: Array, batch_shape: tuple[int, ...]) -> Array:

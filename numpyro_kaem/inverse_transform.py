@@ -62,7 +62,7 @@ class InverseTable(NamedTuple):
         keys: ordering keys of the panels' left ends.
         base: F at the left end of each panel, or where it is negative in `slope`, S at the right end.
         slope: one over the mass of the panel, negative where its place is told from S.
-        polynomials: coefficients of t, t^2, ... of Q_j, first axis the power.
+        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t with x = 2 t - 1, first axis the power.
         lower_end: probability below the first edge.
         upper_end: probability above the last edge.
         guide: for each leading part of a key, the last panel that begins before it.
@@ -95,41 +95,36 @@ def tail_shares(dtype) -> np.ndarray:
 
 def build_inverse(table: CDFTable, tails: tuple[TailPanels, TailPanels] | None) -> InverseTable:
     """Prepare a table for quantiles, and extend it into the tails."""
-    table = lax.stop_gradient(table)
-    dtype, batch_shape = table.mass.dtype, table.mass.shape[:-1]
-    # of each part: edges, F and S at the left ends, S at the right ends, masses, polynomials
-    parts = [(table.edges, table.lower, table.upper + table.mass, table.upper, table.mass, table.polynomials)]
-    lower_end, upper_end = table.lower_tail, table.upper_tail
+    edges, lower, upper, mass, polynomials, lower_end, upper_end = lax.stop_gradient(table)
+    dtype, batch_shape = mass.dtype, mass.shape[:-1]
+    left_survival = upper + mass
     if tails is not None:
+        counts = [len(tails[0].shares) - 1, mass.shape[-1], len(tails[1].shares) - 1]
+
+        def joined(*parts):
+            """The panels of the lower tail, the body and the upper tail; a sum is made where it is used."""
+            around = [(sum(counts[:i]), sum(counts[i + 1 :])) for i in range(3)]
+            return sum(jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [a]) for p, a in zip(parts, around, strict=True))
 
         def times(tail, shares):
             return tail[..., None] * shares.astype(dtype)
 
-        def polynomials(tail):
-            powers = panel_polynomials(lax.stop_gradient(tail.log_density), TAIL_RULE)
-            missing = len(batch_shape) + 2 - powers.ndim
-            powers = powers.reshape(len(powers), *[1] * missing, *powers.shape[1:])
-            return jnp.broadcast_to(powers, (len(powers), *batch_shape, powers.shape[-1]))
-
-        lower, upper = tails
-        r = lower.shares
-        below, mass = times(lower_end, r[:-1]), times(lower_end, np.diff(r))
-        survival = (table.upper + table.mass)[..., :1] + times(lower_end, 1.0 - r)
-        parts.insert(0, (lower.edges, below, survival[..., :-1], survival[..., 1:], mass, polynomials(lower)))
-        r = upper.shares
-        above, mass = times(upper_end, r), times(upper_end, -np.diff(r))
-        below = (table.lower + table.mass)[..., -1:] + times(upper_end, 1.0 - r[:-1])
-        parts.append((upper.edges, below, above[..., :-1], above[..., 1:], mass, polynomials(upper)))
-        lower_end, upper_end = lower_end * float(lower.shares[0]), upper_end * float(upper.shares[-1])
-    edges, lower, left_survival, upper, mass, polynomials = zip(*parts, strict=True)
-    if any(part.ndim > 1 for part in edges):
-        edges = [jnp.broadcast_to(part, (*batch_shape, part.shape[-1])) for part in edges]
-    edges = [edges[0], *(part[..., 1:] for part in edges[1:])]  # neighbours share one
-    most = max(map(len, polynomials))
-    polynomials = [jnp.pad(part, [(0, most - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in polynomials]
-    edges, lower, left_survival, upper, mass, polynomials = (
-        jnp.concatenate(part, axis=-1) for part in (edges, lower, left_survival, upper, mass, polynomials)
-    )
+        r, s = (tail.shares for tail in tails)
+        from_left, from_right = left_survival[..., :1], (lower + mass)[..., -1:]
+        lower = joined(times(lower_end, r[:-1]), lower, from_right + times(upper_end, 1.0 - s[:-1]))
+        left_survival = joined(from_left + times(lower_end, 1.0 - r[:-1]), left_survival, times(upper_end, s[:-1]))
+        upper = joined(from_left + times(lower_end, 1.0 - r[1:]), upper, times(upper_end, s[1:]))
+        mass = joined(times(lower_end, np.diff(r)), mass, times(upper_end, -np.diff(s)))
+        powers = panel_polynomials(lax.stop_gradient(jnp.stack([tail.log_density for tail in tails])), TAIL_RULE)
+        missing = len(powers) - len(polynomials)  # of the body, whose rule may have fewer nodes
+        polynomials = jnp.pad(polynomials, [(0, missing)] + [(0, 0)] * (polynomials.ndim - 1))
+        powers = powers.reshape(len(powers), 2, *[1] * (len(batch_shape) + 3 - powers.ndim), *powers.shape[2:])
+        polynomials = joined(powers[:, 0], polynomials, powers[:, 1])
+        lower_end, upper_end = lower_end * float(r[0]), upper_end * float(s[-1])
+        edges = [tails[0].edges, edges[..., 1:], tails[1].edges[..., 1:]]  # neighbours share one
+        if any(part.ndim > 1 for part in edges):
+            edges = [jnp.broadcast_to(part, (*batch_shape, part.shape[-1])) for part in edges]
+        edges = jnp.concatenate(edges, axis=-1)
     from_above = lower > 0.5
     inverse_mass = 1.0 / jnp.maximum(mass, jnp.finfo(dtype).tiny)
     return lax.optimization_barrier(
@@ -211,31 +206,34 @@ def table_icdf(
 def _invert(coefficients: list[Array], share: Array) -> Array:
     """Solve Q(t) = share for t in [0, 1]: Halley's method from the inverse of a rational quadratic.
 
+    Three steps reach the rounding error where a density changes by four nats.
+
     The rational quadratic has the values and slopes of Q at both ends (Gregory and Delbourgo 1982).
     """
-    at_left, at_right = jnp.maximum(coefficients[0], 1e-6), jnp.maximum(_slope(coefficients, 1.0), 1e-6)
+    at_left = jnp.maximum(_value_and_derivatives(coefficients, 0.0)[1], 1e-6)
+    at_right = jnp.maximum(_value_and_derivatives(coefficients, 1.0)[1], 1e-6)
     bend = at_left + at_right - 2.0
     a, b = 1.0 - at_left + share * bend, at_left - share * bend
     place = 2.0 * share / (b + jnp.sqrt(jnp.maximum(b**2 + 4.0 * a * share, 1e-30)))
-    place = jnp.clip(place, 0.0, 1.0)
-    for _ in range(2):
-        value, slope, half_bend = coefficients[-1], 0.0, 0.0
-        for coefficient in [*reversed(coefficients[:-1]), 0.0]:
-            half_bend = half_bend * place + slope
-            slope = slope * place + value
-            value = value * place + coefficient
+
+    # This loop is written as such because XLA fuses unrolled steps, and repeats much of each for every use of it.
+    def step(_, place):
+        value, slope, half_bend = _value_and_derivatives(coefficients, place)
         slope, excess = jnp.maximum(slope, 1e-3), value - share
-        step = excess * slope / jnp.maximum(slope**2 - excess * half_bend, 0.5 * slope**2)
-        place = jnp.clip(place - step, 0.0, 1.0)
-    return place
+        change = excess * slope / jnp.maximum(slope**2 - excess * half_bend, 0.5 * slope**2)
+        return jnp.clip(place - change, 0.0, 1.0)
+
+    return lax.fori_loop(0, 3, step, jnp.clip(place, 0.0, 1.0))
 
 
-def _slope(coefficients: list[Array], t: Array | float) -> Array:
-    """c_1 + 2 c_2 t + ... ."""
-    value = len(coefficients) * coefficients[-1]
-    for power in reversed(range(1, len(coefficients))):
-        value = value * t + power * coefficients[power - 1]
-    return value
+def _value_and_derivatives(coefficients: list[Array], t: Array | float) -> tuple[Array, Array, Array]:
+    """Q(t) = t (c_0 + c_1 x + ...) with x = 2 t - 1, its derivative, and half of the second one."""
+    x, value, slope, half_bend = 2.0 * t - 1.0, coefficients[-1], 0.0, 0.0
+    for coefficient in reversed(coefficients[:-1]):
+        half_bend = half_bend * x + slope
+        slope = slope * x + value
+        value = value * x + coefficient
+    return t * value, value + 2.0 * t * slope, 2.0 * (slope + 2.0 * t * half_bend)
 
 
 def invert_tail(

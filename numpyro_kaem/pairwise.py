@@ -133,7 +133,7 @@ def _site_matrix(
 
     def element_wise() -> Array:
         size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // max(1, math.prod(fn.shape())))
-        return lax.map(of_value, values, batch_size=min(size, values.shape[0])).T
+        return lax.map(of_value, values, batch_size=_even(size, values.shape[0])).T
 
     form = _MATRIX_FORMS.get(type(_unwrap(fn)[0]))
     if form is None or program.staged.depends(partial(_fixed_parts, name=name), 0):
@@ -145,6 +145,12 @@ def _site_matrix(
     # The comparison is false for NaN too. A logit of -inf, say, is sound by element, but not in a product.
     is_safe = (rounding < _TOLERANCE) & jnp.all(jnp.isfinite(product))
     return lax.cond(is_safe, lambda: jnp.where(is_possible, product, -jnp.inf).astype(dtype), element_wise)
+
+
+def _even(size: int, total: int) -> int:
+    """A size of chunks, at most the given one, that leaves no rest if it need not: a rest is compiled a second time."""
+    size = min(size, total)
+    return next((even for even in range(size, size // 2, -1) if total % even == 0), size)
 
 
 def _fixed_parts(out: dict[str, dict], name: str) -> tuple:

@@ -207,7 +207,7 @@ def test_moments_of_heavy_tails(name):
 
 def test_a_reference_narrower_than_the_panels_is_warned_of():
     energy = UnivariateEnergy.init(KEY, (2,), basis=BSpline(20, 3, (-3.0, 3.0)))
-    warned = r"the reference Normal has a scale of 0.01, less than .* where it lies, 0.03: .* a basis of more cells"
+    warned = r"the reference Normal has a scale of 0.01, less than .* where it lies, 0.075: .* a basis of more cells"
     for scale in (0.01, jnp.array([1.0, 0.01])):
         with pytest.warns(UserWarning, match=warned):
             KAPrior(energy, dist.Normal(0.1, scale))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Num
 
@@ -154,12 +156,12 @@ class BSpline(Basis):
             index = search(knots, z, batch_shape)
             left = look_up(knots[..., :-1], index, batch_shape)
             place = (z - left) / (look_up(knots[..., 1:], index, batch_shape) - left)
-        middle, polynomials = self._in_cells(coefficients, rest)
+        middle, *polynomials = jnp.moveaxis(look_up(self._in_cells(coefficients, rest), index, batch_shape, 1), -1, 0)
         value = 0.0
         for polynomial in reversed(polynomials):
-            value = value * place + look_up(polynomial, index, batch_shape)
+            value = value * place + polynomial
         # The part that changes within an interval is added to the rest at the end: a smaller rounding error.
-        return value + look_up(middle, index, batch_shape)
+        return value + middle
 
     def weighted(self, z, weight, coefficients):
         """A weight times the spline, by the polynomials of `combine`: their rounding errors cancel in a density."""
@@ -167,26 +169,52 @@ class BSpline(Basis):
 
     def combine(self, cells, places, coefficients, rest):
         """By the local polynomials of every interval: its middle coefficient is the coarse part."""
-        middle, polynomials = self._in_cells(coefficients, rest)
-        places = places.astype(coefficients.dtype)
-        value = 0.0
-        for polynomial in reversed(polynomials):
-            value = value * places + polynomial[..., cells, None]
-        return middle[..., cells, None], value
+
+        def evaluate(coefficients, rest):
+            middle, *polynomials = jnp.moveaxis(self._in_cells(coefficients, rest)[..., cells, :], -1, 0)
+            value = 0.0
+            for polynomial in reversed(polynomials):
+                value = value * places.astype(coefficients.dtype) + polynomial[..., None]
+            return middle[..., None], value
+
+        local = self._local_polynomials()
+        if array_module(local) is jnp:
+            return evaluate(coefficients, rest)
+        # The derivative is a matrix known now, whose product costs less than what undoes look-ups.
+        powers = places[..., None] ** np.arange(self.degree + 1)
+        local = np.broadcast_to(local, (self.num_intervals, *local.shape[1:]))
+        design = np.zeros((*places.shape, self.num_basis))
+        columns = cells[:, None] + np.arange(self.degree + 1)
+        np.put_along_axis(design, columns[:, None], powers @ local[cells], axis=-1)
+
+        @jax.custom_jvp
+        def combination(coefficients, rest):
+            return evaluate(coefficients, rest)
+
+        @combination.defjvp
+        def _(primals, tangents):
+            coarse, fine = combination(*primals)
+            matrix = design.reshape(-1, self.num_basis).T.astype(fine.dtype)
+            fine_dot = jnp.matmul(sum(tangents), matrix, precision=lax.Precision.HIGHEST)
+            return (coarse, fine), (jnp.zeros_like(coarse), fine_dot.reshape(fine.shape))
+
+        return combination(coefficients, rest)
 
     def _in_cells(self, coefficients, rest):
-        """The spline in each interval as c_m + p_0 + p_1 x + p_2 x^2 + ..., with x the place: c_m, and the list of p.
+        """The spline in each interval as c_m + p_0 + p_1 x + p_2 x^2 + ..., x the place: c_m, and all p, on a new axis.
 
         The functions sum to one, so that the polynomial is made from differences to the interval's middle coefficient
         c_m, which are smaller numbers with smaller rounding errors.
         """
         windows = np.arange(self.num_intervals)[:, None] + np.arange(self.degree + 1)
-        middle = coefficients[..., self.degree // 2 : self.degree // 2 + self.num_intervals]
-        differences = coefficients[..., windows] - middle[..., None]
+        near = coefficients[..., windows]
+        middle = near[..., self.degree // 2, None]
+        differences = near - middle
         if not isinstance(rest, float):
             differences = differences + rest[..., windows]
         local = self._local_polynomials().astype(coefficients.dtype)
-        return middle, [jnp.sum(differences * local[..., power, :], axis=-1) for power in range(self.degree + 1)]
+        polynomials = jnp.sum(differences[..., None, :] * local, axis=-1)
+        return jnp.concatenate([middle, polynomials], axis=-1)
 
     def _extended_knots(self) -> np.ndarray | Array:
         """The knots with `degree` more beyond each end."""

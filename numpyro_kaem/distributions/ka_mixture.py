@@ -156,7 +156,7 @@ class KAMixture(TabulatedDistribution):
         log_weights = self._log_proportions - constants.log_integral
         log_density = jax.nn.logsumexp(tilt.log_density + log_weights[..., None, None], axis=-3)
         log_tails = (_log_sum_exp(tail + log_weights) for tail in tilt.log_tails)
-        return build_table(log_density, *self._edges_and_sizes, self.quadrature, *log_tails), constants
+        return build_table(log_density, *self._edges_and_sizes, self._rule, *log_tails), constants
 
     def _log_tail_weights(self) -> tuple[Array, Array]:
         """Of the one reference that all components share."""

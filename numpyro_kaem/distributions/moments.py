@@ -84,7 +84,7 @@ def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[in
     the farthest, and of nodes in an octave.
     """
     distribution = distribution._prepared()
-    rule, pieces, basis = distribution.quadrature, distribution._pieces, distribution._basis
+    rule, pieces, basis = distribution._rule, distribution._pieces, distribution._basis
     dtype, shape = distribution._dtype, distribution._table_shape
 
     def column(values):

@@ -29,7 +29,7 @@ from numpyro_kaem.inverse_transform import (
     table_icdf,
     with_guide,
 )
-from numpyro_kaem.quadrature import Panels, QuadratureRule
+from numpyro_kaem.quadrature import Panels, QuadratureRule, default_rule
 
 
 class TabulatedDistribution(dist.Distribution):
@@ -39,7 +39,7 @@ class TabulatedDistribution(dist.Distribution):
     batch shape may be larger than the shape of the tables (after `expand`): tables are never built twice.
     """
 
-    quadrature: QuadratureRule
+    quadrature: QuadratureRule | None
     # Set by `tabulate`: the tables, and what of the normalisation log_prob needs.
     _kept_table: CDFTable | None = None
     _kept_inverse: InverseTable | None = None
@@ -227,12 +227,17 @@ class TabulatedDistribution(dist.Distribution):
     # How it is done -------------------------------------------------------------------------------------------------
 
     @property
+    def _rule(self) -> QuadratureRule:
+        """The panel rule: as it was given, or that of the dtype."""
+        return default_rule(self._dtype) if self.quadrature is None else self.quadrature
+
+    @property
     def _panels(self) -> Panels:
         """The quadrature panels of the body."""
         low, high = support_bounds(self._reference)
         if isinstance(self._reference, dist.Uniform):  # flat up to its ends
             low, high = -np.inf, np.inf
-        return Panels.lay_out(self.quadrature, self._basis, low, high, float(jnp.finfo(self._dtype).eps))
+        return Panels.lay_out(self._rule, self._basis, low, high, float(jnp.finfo(self._dtype).eps))
 
     @property
     def _pieces(self) -> Panels | CutPanels:
@@ -315,8 +320,7 @@ class TabulatedDistribution(dist.Distribution):
         table = self._table()
         # Panels of fixed shares cannot end at a kink.
         extended = self._has_tails and self._kinks is None
-        tails = (tail_panels(self, table, True), tail_panels(self, table, False)) if extended else None
-        return build_inverse(table, tails)
+        return build_inverse(table, tail_panels(self, table) if extended else None)
 
     # Compiled, because called one by one the many small operations would each be compiled on first use.
 

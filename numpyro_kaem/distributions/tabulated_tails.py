@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
-def tail_panels(distribution: TabulatedDistribution, table: CDFTable, below: bool) -> TailPanels:
-    """Panels of a tail, each a fixed share of it."""
+def tail_panels(distribution: TabulatedDistribution, table: CDFTable) -> tuple[TailPanels, TailPanels]:
+    """Panels of the lower and the upper tail, each a fixed share of it."""
     dtype, rank = distribution._dtype, len(distribution._table_shape)
     shares = tail_shares(dtype)
     # Where all elements of the batch have the tail of one reference, so they have its panels.
@@ -29,25 +29,26 @@ def tail_panels(distribution: TabulatedDistribution, table: CDFTable, below: boo
         and distribution._reference.batch_shape == ()
         and distribution._basis.grid.batch_shape == ()
     )
-    both = (part.astype(dtype).reshape(-1, *[1] * (0 if common else rank)) for part in (shares, 1.0 - shares))
-    edges = quantile_in_tail(distribution, table, *both, jnp.asarray(below))
-    end = distribution._body[0 if below else 1]
-    edges = edges.at[0].set(end)
+    # The axes are panels, nodes, the two tails, and the batch; panels lead outwards.
+    batch = [1] * (0 if common else rank)
+    below = jnp.asarray([True, False]).reshape(2, *batch)
+    both = (part.astype(dtype).reshape(-1, 1, *batch) for part in (shares, 1.0 - shares))
+    edges = quantile_in_tail(distribution, table, *both, below)
+    end = jnp.where(below, *(jnp.asarray(end, dtype) for end in distribution._body))
+    edges = jnp.concatenate([jnp.broadcast_to(end, (1, *edges.shape[1:])), edges[1:]])
     # A tail without mass has no quantiles: its panels are empty.
-    edges = jax.lax.stop_gradient(jnp.where(jnp.isfinite(edges), edges, end))
-    edges = jnp.minimum(edges, end) if below else jnp.maximum(edges, end)
-    edges = jnp.moveaxis(edges, 0, -1)
-    if below:
-        edges, shares = edges[..., ::-1], shares[::-1]
-    nodes = edges[..., :-1, None] + jnp.diff(edges)[..., None] * TAIL_RULE.unit_nodes.astype(dtype)
-    if common:
-        log_density = distribution._reference.log_prob(nodes)
-    else:
-        leading = jnp.moveaxis(nodes, (-2, -1), (0, 1))
-        log_density = jnp.moveaxis(distribution._log_density(leading), (0, 1), (-2, -1))
+    edges = jnp.where(jnp.isfinite(edges), edges, end)
+    edges = jax.lax.stop_gradient(jnp.where(below, jnp.minimum(edges, end), jnp.maximum(edges, end)))
+    places = TAIL_RULE.unit_nodes.astype(dtype).reshape(-1, 1, *batch)
+    nodes = edges[:-1, None] + jnp.diff(edges, axis=0)[:, None] * places
+    log_density = distribution._reference.log_prob(nodes) if common else distribution._log_density(nodes)
     # Rounded or empty panels may reach the end of the support, where a density need not be finite.
     log_density = jnp.where(jnp.isfinite(log_density), log_density, jnp.finfo(dtype).min)
-    return TailPanels(shares, edges, log_density)
+    (lower, upper), edges = jnp.moveaxis(log_density, (0, 1), (-2, -1)), jnp.moveaxis(edges, 0, -1)
+    return (
+        TailPanels(shares[::-1], edges[0, ..., ::-1], lower[..., ::-1, ::-1]),
+        TailPanels(shares, edges[1], upper),
+    )
 
 
 def quantile_in_tail(distribution: TabulatedDistribution, table: CDFTable, share, rest, below) -> Array:
