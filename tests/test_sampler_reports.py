@@ -13,7 +13,7 @@ import pytest
 from numpyro_kaem import MALA, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.kernel import Kernel, Move
 from numpyro_kaem.posterior.smc import _mean_over_runs
 from numpyro_kaem.posterior.target import Point
 
@@ -124,6 +124,32 @@ def test_copies_of_a_particle_count_once():
 
 class _Named(Kernel):
     """A kernel that is asked for its settings only."""
+
+
+class _Marching(Kernel):
+    """A kernel whose every move leads a thousand further, wherever prior and likelihood are."""
+
+    target_acceptance = None
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate):
+        return Move(evaluate(point.position + 1000.0), jnp.ones(()), jnp.zeros((), bool))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "moves"),
+    [
+        (TemperedSMC(num_particles=50, num_mcmc_steps=3, ladder=[1.0], kernel=_Marching(), progress=False), [3] * 50),
+        (Langevin(_Marching(), num_steps=4, num_chains=1, warmup=2, progress=False), [3, 4, 5, 6]),
+    ],
+    ids=["particles", "chains"],
+)
+def test_particles_and_chains_make_as_many_moves_as_they_are_asked_for(sampler, moves):
+    def flat(x):
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("x", dist.Normal(0.0 * numpyro.sample("z", dist.Normal(0.0, 1.0)), NOISE), obs=x)
+
+    posterior = sampler.run(KEY, flat, {}, X)
+    np.testing.assert_array_equal(np.round(posterior.latents["z"] / 1000.0), [moves, moves])
 
 
 def test_the_preconditioner_is_the_particles_standard_deviation():
