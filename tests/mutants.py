@@ -359,7 +359,7 @@ MUTANTS = [
         "posterior/weights.py",
         "return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)",
         "return in_support(encoder, *z_and_row) & ~in_support(encoder, *z_and_row)",
-        "test_encoder_proposal.py::test_draws_outside_of_the_prior_s_support_have_no_weight",
+        "test_encoder_proposal.py::test_a_density_that_goes_on_outside_of_its_support_counts_for_nothing_there",
     ),
     Mutant(
         "resampled particles keep other particles' log-likelihoods",
