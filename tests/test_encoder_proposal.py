@@ -166,18 +166,17 @@ def test_draws_outside_of_the_prior_s_support_have_no_weight():
 
 
 def test_a_density_that_goes_on_outside_of_its_support_counts_for_nothing_there():
-    """NumPyro's half-normal density is as large below zero as above. Six standard errors: false alarm 6e-9 for three data."""
+    """So does a half-normal one whose arguments are not validated. Six standard errors: false alarm 6e-9."""
 
     def model(x):
         with numpyro.plate("data", x.shape[0]):
-            w = numpyro.sample("w", dist.HalfNormal(1.0))
+            w = numpyro.sample("w", dist.HalfNormal(1.0, validate_args=False))
             numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
     def guide(x):
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("w", dist.Normal(x / 2, 1.0))
 
-    assert dist.HalfNormal(1.0).log_prob(-1.0) > -2.0
     posterior = ImportanceSampling(20_000, guide=guide).run(KEY, model, {}, X)
     negative = posterior.latents["w"] < 0
     assert negative.mean() > 0.05
