@@ -165,6 +165,26 @@ def test_draws_outside_of_the_prior_s_support_have_no_weight():
     assert np.all(np.abs(posterior.log_evidence - COUNTS_EVIDENCE) < 5 * posterior.log_evidence_std_error)
 
 
+def test_a_density_that_goes_on_outside_of_its_support_counts_for_nothing_there():
+    """So does a half-normal one whose arguments are not validated. Six standard errors: false alarm 6e-9."""
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            w = numpyro.sample("w", dist.HalfNormal(1.0, validate_args=False))
+            numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("w", dist.Normal(x / 2, 1.0))
+
+    posterior = ImportanceSampling(20_000, guide=guide).run(KEY, model, {}, X)
+    negative = posterior.latents["w"] < 0
+    assert negative.mean() > 0.05
+    np.testing.assert_array_equal(posterior.log_weights == -np.inf, negative)
+    exact = jnp.log(2.0) + dist.Normal(0.0, 2**0.5).log_prob(X) + jax.scipy.stats.norm.logcdf(X / 2**0.5)
+    assert np.all(np.abs(posterior.log_evidence - exact) < 6 * posterior.log_evidence_std_error)
+
+
 def test_the_guide_has_the_model_s_sub_sample():
     def model(x):
         with numpyro.plate("data", x.shape[0], subsample_size=4) as index:

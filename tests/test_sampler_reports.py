@@ -13,7 +13,7 @@ import pytest
 from numpyro_kaem import MALA, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.kernel import Kernel, Move
 from numpyro_kaem.posterior.smc import _mean_over_runs
 from numpyro_kaem.posterior.target import Point
 
@@ -87,6 +87,9 @@ def test_every_datum_finds_its_own_ladder(particles):
         ladder = temperatures[:length]
         assert ladder[0] == 0 and ladder[-1] == 1 and np.all(np.diff(ladder) > 0)
         assert np.all(np.isnan(temperatures[length:]))
+    # A step is as long as half of the particles allow, and the last one as long as what is left.
+    np.testing.assert_allclose(posterior.rungs.ess[1, 0], 100.0, rtol=1e-2)
+    assert np.nanmin(posterior.rungs.ess) > 99.0
     exact = np.asarray(dist.Normal(0.0, (1 + NOISE**2) ** 0.5).log_prob(X))
     assert np.all(np.abs(posterior.log_evidence - exact) < 4 * posterior.log_evidence_std_error)
 
@@ -124,6 +127,54 @@ def test_copies_of_a_particle_count_once():
 
 class _Named(Kernel):
     """A kernel that is asked for its settings only."""
+
+
+class _Marching(Kernel):
+    """A kernel whose every move leads a thousand further, wherever prior and likelihood are."""
+
+    target_acceptance = None
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate):
+        return Move(evaluate(point.position + 1000.0), jnp.ones(()), jnp.zeros((), bool))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "moves"),
+    [
+        (TemperedSMC(num_particles=50, num_mcmc_steps=3, ladder=[1.0], kernel=_Marching(), progress=False), [3] * 50),
+        (Langevin(_Marching(), num_steps=4, num_chains=1, warmup=2, progress=False), [3, 4, 5, 6]),
+    ],
+    ids=["particles", "chains"],
+)
+def test_particles_and_chains_make_as_many_moves_as_they_are_asked_for(sampler, moves):
+    def flat(x):
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("x", dist.Normal(0.0 * numpyro.sample("z", dist.Normal(0.0, 1.0)), NOISE), obs=x)
+
+    posterior = sampler.run(KEY, flat, {}, X)
+    np.testing.assert_array_equal(np.round(posterior.latents["z"] / 1000.0), [moves, moves])
+
+
+class _Still(Kernel):
+    """A kernel that stays where it is."""
+
+    target_acceptance = None
+
+    def _step(self, key, point, temperature, step_size, scale, evaluate):
+        return Move(point, jnp.ones(()), jnp.zeros((), bool))
+
+
+def test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood():
+    """Six standard errors, at a tenth of the particles for effective sample size: false alarm 2e-9 for each number."""
+    x, size = np.array([-1.0, 1.0], np.float32), 4000
+    sampler = TemperedSMC(num_particles=size, num_mcmc_steps=1, ladder=[0.3, 1.0], kernel=_Still(), progress=False)
+    posterior = sampler.run(KEY, conjugate, {}, x)
+    z, deviation, error = posterior.latents["z"], (1 + 1 / NOISE**2) ** -0.5, 6 / (size / 10) ** 0.5
+    assert np.all(np.abs(z.mean(1) - x / (1 + NOISE**2)) < error * deviation)
+    assert np.all(np.abs(z.std(1) / deviation - 1) < error)
+    evidence = np.asarray(dist.Normal(0.0, (1 + NOISE**2) ** 0.5).log_prob(x))
+    assert np.all(np.abs(posterior.log_evidence - evidence) < error)
+    np.testing.assert_allclose(posterior.log_likelihood, dist.Normal(z, NOISE).log_prob(x[:, None]), rtol=1e-4)
 
 
 def test_the_preconditioner_is_the_particles_standard_deviation():

@@ -345,8 +345,14 @@ def test_steps_after_an_adaptation_are_no_longer_than_before_it():
 
         return jax.lax.scan(step, state, length=200)
 
+    def momenta(state):
+        _, (_, (adam, *_)) = state.optim_state
+        return adam.mu["energy$params"].coefficients
+
     state, before = walk(state)
+    assert np.all(momenta(state) != 0.0)
     state, _ = adapt_svi_grid(svi, state, "energy", INITIAL, np.linspace(-2.0, 4.0, 50)[:, None])
+    assert np.all(momenta(state) == 0.0)
     _, after = walk(state)
     np.testing.assert_allclose(before[-1], 1.0, rtol=0.02)
     assert after.max() < 1.02 and after[-1] > 0.98

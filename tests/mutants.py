@@ -1,0 +1,731 @@
+"""One-line faults in the mathematics and the seams, and the tests of the default suite that notice each of them.
+
+`python tests/mutants.py` (or `make mutants`) puts one fault at a time into a copy of the package and runs the tests
+that are to fail with it. Those tests run by default, so each failure is one of the default suite. A fault whose tests
+pass has survived: a test is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("numpyro_kaem", "tests", "pyproject.toml")
+# Of one pytest. A fault may keep a loop from ending, which counts as an error of the table below and not as a failure.
+SECONDS = 600
+FAILED, PASSED = 1, 0
+
+
+class Mutant(NamedTuple):
+    """A fault.
+
+    Attributes:
+        fault: what is wrong with it, in words.
+        path: the file, below numpyro_kaem/.
+        old: a part of one line, which occurs in the file once.
+        new: what takes its place.
+        test: node id, below tests/, of the test that must fail.
+    """
+
+    fault: str
+    path: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    # Densities, their tables and quantiles
+    Mutant(
+        "the normaliser's panels all have the width one",
+        "cdf_table.py",
+        "array_module(sizes).log(sizes[..., None] * rule.weights)",
+        "array_module(sizes).log(1.0 + 0.0 * sizes[..., None] * rule.weights)",
+        "test_inverse_transform.py::test_the_log_integral_is_that_of_body_and_tails",
+    ),
+    Mutant(
+        "survival probabilities lack the upper tail",
+        "cdf_table.py",
+        "right = upper_tail[..., None] + jnp.cumsum(",
+        "right = 0.0 * upper_tail[..., None] + jnp.cumsum(",
+        "test_inverse_transform.py::test_panel_masses_and_ends_are_consistent",
+    ),
+    Mutant(
+        "quantiles above one half are told from F, whose digits are lost there",
+        "inverse_transform.py",
+        "from_above = lower > 0.5",
+        "from_above = lower > 1.0",
+        "test_prior_exactness.py::test_quantiles_in_float32[normal, big tails-b-spline-univariate]",
+    ),
+    Mutant(
+        "the search begins one bucket of the guide too late",
+        "inverse_transform.py",
+        'keys, starts, side="right").astype(jnp.int32) - 1)',
+        'keys, starts, side="right").astype(jnp.int32))',
+        "test_inverse_transform.py::test_a_guide_changes_where_the_search_begins_and_nothing_else",
+    ),
+    Mutant(
+        "draws are cut off at a share of 2^-11 of a tail",
+        "inverse_transform.py",
+        "np.arange(8.0, bits + 1.0)",
+        "np.arange(8.0, 12.0)",
+        "test_ka_prior.py::test_no_draw_is_at_an_end_of_the_support[normal-0.0]",
+    ),
+    Mutant(
+        "the CDF is one above the body",
+        "distributions/tabulated.py",
+        "jnp.where(is_above, 1.0 - above, body)",
+        "jnp.where(is_above, 1.0, body)",
+        "test_ka_prior.py::test_a_zero_energy_is_the_reference",
+    ),
+    Mutant(
+        "energies beyond the two ends of the domain change places",
+        "distributions/ka_prior.py",
+        "jnp.where(z < low, constants.at_ends[0], jnp.where(z > high, constants.at_ends[1], energy))",
+        "jnp.where(z < low, constants.at_ends[1], jnp.where(z > high, constants.at_ends[0], energy))",
+        "test_prior_exactness.py::test_the_density_integrates_to_one_in_float32[log-normal-rbf-univariate]",
+    ),
+    Mutant(
+        "upper tails are mirrored at zero, not at the location",
+        "distributions/tails.py",
+        "return reference.cdf(2.0 * reference.loc - z)",
+        "return reference.cdf(-z)",
+        "test_reference_tails.py::test_masses_on_either_side_have_full_relative_precision[normal-float32]",
+    ),
+    Mutant(
+        "the lower tail of a Gamma lacks the factor 1 / a",
+        "distributions/tails.py",
+        "low = scaled / a * gamma_series(",
+        "low = scaled * gamma_series(",
+        "test_reference_tails.py::test_masses_on_either_side_have_full_relative_precision[gamma-float64]",
+    ),
+    Mutant(
+        "panels are not cut at kinks",
+        "cut_panels.py",
+        "inside = (share > least) & (share < 1.0 - least)",
+        "inside = (share > least) & (share < 0.0 - least)",
+        "test_kinks.py::test_quantiles_densities_and_moments_with_a_kink[asymmetric-univariate-float64]",
+    ),
+    Mutant(
+        "what is left of a heavy tail is dropped from moments",
+        "distributions/moments.py",
+        "jnp.sum(jnp.where(counts, last * left, 0.0), axis=0)",
+        "jnp.sum(jnp.where(counts, 0.0 * last, 0.0), axis=0)",
+        "test_ka_prior.py::test_moments_of_heavy_tails[student t, 2.05]",
+    ),
+    Mutant(
+        "the implicit gradient of quantiles has the sign of the CDF's",
+        "distributions/tabulated.py",
+        "z_dot = z_dot - cdf_dot",
+        "z_dot = z_dot + cdf_dot",
+        "test_prior_gradients.py::test_draws_are_pathwise",
+    ),
+    Mutant(
+        "components are mixed before they are normalised",
+        "distributions/ka_mixture.py",
+        "log_weights = self._log_proportions - constants.log_integral",
+        "log_weights = self._log_proportions - 0.0 * constants.log_integral",
+        "test_ka_mixture.py::test_density_cdf_and_moments_are_weighted_sums_over_the_components",
+    ),
+    Mutant(
+        "proportions of a mixture are softmaxed twice",
+        "distributions/ka_mixture.py",
+        "jax.nn.log_softmax(self.logits, axis=-1)",
+        "jax.nn.log_softmax(jax.nn.softmax(self.logits, axis=-1), axis=-1)",
+        "test_ka_mixture.py::test_density_cdf_and_moments_are_weighted_sums_over_the_components",
+    ),
+    Mutant(
+        "log p / q is log p q in a divergence",
+        "distributions/divergence.py",
+        "return log_p - log_q.reshape(",
+        "return log_p + log_q.reshape(",
+        "test_divergence.py::test_the_divergence_from_oneself_is_zero",
+    ),
+    Mutant(
+        "the upper tail of whitened latents is reached through 1 - p",
+        "distributions/reparam.py",
+        "return distribution.icdf(q, complement=jnp.where(from_below, complement, probability))",
+        "return distribution.icdf(q)",
+        "test_icdf_reparam.py::test_both_tails_keep_their_digits_in_single_precision",
+    ),
+    Mutant(
+        "a rotation has no Jacobian",
+        "distributions/rotation.py",
+        "jnp.linalg.slogdet(self.matrix)[1]",
+        "0.0",
+        "test_fitting_posterior.py::test_a_rotation_is_inverted_and_has_the_jacobian_of_automatic_differentiation",
+    ),
+    Mutant(
+        "a copula takes half of its correlation",
+        "distributions/copula.py",
+        "correlation = covariance / np.outer(scale, scale)",
+        "correlation = 0.5 * (np.eye(len(scale)) + covariance / np.outer(scale, scale))",
+        "test_fitting_posterior.py::test_a_copula_keeps_marginals_and_the_correlation_of_normal_scores",
+    ),
+    Mutant(
+        "steps of a deep prior have half of their noise",
+        "distributions/deep_prior.py",
+        "jnp.sqrt(2 * self.step_size * variance)",
+        "jnp.sqrt(self.step_size * variance)",
+        "test_deep_prior.py::test_long_runs_have_the_moments_of_the_target_up_to_the_bias_of_the_step",
+    ),
+    # Bases
+    Mutant(
+        "a wrong sign in the local polynomials of B-splines",
+        "bases/splines.py",
+        "raised[j][power] = raised[j][power] - knot[j] * share",
+        "raised[j][power] = raised[j][power] + knot[j] * share",
+        "test_bases.py::test_contraction_is_the_sum_over_the_basis[degree 3]",
+    ),
+    Mutant(
+        "the mexican hat is too wide",
+        "bases/bumps.py",
+        "(1.0 - t**2) * xp.exp(-0.5 * t**2)",
+        "(1.0 - t**2) * xp.exp(-0.4 * t**2)",
+        "test_bases.py::test_functions_are_as_written[mexican hat]",
+    ),
+    Mutant(
+        "T_0 counts twice in the derivative of a Chebyshev series",
+        "bases/series.py",
+        "np.where(order == 0, 1.0, 2.0)",
+        "np.where(order == 0, 2.0, 2.0)",
+        "test_bases.py::test_derivatives_are_those_of_the_functions[chebyshev]",
+    ),
+    Mutant(
+        "the sines of a Fourier series have the wrong sign",
+        "bases/series.py",
+        "imaginary - sines[..., k]",
+        "imaginary + sines[..., k]",
+        "test_bases.py::test_contraction_is_the_sum_over_the_basis[fourier]",
+    ),
+    # Priors from data, and grids that move
+    Mutant(
+        "weights of samples are ignored",
+        "distributions/exponential_family.py",
+        "np.bincount(slot, weight * current, size)",
+        "np.bincount(slot, np.mean(weight) * current, size)",
+        "test_fitting.py::test_importance_weights_turn_one_density_into_another",
+    ),
+    Mutant(
+        "the roughness penalty is not in units of the samples' scale",
+        "distributions/exponential_family.py",
+        "(scale[:, None] / step) ** 2",
+        "(1.0 / step) ** 2",
+        "test_fitting.py::test_smoothness_means_the_same_at_any_scale_and_place",
+    ),
+    Mutant(
+        "the smoothness is chosen by the samples that the fit has seen",
+        "distributions/exponential_family.py",
+        "held_out = np.sum(fold_sums * coefficients, axis=-1) - fold_weights * log_z",
+        "held_out = np.sum(train * coefficients, axis=-1) * fold_weights - fold_weights * log_z",
+        "test_fitting.py::test_cross_validation_smooths_what_is_smooth",
+    ),
+    Mutant(
+        "a density is fitted without the widths of its panels",
+        "distributions/fitting.py",
+        "log_density.max(axis=-1, keepdims=True)) * widths",
+        "log_density.max(axis=-1, keepdims=True))",
+        "test_fitting.py::test_a_member_of_the_family_is_recovered_from_its_log_density",
+    ),
+    Mutant(
+        "an energy that is refitted has its base activation twice",
+        "energies.py",
+        "(self._continued(z) - moved(z)) / spline_weight",
+        "self._continued(z) / spline_weight",
+        "test_grid_adaptation.py::test_a_zero_spline_weight_can_be_refitted",
+    ),
+    Mutant(
+        "moments of refitted coefficients are kept by the optimiser",
+        "energy_module.py",
+        "return fresh_leaf",
+        "return leaf",
+        "test_training_features.py::test_steps_after_an_adaptation_are_no_longer_than_before_it",
+    ),
+    # Models and pairs
+    Mutant(
+        "the Jacobian of unconstrained coordinates is dropped",
+        "row_program.py",
+        "log_dets.append(jnp.sum(transform.log_abs_det_jacobian(u, value)))",
+        "log_dets.append(0.0 * jnp.sum(transform.log_abs_det_jacobian(u, value)))",
+        "test_latent_model.py::test_the_unconstrained_prior_integrates_to_one",
+    ),
+    Mutant(
+        "minibatches lack the scale of their plate",
+        "row_program.py",
+        "self.scale = size / self.num_data",
+        "self.scale = 1.0",
+        "test_importance_mle.py::test_subsampled_plates_scale_the_data_and_not_the_global_sites",
+    ),
+    Mutant(
+        "a plate that subsamples is given the first rows, not those that it has drawn",
+        "row_program.py",
+        "indices = self.structure.plate_indices[self.plate]",
+        "indices = jnp.arange(self.num_data)",
+        "test_latent_model.py::test_subsample_indices_are_drawn_once_by_the_key",
+    ),
+    Mutant(
+        "global sites count once per datum",
+        "latent_model.py",
+        "jnp.sum(jax.vmap(joint)(latents, rows)) + self.global_log_density()",
+        "jnp.sum(jax.vmap(joint)(latents, rows) + self.global_log_density())",
+        "test_latent_model.py::test_scaled_local_plus_global_is_the_log_density_of_numpyro[factors]",
+    ),
+    Mutant(
+        "the self-check takes any difference for rounding",
+        "self_check.py",
+        "same = np.abs(sums - sums_alone) <= tolerance",
+        "same = np.abs(sums - sums_alone) <= np.inf",
+        "test_latent_model.py::test_rows_that_do_not_stand_alone_are_an_error_that_names_site_and_cure"
+        "[standardised-x3-x-BatchNorm to evaluation mode]",
+    ),
+    Mutant(
+        "likelihoods that depend on the data are taken for shared ones",
+        "pairwise.py",
+        'if program.staged.depends(lambda out, name=name: out["likelihood"][name], 1):',
+        "if False:",
+        "test_pairwise.py::test_what_depends_on_the_data_takes_the_generic_path_and_says_so"
+        "[covariate-distribution of 'x'-4]",
+    ),
+    Mutant(
+        "the normaliser of a Normal's pairs has no weights",
+        "pairwise.py",
+        "jnp.sum(weights * (jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi)))",
+        "jnp.sum(jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi))",
+        "test_pairwise.py::test_each_entry_is_the_log_likelihood_of_its_pair[Normal, masked by a constant-4]",
+    ),
+    Mutant(
+        "the softplus of a Bernoulli's pairs has the wrong sign",
+        "pairwise.py",
+        "jax.nn.softplus(logits)",
+        "jax.nn.softplus(-logits)",
+        "test_pairwise.py::test_each_entry_is_the_log_likelihood_of_its_pair[Bernoulli logits-4]",
+    ),
+    Mutant(
+        "logits of a Categorical's pairs are not normalised",
+        "pairwise.py",
+        "jax.nn.log_softmax(reshape(base.logits, 1))",
+        "reshape(base.logits, 1)",
+        "test_pairwise.py::test_each_entry_is_the_log_likelihood_of_its_pair[Categorical logits-4]",
+    ),
+    Mutant(
+        "matrix products are taken whatever their rounding",
+        "pairwise.py",
+        "is_safe = (rounding < _TOLERANCE) & ",
+        "is_safe = (rounding < jnp.inf) & ",
+        "test_pairwise.py::test_normal_products_are_within_a_hundredth_of_a_nat[3072-0.0001-1000.0]",
+    ),
+    # Importance weights, evidence and chains
+    Mutant(
+        "the evidence lacks - log S",
+        "posterior/importance.py",
+        "log_evidence=(log_sums[0] - np.log(num_samples))",
+        "log_evidence=(log_sums[0] - 0.0 * np.log(num_samples))",
+        "test_importance_sampling.py::test_log_evidence_is_within_three_standard_errors_of_the_closed_form",
+    ),
+    Mutant(
+        "the effective sample size does not square the sum of weights",
+        "posterior/importance.py",
+        "np.exp(2 * log_sum - log_sum_of_squares)",
+        "np.exp(log_sum - log_sum_of_squares)",
+        "test_importance_sampling.py::test_ess_is_the_number_of_draws_where_the_likelihood_is_flat",
+    ),
+    Mutant(
+        "smoothed weights are not on the scale of the others",
+        "arviz.py",
+        "np.minimum(normalized + difference.max(1, keepdims=True), ",
+        "np.minimum(normalized + 0.0 * difference.max(1, keepdims=True), ",
+        "test_arviz.py::test_smoothed_weights_are_quantiles_of_the_tail",
+    ),
+    Mutant(
+        "p / q is p q in the weights of an encoder's draws",
+        "posterior/weights.py",
+        "log_prior(latent_model, draws, by_datum) - log_prior(encoder, draws, by_datum)",
+        "log_prior(latent_model, draws, by_datum) + log_prior(encoder, draws, by_datum)",
+        "test_encoder_proposal.py::test_with_the_exact_posterior_every_weight_is_the_evidence",
+    ),
+    Mutant(
+        "draws outside of the prior's support have weights",
+        "posterior/weights.py",
+        "return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)",
+        "return in_support(encoder, *z_and_row) & ~in_support(encoder, *z_and_row)",
+        "test_encoder_proposal.py::test_a_density_that_goes_on_outside_of_its_support_counts_for_nothing_there",
+    ),
+    Mutant(
+        "resampled particles keep other particles' log-likelihoods",
+        "posterior/result.py",
+        "log_likelihood=self.log_likelihood[rows, indices]",
+        "log_likelihood=self.log_likelihood[rows, indices[:, ::-1]]",
+        "test_importance_sampling.py::test_resampled_posterior_has_equal_weights_and_keeps_evidence_and_diagnostics",
+    ),
+    Mutant(
+        "swaps are accepted by the inverse of their ratio",
+        "posterior/chains.py",
+        "difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)",
+        "difference = jnp.where(high == -jnp.inf, jnp.inf, high - low)",
+        "test_sampler_reports.py::test_swaps_are_as_frequent_as_the_densities_say",
+    ),
+    Mutant(
+        "swaps take the neighbouring datum's point",
+        "posterior/chains.py",
+        "jnp.where(like(down), jnp.roll(x, 1, 2), x)",
+        "jnp.where(like(down), jnp.roll(x, 1, 0), x)",
+        "test_posterior_samplers.py::test_swaps_and_resampling_never_mix_data",
+    ),
+    Mutant(
+        "the preconditioner forgets how far chains move from step to step",
+        "posterior/chains.py",
+        "squares + within + delta**2 * count * num_chains / total",
+        "squares + within",
+        "test_sampler_reports.py::test_the_chains_spread_is_that_of_all_of_their_positions",
+    ),
+    Mutant(
+        "step sizes of samplers adapt away from their acceptance rate",
+        "posterior/chains.py",
+        "update_average(averaging, kernel.target_acceptance - acceptance)",
+        "update_average(averaging, acceptance - kernel.target_acceptance)",
+        "test_posterior_samplers.py::test_linear_gaussian_moments_and_evidence_are_within_three_standard_errors[10-ParallelTempering]",
+    ),
+    Mutant(
+        "stepping stones weight draws of the upper rung",
+        "posterior/evidence.py",
+        "np.diff(temperatures) * log_likelihood[..., :-1]",
+        "np.diff(temperatures) * log_likelihood[..., 1:]",
+        "test_evidence.py::test_steppingstone_is_unbiased_and_knows_its_error",
+    ),
+    Mutant(
+        "thermodynamic integration takes the lower end of every interval",
+        "posterior/evidence.py",
+        "steps / 2 * (log_likelihood[..., 1:] + log_likelihood[..., :-1])",
+        "steps * log_likelihood[..., :-1]",
+        "test_evidence.py::test_thermodynamic_integration_knows_its_error_and_its_bias",
+    ),
+    Mutant(
+        "MALA's ratio has the wrong sign of the way back",
+        "posterior/langevin_kernels.py",
+        "/ scale - step_size * end.gradient(temperature) * scale",
+        "/ scale + step_size * end.gradient(temperature) * scale",
+        "test_kernels.py::test_exact_draws_stay_exact[MALA]",
+    ),
+    Mutant(
+        "the drift of ULA and MALA is not preconditioned",
+        "posterior/langevin_kernels.py",
+        "DiffusionState(point.position / scale, point, point.gradient(temperature) * scale)",
+        "DiffusionState(point.position / scale, point, point.gradient(temperature))",
+        "test_kernels.py::test_exact_draws_stay_exact[MALA]",
+    ),
+    Mutant(
+        "HMC's first kick is not preconditioned",
+        "posterior/hamiltonian_kernels.py",
+        "point.log_density(temperature), point.gradient(temperature) * scale)",
+        "point.log_density(temperature), point.gradient(temperature))",
+        "test_kernels.py::test_exact_draws_of_correlated_latents_stay_exact[HMC]",
+    ),
+    Mutant(
+        "PCNL's ratio lacks the likelihood",
+        "posterior/whitened_kernels.py",
+        "return potential + 0.5 * jnp.dot(v - u, g)",
+        "return 0.0 * potential + 0.5 * jnp.dot(v - u, g)",
+        "test_kernels.py::test_exact_draws_of_correlated_latents_stay_exact[PCNL-whitened]",
+    ),
+    # Tempered SMC
+    Mutant(
+        "the evidence of a rung lacks - log N",
+        "posterior/swarm.py",
+        "increment = logsumexp(log_weights) - jnp.log(num_particles)",
+        "increment = logsumexp(log_weights) - 0.0 * jnp.log(num_particles)",
+        "test_sampler_reports.py::test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood",
+    ),
+    Mutant(
+        "particles' weights are softmaxed twice",
+        "posterior/swarm.py",
+        "weights = jax.nn.softmax(log_weights)",
+        "weights = jax.nn.softmax(jax.nn.softmax(log_weights))",
+        "test_sampler_reports.py::test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood",
+    ),
+    Mutant(
+        "resampled particles are not those that were weighted",
+        "posterior/swarm.py",
+        "return order[method(key_draw, weights[order], num_samples)]",
+        "return method(key_draw, weights[order], num_samples)",
+        "test_sampler_reports.py::test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood",
+    ),
+    Mutant(
+        "particles make one move less than they should",
+        "posterior/swarm.py",
+        "num_steps, strategy = plan.num_mcmc_steps, update_and_take_last",
+        "num_steps, strategy = plan.num_mcmc_steps - 1, update_and_take_last",
+        "test_sampler_reports.py::test_particles_and_chains_make_as_many_moves_as_they_are_asked_for",
+    ),
+    Mutant(
+        "the next temperature is not at the effective sample size asked for",
+        "posterior/swarm.py",
+        "return 2.0 * logsumexp(log_weights) - logsumexp(2.0 * log_weights)",
+        "return 2.0 * logsumexp(log_weights) - logsumexp(1.5 * log_weights)",
+        "test_sampler_reports.py::test_every_datum_finds_its_own_ladder",
+    ),
+    Mutant(
+        "runs count alike, whatever their evidence",
+        "posterior/smc.py",
+        "log_weights = np.repeat(log_evidence.astype(float), self.num_particles, axis=1)",
+        "log_weights = np.repeat(0.0 * log_evidence.astype(float) + total[:, None], self.num_particles, axis=1)",
+        "test_posterior_samplers.py::test_runs_count_by_their_evidence_and_those_that_found_nothing_not_at_all",
+    ),
+    Mutant(
+        "draws of one chain are divided among all chains",
+        "posterior/labels.py",
+        "value = value.reshape(len(value), num_chains, -1, *value.shape[2:])",
+        "value = value.reshape(len(value), -1, num_chains, *value.shape[2:]).swapaxes(1, 2)",
+        "test_arviz.py::test_equal_weights_keep_chains_and_draws[Langevin]",
+    ),
+    Mutant(
+        "axes outside of the data plate are named one off",
+        "posterior/labels.py",
+        "axis = dim - event_dim + (data_dim is not None and dim < data_dim)",
+        "axis = dim - event_dim",
+        "test_arviz.py::test_inner_plates_name_axes_wherever_they_are",
+    ),
+    Mutant(
+        "data whose likelihood is not a number raise nothing",
+        "posterior/diagnostics.py",
+        "    bad = bad[first_copy]",
+        "    bad = 0 * bad[first_copy]",
+        "test_importance_sampling.py::test_a_broken_likelihood_names_the_datum",
+    ),
+    # Objectives
+    Mutant(
+        "the prior gets no score by importance weights",
+        "posterior/weights.py",
+        "log_ratio = log_density - jax.lax.stop_gradient(log_density) - negative_phase(latent_model, draws)",
+        "log_ratio = 0.0 * log_density - negative_phase(latent_model, draws)",
+        "test_importance_mle.py::test_gradient_is_that_of_a_plain_transcription",
+    ),
+    Mutant(
+        "the negative phase has the sign of the positive one",
+        "posterior/weights.py",
+        "return jnp.mean(values - jax.lax.stop_gradient(values), axis=0)",
+        "return jnp.mean(jax.lax.stop_gradient(values) - values, axis=0)",
+        "test_deep_prior.py::test_negative_phase_is_zero_with_the_mean_score_of_the_unnormalised_sites",
+    ),
+    Mutant(
+        "the prior gets no gradient from chains",
+        "objectives/langevin.py",
+        "jnp.mean(likelihood + prior, 1)",
+        "jnp.mean(likelihood + jax.lax.stop_gradient(prior), 1)",
+        "test_objectives.py::test_gradient_is_that_of_the_log_likelihood[langevin]",
+    ),
+    Mutant(
+        "persistent chains are those of the first data, whatever the plate has drawn",
+        "objectives/langevin.py",
+        "return structure.plate_indices[latent_model.plate]",
+        "return jnp.arange(latent_model.num_data)",
+        "test_objectives.py::test_chains_are_kept_by_the_indices_of_the_plate",
+    ),
+    Mutant(
+        "step sizes of objectives adapt away from their acceptance rate",
+        "objectives/langevin.py",
+        'shared["log_step_size"] + walk.acceptance - self.kernel.target_acceptance',
+        'shared["log_step_size"] - walk.acceptance + self.kernel.target_acceptance',
+        "test_objectives.py::test_step_size_finds_its_acceptance",
+    ),
+    Mutant(
+        "rungs of the path gradient have whole intervals for weights",
+        "objectives/thermodynamic.py",
+        "weights = 0.5 * (jnp.pad(steps",
+        "weights = 1.0 * (jnp.pad(steps",
+        "test_objectives.py::test_path_gradient_has_the_bias_that_theory_predicts",
+    ),
+    # Training
+    Mutant(
+        "a bad step leaves chains and tuning behind",
+        "training/step.py",
+        "kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)",
+        "kept = SVIState(kept.optim_state, after.mutable_state, after.rng_key)",
+        "test_training_features.py::test_a_bad_step_changes_nothing_but_the_random_key",
+    ),
+    Mutant(
+        "a step writes the chains of its batch to the first rows",
+        "training/step.py",
+        "lambda x, y: x.at[rows].set(y), old, chains",
+        "lambda x, y: x.at[: len(y)].set(y), old, chains",
+        "test_training_features.py::test_a_bad_step_changes_nothing_but_the_random_key",
+    ),
+    Mutant(
+        "the moving average is mostly the last step",
+        "training/step.py",
+        "decay * a + (1 - decay) * p",
+        "(1 - decay) * a + decay * p",
+        "test_training_features.py::test_the_moving_average_follows_its_recursion_and_is_what_is_scored",
+    ),
+    Mutant(
+        "accumulated minibatches make a step of their sum, not of their mean",
+        "training/optimizers.py",
+        "return optax.MultiSteps(optimizer, accumulate).gradient_transformation()",
+        "return optax.MultiSteps(optimizer, accumulate, use_grad_mean=False).gradient_transformation()",
+        "test_training_features.py::test_accumulated_minibatches_make_one_step_on_their_mean_gradient",
+    ),
+    Mutant(
+        "an epoch draws its rows with replacement",
+        "training/data.py",
+        "jax.random.permutation(key, self.num_data)[",
+        "jax.random.randint(key, (self.num_data,), 0, self.num_data)[",
+        "test_fit.py::test_an_epoch_takes_disjoint_batches_of_a_fresh_permutation",
+    ),
+    Mutant(
+        "a resumed stream begins at its first batch again",
+        "training/data.py",
+        "for number in range(used):",
+        "for number in range(0 * used):",
+        "test_training_streams.py::test_steps_per_epoch_cut_a_stream_and_ctrl_c_in_an_epoch_is_made_good",
+    ),
+    Mutant(
+        "a resumed run begins its epoch anew",
+        "training/run.py",
+        "self.epoch, self.step_in_epoch = int(epoch), int(step_in_epoch)",
+        "self.epoch, self.step_in_epoch = int(epoch), 0",
+        "test_resume.py::test_a_run_cut_off_within_an_epoch_goes_on_from_the_newest_undamaged_checkpoint",
+    ),
+    Mutant(
+        "patience waits for one score too many",
+        "training/run.py",
+        "len(self.scores) - 1 - self._best_score() >= patience",
+        "len(self.scores) - 1 - self._best_score() > patience",
+        "test_training_features.py::test_patience_ends_the_run_after_so_many_scores_without_a_new_best",
+    ),
+    Mutant(
+        "checksums of a checkpoint are not compared",
+        "checkpoint_manifest.py",
+        'if checksums and _sha256(folder / name) != expected["sha256"]:',
+        'if checksums and _sha256(folder / name) == "":',
+        "test_checkpoints.py::test_damage_to_any_file_is_noticed_and_the_checkpoint_before_is_used",
+    ),
+]
+
+
+def main() -> int:
+    """Put every fault into a copy of the package and see whether its tests fail."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=2, help="how many faults at a time (2)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="faults whose description or file has these words")
+    parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.fault or options.only in mutant.path]
+    for mutant in chosen:
+        mutated(mutant)
+    if options.list:
+        print("\n".join(f"{mutant.path}: {mutant.fault} ({mutant.test})" for mutant in chosen))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(options.jobs):
+            copies.put(make_copy(Path(folder) / str(number)))
+
+        def in_a_copy(run, *arguments):
+            copy = copies.get()
+            try:
+                return run(copy, *arguments)
+            finally:
+                copies.put(copy)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            # Of an untouched copy all of these tests pass, each file's in one process.
+            for code, output, _ in pool.map(lambda tests: in_a_copy(run_tests, tests), by_file(chosen)):
+                if code != PASSED:
+                    print(output, "The tests do not pass without a fault.", sep="\n", file=sys.stderr)
+                    return 1
+            print("| fault | file | killed by | seconds |", "| --- | --- | --- | ---: |", sep="\n", flush=True)
+            num_killed = 0
+            for mutant, (killer, seconds) in zip(
+                chosen, pool.map(lambda mutant: in_a_copy(kill, mutant), chosen), strict=True
+            ):
+                num_killed += not killer.startswith("**")
+                print(f"| {mutant.fault} | `{mutant.path}` | {killer} | {seconds:.0f} |", flush=True)
+    print(f"\n{num_killed} of {len(chosen)} killed")
+    return int(num_killed < len(chosen))
+
+
+def by_file(mutants: list[Mutant]) -> list[list[str]]:
+    """The tests of some faults, each once, by file and in the order of the file."""
+    files: dict[str, set[str]] = {}
+    for mutant in mutants:
+        files.setdefault(mutant.test.partition("::")[0], set()).add(mutant.test)
+
+    def place(test: str) -> tuple[int, str]:
+        file, _, name = test.partition("::")
+        return (ROOT / "tests" / file).read_text().index(f"def {name.partition('[')[0]}("), test
+
+    return [sorted(tests, key=place) for tests in files.values()]
+
+
+def mutated(mutant: Mutant) -> str:
+    """The text of the file with the fault in it.
+
+    Raises:
+        ValueError: unless the old text occurs once, within a line, and what comes of it is Python.
+    """
+    text = (ROOT / "numpyro_kaem" / mutant.path).read_text()
+    count = text.count(mutant.old)
+    if count != 1 or "\n" in mutant.old + mutant.new or mutant.old == mutant.new:
+        raise ValueError(
+            f"the fault {mutant.fault!r} must change a text that occurs once in a line of {mutant.path}, but "
+            f"{mutant.old!r} occurs {count} times: write the mutant anew"
+        )
+    text = text.replace(mutant.old, mutant.new)
+    compile(text, mutant.path, "exec")
+    return text
+
+
+def make_copy(folder: Path) -> Path:
+    """A copy of what the tests need."""
+    folder.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, folder / name)
+    return folder
+
+
+def run_tests(copy: Path, tests: list[str]) -> tuple[int | None, str, float]:
+    """Pytest's exit code (None where it does not end), its output, and the seconds that it took."""
+    # Bytecode is told from its source by the second of the last change, which two faults may share.
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
+    start = time.perf_counter()
+    try:
+        process = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        return None, str(error), SECONDS
+    return process.returncode, process.stdout + process.stderr, time.perf_counter() - start
+
+
+def kill(copy: Path, mutant: Mutant) -> tuple[str, float]:
+    """The test that fails with a fault, or in bold what has become of it instead, and the seconds that it took."""
+    path = copy / "numpyro_kaem" / mutant.path
+    text = path.read_text()
+    path.write_text(mutated(mutant))
+    try:
+        code, output, seconds = run_tests(copy, [mutant.test])
+    finally:
+        path.write_text(text)
+    if code == FAILED:
+        return f"`{re.search(r'^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$', output, re.MULTILINE)[1]}`", seconds
+    if code == PASSED:
+        return "**survived**", seconds
+    print(output, file=sys.stderr)
+    return f"**pytest ended with {code}**", seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
