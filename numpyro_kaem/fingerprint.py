@@ -60,6 +60,11 @@ class ByValue:
     Arrays are compared by content, functions by identity. The repr shows what differs from the defaults.
     """
 
+    def _set(self, **values: Any) -> None:
+        """Set fields, in `__post_init__`, to what was meant."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def _value(self) -> Hashable:
         return tuple((field.name, value_of(getattr(self, field.name))) for field in dataclasses.fields(self))
 
@@ -70,17 +75,19 @@ class ByValue:
         return hash((type(self), self._value()))
 
     def __repr__(self) -> str:
-        shown = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.repr and value_of(value) != value_of(field.default):
-                shown.append(f"{field.name}={_short(value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return _short(self)
 
 
 def _short(value: Any) -> str:
+    """A repr that shows of a dataclass what differs from the defaults, and of arrays nothing."""
     if isinstance(value, dict):
         return f"<{', '.join(map(str, value))}>"
+    if isinstance(value, eqx.Module):
+        return f"{type(value).__name__}(...)"
+    if dataclasses.is_dataclass(value):
+        fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr)
+        shown = [f"{field.name}={_short(x)}" for field, x in fields if value_of(x) != value_of(field.default)]
+        return f"{type(value).__name__}({', '.join(shown)})"
     if callable(value) and hasattr(value, "__name__"):
         return value.__name__
     return repr(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior.weights import log_evidence
 
 
-class ImportanceMLE(Objective):
+@dataclass(frozen=True, eq=False, repr=False)
+class ImportanceMLE(ByValue, Objective):
     """Maximum likelihood of a latent-variable model, by importance sampling from its prior.
 
     With S draws z_s from the prior that all data of the batch share (one forward and one backward pass of the
@@ -76,10 +79,14 @@ class ImportanceMLE(Objective):
         ```
     """
 
-    def __init__(self, num_samples: int, chunk_size: int | None = None, plate: str | None = None):
-        super().__init__(plate)
-        self.num_samples = check_count("num_samples", num_samples, 1)
-        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
+    num_samples: int
+    chunk_size: int | None = None
+    plate: str | None = None
+
+    def __post_init__(self):
+        self._set(num_samples=check_count("num_samples", self.num_samples, 1))
+        if self.chunk_size is not None:
+            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
 
     def metric_shapes(self) -> dict[str, tuple[int, ...]]:
         """The effective sample size, mean over the data of the batch."""

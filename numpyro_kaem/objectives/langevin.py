@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.checks import check_count, check_flag
+from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
@@ -21,30 +23,26 @@ from numpyro_kaem.posterior.weights import negative_phase, sample_prior
 STARTS = ("prior", "importance")
 
 
-class ChainObjective(Objective):
+class ChainObjective(ByValue, Objective):
     """What `LangevinMLE` and `ThermodynamicMLE` share: chains of every datum, their starts and their step sizes."""
 
-    def __init__(
-        self,
-        kernel: Kernel | None,
-        num_steps: int,
-        *,
-        num_chains: int,
-        persistent: bool,
-        start: str,
-        num_draws: int,
-        plate: str | None,
-    ):
-        super().__init__(plate)
-        self.kernel = MALA() if kernel is None else kernel
+    kernel: Kernel | None
+    num_steps: int
+    persistent: bool
+    num_chains: int
+    start: str
+    num_draws: int
+
+    def __post_init__(self):
+        if self.kernel is None:
+            self._set(kernel=MALA())
         if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be a kernel such as MALA(), got {kernel!r}")
-        self.num_steps = check_count("num_steps", num_steps, 1)
-        self.num_chains = check_count("num_chains", num_chains, 1)
-        self.num_draws = check_count("num_draws", num_draws, 1)
-        if start not in STARTS:
-            raise ValueError(f"start must be one of {STARTS}, got {start!r}")
-        self.persistent, self.start = check_flag("persistent", persistent), start
+            raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
+        for name in ("num_steps", "num_chains", "num_draws"):
+            self._set(**{name: check_count(name, getattr(self, name), 1)})
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
+        check_flag("persistent", self.persistent)
 
     @property
     def num_rungs(self) -> int:
@@ -154,6 +152,7 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
     return structure.plate_indices[latent_model.plate]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class LangevinMLE(ChainObjective):
     r"""Maximum likelihood of a latent-variable model, by Markov chains on the posterior of every datum.
 
@@ -223,26 +222,14 @@ class LangevinMLE(ChainObjective):
         ```
     """
 
-    def __init__(
-        self,
-        kernel: Kernel | None = None,
-        num_steps: int = 20,
-        persistent: bool = False,
-        *,
-        num_chains: int = 1,
-        start: str = "prior",
-        num_draws: int = 100,
-        plate: str | None = None,
-    ):
-        super().__init__(
-            kernel,
-            num_steps,
-            num_chains=num_chains,
-            persistent=persistent,
-            start=start,
-            num_draws=num_draws,
-            plate=plate,
-        )
+    kernel: Kernel | None = None
+    num_steps: int = 20
+    persistent: bool = False
+    _: KW_ONLY
+    num_chains: int = 1
+    start: str = "prior"
+    num_draws: int = 100
+    plate: str | None = None
 
     @property
     def num_rungs(self) -> int:

@@ -76,6 +76,10 @@ class Objective(ELBO):
         ```
     """
 
+    # NumPyro's settings of losses that average over draws from a guide.
+    num_particles = 1
+    vectorize_particles = True
+
     def __init__(self, plate: str | None = None):
         super().__init__()
         self.plate = plate

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -28,6 +28,7 @@ SAMPLERS = ("tempering", "smc")
 _NEW = 0.1
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class ThermodynamicMLE(ChainObjective):
     r"""Maximum likelihood of a latent-variable model, by a population over a ladder of temperatures.
 
@@ -83,8 +84,7 @@ class ThermodynamicMLE(ChainObjective):
         import jax.numpy as jnp
         import numpyro
         import numpyro.distributions as dist
-        import optax
-        from numpyro_kaem import Ladder, ThermodynamicMLE, fit
+                from numpyro_kaem import Ladder, ThermodynamicMLE, fit
 
 
         def model(x):
@@ -111,40 +111,31 @@ class ThermodynamicMLE(ChainObjective):
         ```
     """
 
-    def __init__(
-        self,
-        ladder: Ladder | Sequence[float] | None = None,
-        kernel: Kernel | None = None,
-        num_steps: int = 20,
-        schedule: Callable[[ArrayLike], ArrayLike] | float | None = None,
-        gradient: str = "fisher",
-        *,
-        sampler: str = "tempering",
-        adapt: bool = False,
-        target_ess: float | None = None,
-        num_chains: int = 1,
-        persistent: bool = False,
-        start: str = "prior",
-        num_draws: int = 100,
-        num_particles: int = 16,
-        max_rungs: int = 50,
-        plate: str | None = None,
-    ):
-        super().__init__(
-            kernel,
-            num_steps,
-            num_chains=num_chains,
-            persistent=persistent,
-            start=start,
-            num_draws=num_draws,
-            plate=plate,
-        )
-        for name, value, known in (("gradient", gradient, GRADIENTS), ("sampler", sampler, SAMPLERS)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, got {value!r}")
-        self.gradient, self.sampler = gradient, sampler
-        self.num_particles = check_count("num_particles", num_particles, 2)
-        is_smc = sampler == "smc"
+    ladder: Ladder | Sequence[float] | None = None
+    kernel: Kernel | None = None
+    num_steps: int = 20
+    schedule: Callable[[ArrayLike], ArrayLike] | float | None = None
+    gradient: str = "fisher"
+    _: KW_ONLY
+    sampler: str = "tempering"
+    adapt: bool = False
+    target_ess: float | None = None
+    num_chains: int = 1
+    persistent: bool = False
+    start: str = "prior"
+    num_draws: int = 100
+    num_particles: int = 16
+    max_rungs: int = 50
+    plate: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, known in (("gradient", GRADIENTS), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        self._set(num_particles=check_count("num_particles", self.num_particles, 2))
+        check_flag("adapt", self.adapt)
+        is_smc, ladder, schedule, target_ess = self.sampler == "smc", self.ladder, self.schedule, self.target_ess
         if target_ess is not None:
             if not is_smc or ladder is not None or schedule is not None:
                 raise ValueError("target_ess finds the ladder of sampler='smc': give no ladder and no schedule with it")
@@ -155,18 +146,19 @@ class ThermodynamicMLE(ChainObjective):
                 "ladder must be a Ladder or temperatures, such as Ladder.power(5); sampler='smc' may have "
                 "a target_ess instead"
             )
-        if is_smc and (persistent or adapt or start != "prior"):
+        if is_smc and (self.persistent or self.adapt or self.start != "prior"):
             raise ValueError("sampler='smc' starts at the prior: persistent, adapt and start are for 'tempering'")
-        if adapt and schedule is not None:
+        if self.adapt and schedule is not None:
             raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
         if schedule is not None and not callable(schedule):
-            exponent = check_positive("schedule, where it is no function of the training step,", schedule)
-            schedule = optax.constant_schedule(exponent)
-        self.target_ess, self.adapt, self.schedule = target_ess, check_flag("adapt", adapt), schedule
-        self.ladder = None if ladder is None else as_ladder(ladder)
-        self.max_rungs = check_count("max_rungs", max_rungs, 1) if self.ladder is None else len(self.ladder) - 1
-        if self.ladder is not None and (self.ladder.temperatures[0] != 0 or len(self.ladder) < 2):
-            raise ValueError(f"ladder must begin at 0, the prior, and end at 1, got {self.ladder}")
+            self._set(schedule=check_positive("schedule, where it is no function of the training step,", schedule))
+        if ladder is None:
+            self._set(max_rungs=check_count("max_rungs", self.max_rungs, 1), target_ess=float(target_ess))
+            return
+        ladder = as_ladder(ladder)
+        if ladder.temperatures[0] != 0 or len(ladder) < 2:
+            raise ValueError(f"ladder must begin at 0, the prior, and end at 1, got {ladder}")
+        self._set(ladder=ladder, max_rungs=len(ladder) - 1)
 
     @property
     def num_rungs(self) -> int:
@@ -213,7 +205,7 @@ class ThermodynamicMLE(ChainObjective):
             return state["shared"]["temperatures"]
         if self.schedule is None:
             return jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
-        exponent = self.schedule(state["shared"]["step"])
+        exponent = self.schedule(state["shared"]["step"]) if callable(self.schedule) else self.schedule
         # An exponent that has fallen to zero leaves the prior at t = 0.
         return ((jnp.arange(self.num_rungs) / self.max_rungs) ** exponent).at[0].set(0.0)
 

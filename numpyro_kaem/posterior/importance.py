@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.convolutions import channels_last
+from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import (
     check_call,
@@ -90,7 +92,8 @@ def _effective_sample_size(log_sums: Float[np.ndarray, "2 num_data"]) -> Float[n
         return np.nan_to_num(np.exp(2 * log_sum - log_sum_of_squares))
 
 
-class ImportanceSampling:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImportanceSampling(ByValue):
     """Posterior by importance sampling with the prior, or an encoder, as proposal.
 
     S draws z_s from the prior are shared by all data (each datum has its own where the prior depends on the
@@ -161,37 +164,43 @@ class ImportanceSampling:
         ```
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        chunk_size: int | None = None,
-        plate: str | None = None,
-        *,
-        target_ess: float | int | None = None,
-        max_samples: int | None = None,
-        pareto_smoothed: bool = False,
-        progress: bool = True,
-        guide: Callable | None = None,
-        guide_params: dict[str, Any] | None = None,
-    ):
-        self.num_samples = check_count("num_samples", num_samples, 1)
-        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
-        self.plate, self.pareto_smoothed = plate, pareto_smoothed
-        self.progress = progress and target_ess is not None
-        self.proposal = Proposal.of(guide, guide_params)
-        self.target_ess = None if target_ess is None else check_positive("target_ess", float(target_ess))
+    num_samples: int
+    chunk_size: int | None = None
+    plate: str | None = None
+    _: KW_ONLY
+    target_ess: float | int | None = None
+    max_samples: int | None = None
+    pareto_smoothed: bool = False
+    progress: bool = True
+    guide: Callable | None = None
+    guide_params: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        self._set(num_samples=check_count("num_samples", self.num_samples, 1))
+        if self.chunk_size is not None:
+            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
+        Proposal.of(self.guide, self.guide_params)
         if self.target_ess is None:
-            if max_samples is not None:
-                raise ValueError(f"max_samples={max_samples} needs a target_ess; without one, num_samples are drawn")
-            self.max_batches = 1
+            if self.max_samples is not None:
+                raise ValueError(
+                    f"max_samples={self.max_samples} needs a target_ess; without one, num_samples are drawn"
+                )
             return
-        max_samples = 100 * self.num_samples if max_samples is None else max_samples
-        self.max_batches = check_count("max_samples", max_samples, self.num_samples) // self.num_samples
+        self._set(target_ess=check_positive("target_ess", self.target_ess))
+        if self.max_samples is not None:
+            self._set(max_samples=check_count("max_samples", self.max_samples, self.num_samples))
         if self.target_ess > self.max_batches * self.num_samples:
             raise ValueError(
                 f"target_ess must be at most max_samples in whole batches of num_samples, "
-                f"{self.max_batches * self.num_samples}, got {target_ess}"
+                f"{self.max_batches * self.num_samples}, got {self.target_ess}"
             )
+
+    @property
+    def max_batches(self) -> int:
+        """Most batches of draws."""
+        if self.target_ess is None:
+            return 1
+        return 100 if self.max_samples is None else self.max_samples // self.num_samples
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -222,18 +231,19 @@ class ImportanceSampling:
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
         warn_if_nothing_observed(latent_model)
 
-        proposal = None if self.proposal is None else self.proposal.as_argument(latent_model)
+        proposal = Proposal.of(self.guide, self.guide_params)
+        proposal = None if proposal is None else proposal.as_argument(latent_model)
         settings = latent_model.as_argument, proposal, self.plate, self.num_samples, self.chunk_size
         num_data = latent_model.num_data
-        source = "prior" if self.proposal is None else "guide"
+        source = "prior" if self.guide is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
         batches, log_sums = [], np.full((2, num_data), -np.inf)
-        bar = tqdm(total=len(keys), unit="batch", disable=not self.progress)
+        bar = tqdm(total=len(keys), unit="batch", disable=not self.progress or self.target_ess is None)
         for batch_key in keys:
             draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
                 _weigh(*settings, batch_key, params, data, model_kwargs)
             )
-            if self.proposal is None:
+            if self.guide is None:
                 log_weights = likelihood
             else:
                 check_log_ratio(bad_ratio, self.num_samples)
@@ -249,7 +259,7 @@ class ImportanceSampling:
         all_draws, all_likelihoods, all_log_weights = zip(*batches, strict=True)
         draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
         likelihood = np.concatenate(all_likelihoods, axis=1)
-        log_weights = likelihood if self.proposal is None else np.concatenate(all_log_weights, axis=1)
+        log_weights = likelihood if self.guide is None else np.concatenate(all_log_weights, axis=1)
         return self._posterior(latent_model, draws, likelihood, log_weights, log_sums)
 
     def _posterior(
@@ -261,7 +271,7 @@ class ImportanceSampling:
         log_sums: np.ndarray,
     ) -> Posterior:
         num_data, num_samples = log_weights.shape
-        source = "prior draws" if self.proposal is None else "draws from the guide"
+        source = "prior draws" if self.guide is None else "draws from the guide"
         warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}", latent_model)
         reached_target = None
         if self.target_ess is not None:
@@ -284,7 +294,7 @@ class ImportanceSampling:
         ess = _effective_sample_size(log_sums)
         with np.errstate(divide="ignore"):
             std_error = np.sqrt(np.maximum(1.0 / ess - 1.0 / num_samples, 0.0))
-        by_datum = draws_differ_by_datum(latent_model) if self.proposal is None else latent_model.plate is not None
+        by_datum = draws_differ_by_datum(latent_model) if self.guide is None else latent_model.plate is not None
         return Posterior(
             latents={
                 name: np.swapaxes(z, 0, 1) if by_datum else np.broadcast_to(z, (num_data, *z.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import KW_ONLY, dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.diagnostics import (
@@ -36,7 +38,8 @@ from numpyro_kaem.posterior.weights import observed_values
 from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
 
-class TemperedSMC:
+@dataclass(frozen=True, eq=False, repr=False)
+class TemperedSMC(ByValue):
     r"""Posterior and evidence by sequential Monte Carlo over a temperature ladder.
 
     A population of particles is drawn from the prior and taken to the posterior through $p_t(z) \propto p(z)\,
@@ -104,57 +107,60 @@ class TemperedSMC:
         ```
     """
 
-    def __init__(
-        self,
-        ladder: Ladder | Sequence[float] | None = None,
-        target_ess: float | None = None,
-        kernel: Kernel | None = None,
-        num_particles: int = 1000,
-        num_mcmc_steps: int = 10,
-        *,
-        num_runs: int = 1,
-        waste_free: bool = False,
-        persistent: bool = False,
-        resampling: str = "systematic",
-        max_rungs: int = 200,
-        chunk_size: int | None = None,
-        plate: str | None = None,
-        progress: bool = True,
-    ):
-        if ladder is not None and target_ess is not None:
-            raise ValueError(f"give ladder or target_ess, not both, got {ladder} and {target_ess}")
-        self.ladder = None if ladder is None else as_ladder(ladder)
-        self.target_ess = 0.5 if ladder is None and target_ess is None else target_ess
+    ladder: Ladder | Sequence[float] | None = None
+    target_ess: float | None = None
+    kernel: Kernel | None = None
+    num_particles: int = 1000
+    num_mcmc_steps: int = 10
+    _: KW_ONLY
+    num_runs: int = 1
+    waste_free: bool = False
+    persistent: bool = False
+    resampling: str = "systematic"
+    max_rungs: int = 200
+    chunk_size: int | None = None
+    plate: str | None = None
+    progress: bool = True
+    # What `frozen` keeps; then there is neither a ladder nor a target_ess.
+    tuning: Tuning | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.ladder is not None and self.target_ess is not None:
+            raise ValueError(f"give ladder or target_ess, not both, got {self.ladder} and {self.target_ess}")
+        if self.ladder is None and self.target_ess is None:
+            self._set(target_ess=0.5)
         if self.target_ess is not None and not (isinstance(self.target_ess, Real) and 0 < self.target_ess < 1):
-            raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
-        self.kernel = MALA() if kernel is None else kernel
+            raise ValueError(f"target_ess must lie in (0, 1), got {self.target_ess}")
+        self._set(kernel=MALA() if self.kernel is None else self.kernel)
         if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be a kernel such as MALA(), got {kernel!r}")
-        self.num_particles = check_count("num_particles", num_particles, 2)
+            raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
+        for name, minimum in {"num_particles": 2, "num_mcmc_steps": 1, "num_runs": 1, "max_rungs": 1}.items():
+            self._set(**{name: check_count(name, getattr(self, name), minimum)})
+        num_particles, per_chain = self.num_particles, self.num_mcmc_steps + 1
         if self.target_ess is not None and self.target_ess * num_particles <= 1:
             raise ValueError(
                 f"num_particles must be more than 1 / target_ess, because weights have an effective sample size of at "
                 f"least 1, got {num_particles} and target_ess {self.target_ess:g}"
             )
-        self.num_mcmc_steps = check_count("num_mcmc_steps", num_mcmc_steps, 1)
-        self.num_runs = check_count("num_runs", num_runs, 1)
-        if waste_free and persistent:
+        if self.waste_free and self.persistent:
             raise ValueError("waste_free and persistent do not go together: persistent sampling wastes no particles")
-        if waste_free and (num_particles % (num_mcmc_steps + 1) or num_particles == num_mcmc_steps + 1):
+        if self.waste_free and (num_particles % per_chain or num_particles == per_chain):
             raise ValueError(
                 f"with waste_free, num_particles must be a multiple, at least two times, of num_mcmc_steps + 1 = "
-                f"{num_mcmc_steps + 1}, got {num_particles}"
+                f"{per_chain}, got {num_particles}"
             )
-        if resampling not in RESAMPLERS:
-            raise ValueError(f"resampling must be one of {RESAMPLERS}, got {resampling!r}")
-        self.max_rungs = check_count("max_rungs", max_rungs, 1)
+        if self.resampling not in RESAMPLERS:
+            raise ValueError(f"resampling must be one of {RESAMPLERS}, got {self.resampling!r}")
         if self.ladder is not None:
-            self.temperatures = self.ladder.temperatures[self.ladder.temperatures > 0]
-            self.max_rungs = len(self.temperatures)
-        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
-        self.waste_free, self.persistent, self.resampling = waste_free, persistent, resampling
-        self.plate, self.progress = plate, progress
-        self._tuning: Tuning | None = None
+            self._set(ladder=as_ladder(self.ladder))
+            self._set(max_rungs=len(self._temperatures))
+        if self.chunk_size is not None:
+            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
+
+    @property
+    def _temperatures(self) -> np.ndarray:
+        """Of the rungs above the prior, where they are given."""
+        return self.ladder.temperatures[self.ladder.temperatures > 0]
 
     def frozen(self, posterior: Posterior) -> TemperedSMC:
         """The same sampler with all that an earlier run has found kept: ladders, step sizes, preconditioners.
@@ -204,8 +210,8 @@ class TemperedSMC:
         # Data that arrived early stay at t = 1 while others climb.
         temperatures = np.where(np.isnan(rungs.temperatures), 1.0, rungs.temperatures)[:, 1:]
         step_size, scale = (np.where(np.isnan(x), 1.0, x)[:, 1:] for x in (rungs.step_size, rungs.scale))
-        sampler.ladder, sampler.target_ess, sampler.max_rungs = None, None, temperatures.shape[1]
-        sampler._tuning = Tuning(temperatures, step_size, scale)
+        found = Tuning(temperatures, step_size, scale)
+        sampler._set(ladder=None, target_ess=None, max_rungs=temperatures.shape[1], tuning=found)
         return sampler
 
     def run(
@@ -242,10 +248,10 @@ class TemperedSMC:
         problem = problem._replace(model=target.model.as_argument)
         warn_if_nothing_observed(target.model)
         num_data = target.latent_model.num_data
-        if self._tuning is not None and self._tuning.scale.shape[::2] != (num_data, target.dim):
+        if self.tuning is not None and self.tuning.scale.shape[::2] != (num_data, target.dim):
             raise ValueError(
                 f"the model has {num_data} data of {target.dim} coordinates, but the sampler is frozen for "
-                f"{len(self._tuning.scale)} of {self._tuning.scale.shape[2]}"
+                f"{len(self.tuning.scale)} of {self.tuning.scale.shape[2]}"
             )
         rows, keys = problem.rows(target), jax.random.split(key, (num_data, self.num_runs))
         per_datum = self.num_particles * self.num_runs
@@ -322,9 +328,9 @@ class TemperedSMC:
 
     def _tuning_at(self, number: int, indices: np.ndarray) -> Tuning:
         """What is known of a rung, for some of the data."""
-        if self._tuning is not None:
-            return jax.tree.map(lambda x: x[indices, number], self._tuning)
-        return Tuning(None if self.ladder is None else np.full(len(indices), self.temperatures[number]))
+        if self.tuning is not None:
+            return jax.tree.map(lambda x: x[indices, number], self.tuning)
+        return Tuning(None if self.ladder is None else np.full(len(indices), self._temperatures[number]))
 
     def _join(self, results: list, num_data: int) -> tuple:
         """The chunks' results one after the other; ladders that ended early are filled up with NaN."""

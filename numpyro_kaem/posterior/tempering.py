@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Course, Population, Problem
 from numpyro_kaem.posterior.diagnostics import (
@@ -37,7 +39,8 @@ from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 _UPDATES, _SHOWN = 50, 64
 
 
-class ParallelTempering:
+@dataclass(frozen=True, eq=False, repr=False)
+class ParallelTempering(ByValue):
     r"""Markov chains over a ladder of temperatures that exchange their states.
 
     At every rung of the ladder chains move by the kernel under $p_t(z) \propto p(z)\, p(x \mid z)^t$; every
@@ -97,41 +100,37 @@ class ParallelTempering:
         ```
     """
 
-    def __init__(
-        self,
-        ladder: Ladder | Sequence[float],
-        kernel: Kernel | None = None,
-        num_steps: int = 1000,
-        swap_every: int = 1,
-        *,
-        num_chains: int = 1,
-        warmup: int | None = None,
-        thin: int = 1,
-        chunk_size: int | None = None,
-        plate: str | None = None,
-        progress: bool = True,
-        guide: Callable | None = None,
-        guide_params: dict[str, Any] | None = None,
-    ):
-        self.ladder = as_ladder(ladder)
-        self.kernel = MALA() if kernel is None else kernel
+    ladder: Ladder | Sequence[float]
+    kernel: Kernel | None = None
+    num_steps: int = 1000
+    swap_every: int = 1
+    _: KW_ONLY
+    num_chains: int = 1
+    warmup: int | None = None
+    thin: int = 1
+    chunk_size: int | None = None
+    plate: str | None = None
+    progress: bool = True
+    guide: Callable | None = None
+    guide_params: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        self._set(ladder=as_ladder(self.ladder), kernel=MALA() if self.kernel is None else self.kernel)
         if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be a kernel such as MALA(), got {kernel!r}")
-        self.num_steps = check_count("num_steps", num_steps, 1)
-        self.swap_every = check_count("swap_every", swap_every, 1)
-        self.num_chains = check_count("num_chains", num_chains, 1)
-        self.warmup = self.num_steps if warmup is None else check_count("warmup", warmup, 0)
+            raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
+        for name in ("num_steps", "swap_every", "num_chains", "thin"):
+            self._set(**{name: check_count(name, getattr(self, name), 1)})
+        self._set(warmup=self.num_steps if self.warmup is None else check_count("warmup", self.warmup, 0))
         if self.warmup == 0 and self.kernel.adapts_step_size:
             raise ValueError(
                 "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
                 f"{type(self.kernel).__name__} a step_size"
             )
-        self.thin = check_count("thin", thin, 1)
         if self.num_steps % self.thin:
-            raise ValueError(f"thin must divide num_steps, got thin {thin} and num_steps {num_steps}")
-        self.chunk_size = None if chunk_size is None else check_count("chunk_size", chunk_size, 1)
-        self.plate, self.progress = plate, progress
-        self.proposal = Proposal.of(guide, guide_params)
+            raise ValueError(f"thin must divide num_steps, got thin {self.thin} and num_steps {self.num_steps}")
+        if self.chunk_size is not None:
+            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
+        Proposal.of(self.guide, self.guide_params)
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -167,7 +166,8 @@ class ParallelTempering:
         target = Target(*problem, whiten=self.kernel.whiten, check=True)
         problem = problem._replace(model=target.model.as_argument)
         warn_if_nothing_observed(target.model)
-        proposal = None if self.proposal is None else self.proposal.as_argument(target.model)
+        proposal = Proposal.of(self.guide, self.guide_params)
+        proposal = None if proposal is None else proposal.as_argument(target.model)
         num_data = target.latent_model.num_data
         rows, keys = problem.rows(target), jax.random.split(key, num_data)
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
@@ -302,6 +302,7 @@ class ParallelTempering:
         )
 
 
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Langevin(ParallelTempering):
     """Independent Markov chains on the posterior of every datum: `ParallelTempering` with the one rung t = 1.
 
@@ -341,6 +342,9 @@ class Langevin(ParallelTempering):
         assert posterior.rhat.max() < 1.05
         ```
     """
+
+    ladder: Ladder = field(default=Ladder([1.0]), repr=False)
+    num_chains: int = 4
 
     def __init__(
         self,

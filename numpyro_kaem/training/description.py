@@ -36,7 +36,8 @@ def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:
 def describe_objective(objective: ELBO) -> dict[str, Any]:
     """What an objective is set to, as far as JSON can say it: schedules, which are functions, are left out."""
     settings = {}
-    for name, value in vars(objective).items():
+    for name in dict.fromkeys(("num_particles", "vectorize_particles", *vars(objective))):
+        value = getattr(objective, name, None)
         if isinstance(value, Ladder):
             settings[name] = np.asarray(value.temperatures).tolist()
         elif isinstance(value, Kernel):
