@@ -383,8 +383,14 @@ EVERY_STATE = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=SLOW)])
-@pytest.mark.parametrize("name", ["langevin", "smc", *(pytest.param(name, marks=SLOW) for name in EVERY_STATE)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if name in ("langevin", "smc") and dtype is np.float32 else SLOW)
+        for name in EVERY_STATE
+        for dtype in (np.float32, np.float64)
+    ],
+)
 def test_steps_can_be_looped_over_in_float64_mode(x64, name, dtype):
     for model in (simple, with_learned_prior):
         state, losses = trace_update(model, EVERY_STATE[name], jnp.zeros(3, dtype))
