@@ -160,7 +160,14 @@ def test_constraints_made_of_arrays_and_mutable_sites_survive_compilation():
             z = numpyro.sample("z", dist.Normal(location, 1.0))
             numpyro.sample("x", dist.Normal(z, count["value"]), obs=x)
 
-    result = run(model=constrained)
+    class Distances(ELBO):
+        """Half the squared distances of a batch from the location."""
+
+        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x):
+            loss = 0.5 * jnp.sum((x - param_map["location"]) ** 2)
+            return {"loss": loss, "mutable_state": {"count": param_map["count"]}}
+
+    result = run(model=constrained, objective=Distances())
     assert result.params["count"] == {"value": 3.0}
     assert 1.0 < result.params["location"] < 4.0
 

@@ -349,11 +349,11 @@ def trace_update(model, objective, *data, guide=None, steps=2):
     """Trace steps of SVI in a loop, which asks for a state of constant shapes and dtypes."""
     svi = SVI(model, objective.guide(model) if guide is None else guide, optax.adam(0.1), objective)
 
-    def run():
+    def run(*data):
         state = svi.init(jax.random.key(0), *data)
         return jax.lax.scan(lambda state, _: svi.update(state, *data), state, length=steps)
 
-    return jax.eval_shape(run)
+    return jax.eval_shape(run, *data)
 
 
 def simple(x):
