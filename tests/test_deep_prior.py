@@ -279,6 +279,10 @@ def test_draws_have_the_dtype_of_the_reference_s_draws(x64, energy_dtype):
     assert jax.eval_shape(prior.log_prob, z).dtype == jnp.float64
 
 
+def of_many_steps(x):
+    linear_gaussian(x, num_steps=200, step_size=0.05)
+
+
 POSTERIOR_DATA = jnp.array([0.5, 2.0])
 
 
@@ -300,17 +304,14 @@ def check_posterior_mean(posterior, tolerance):
     ids=lambda sampler: type(sampler).__name__,
 )
 def test_posterior_samplers_know_the_energy(sampler):
-    def model(x):
-        linear_gaussian(x, num_steps=200, step_size=0.05)
-
-    posterior = sampler.run(jax.random.key(0), model, {"theta": jnp.array([0.9])}, POSTERIOR_DATA)
+    posterior = sampler.run(jax.random.key(0), of_many_steps, {"theta": jnp.array([0.9])}, POSTERIOR_DATA)
     # The posterior's standard deviation is 0.62: six standard errors of a thousand independent draws.
     check_posterior_mean(posterior, 0.62 * 6 / np.sqrt(1_000))
 
 
 def test_what_needs_a_normalised_invertible_density_is_not_offered():
     with pytest.raises(ValueError, match="ICDFReparam needs a univariate continuous distribution with an icdf"):
-        Langevin(PCNL(), num_steps=2).run(jax.random.key(0), linear_gaussian, {"theta": jnp.zeros(1)}, POSTERIOR_DATA)
+        Langevin(PCNL(), num_steps=2).run(jax.random.key(0), of_many_steps, {"theta": jnp.zeros(1)}, POSTERIOR_DATA)
     for q in (STANDARD, KAN_PRIOR):
         for p in (KAN_PRIOR, STANDARD, dist.Delta(jnp.zeros(3), event_dim=1)):
             if KAN_PRIOR in (p, q):
@@ -352,7 +353,7 @@ def test_bad_arguments_are_named(change, error, message):
 
 def test_an_energy_of_another_shape_and_a_value_of_another_size_are_named():
     with pytest.raises(ValueError, match=r"energy must map \(..., 3\) to"):
-        DeepKAPrior(lambda z: z, STANDARD).sample(jax.random.key(0), (2,))
+        jax.eval_shape(lambda key: DeepKAPrior(lambda z: z, STANDARD).sample(key, (2,)), jax.random.key(0))
     with pytest.raises(ValueError, match="last axis of size 3"):
         KAN_PRIOR.log_prob(jnp.zeros(2))
 
