@@ -138,10 +138,13 @@ def test_compiled_samples_that_are_not_finite_do_not_count():
     z = samples(1.0, 100)
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES)
     spoiled = np.concatenate([z, np.full((3, 2), np.nan, np.float32), np.full((1, 2), np.inf, np.float32)])
-    expected, _ = energy.adapt_grid(z)
-    moved, _ = adapt(energy, spoiled, None, 0.05)
+
+    @quick_jit
+    def adapted():
+        return [energy.adapt_grid(each) for each in (z, spoiled, np.full((5, 2), np.nan, np.float32))]
+
+    (expected, _), (moved, _), (unmoved, change) = adapted()
     np.testing.assert_allclose(moved.basis.knots, expected.basis.knots, atol=1e-6)
-    unmoved, change = adapt(energy, np.full((5, 2), np.nan, np.float32), None, 0.05)
     np.testing.assert_allclose(unmoved.basis.knots, np.tile(SPLINES.knots, (2, 1)), atol=1e-6)
     assert np.all(change < 1e-5)
 
@@ -149,10 +152,15 @@ def test_compiled_samples_that_are_not_finite_do_not_count():
 @pytest.mark.slow
 def test_components_of_a_mixture_share_the_grid_of_samples_with_an_axis_of_one():
     energy = UnivariateEnergy.init(jax.random.key(0), (2, 3), basis=SPLINES, scale=1.0)
-    moved, change = energy.adapt_grid(samples(1.0)[:, :, None])
+    moved, change = adapt(energy, samples(1.0)[:, :, None], None, 0.05)
     assert moved.basis.knots.shape == (2, 1, 25) and change.shape == (2, 3)
-    mixture = KAMixture(KAPrior(moved, dist.Normal(0.0, 1.0)), jnp.zeros(3))
-    assert mixture.sample(jax.random.key(1), (4,)).shape == (4, 2)
+
+    @quick_jit
+    def sample(moved, key):
+        return KAMixture(KAPrior(moved, dist.Normal(0.0, 1.0)), jnp.zeros(3)).sample(key, (4,))
+
+    draws = np.asarray(sample(moved, jax.random.key(1)))
+    assert draws.shape == (4, 2) and np.all(np.isfinite(draws))
 
 
 def test_a_zero_spline_weight_can_be_refitted():
