@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from prior_cases import quick_jit
 
 from numpyro_kaem.convolutions import channels_last
 
@@ -21,12 +22,21 @@ OPTIONS = {
 }
 
 
+def _normal(shape):
+    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+
+
+def _assert_the_same(gradient, inputs, kernel):
+    """Whether the rewritten function has the values of the plain one, both compiled in one program."""
+    actual, expected = quick_jit(lambda *inputs: (channels_last(gradient)(*inputs), gradient(*inputs)))(inputs, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+
+
 def _convolution(layout, options):
     numbers, lhs, rhs = LAYOUTS[layout]
     num_space = len(lhs) - 2
     options = {name: value if isinstance(value, str) else (value,) * num_space for name, value in options.items()}
-    inputs = jax.random.normal(jax.random.key(0), lhs)
-    kernel = jax.random.normal(jax.random.key(1), rhs)
+    inputs, kernel = _normal(lhs), _normal(rhs)
 
     def convolve(inputs, kernel):
         return jax.lax.conv_general_dilated(inputs, kernel, dimension_numbers=numbers, **options)
@@ -46,22 +56,17 @@ def test_values_and_gradients_stay(layout, options):
     def loss(inputs, kernel):
         return jnp.sum(jnp.sin(convolve(inputs, kernel)))
 
-    expected = jax.value_and_grad(loss, (0, 1))(inputs, kernel)
-    actual = jax.jit(channels_last(jax.value_and_grad(loss, (0, 1))))(inputs, kernel)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+    _assert_the_same(jax.value_and_grad(loss, (0, 1)), inputs, kernel)
 
 
 def test_groups_stay():
-    inputs = jax.random.normal(jax.random.key(0), (2, 6, 9, 9))
-    kernel = jax.random.normal(jax.random.key(1), (12, 2, 3, 3))
+    inputs, kernel = _normal((2, 6, 9, 9)), _normal((12, 2, 3, 3))
 
     def loss(inputs, kernel):
         outputs = jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", feature_group_count=3)
         return jnp.sum(jnp.sin(outputs))
 
-    expected = jax.grad(loss, (0, 1))(inputs, kernel)
-    actual = jax.jit(channels_last(jax.grad(loss, (0, 1))))(inputs, kernel)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+    _assert_the_same(jax.grad(loss, (0, 1)), inputs, kernel)
 
 
 @pytest.mark.parametrize("loop", ["scan", "while", "cond in vmap"])
@@ -99,5 +104,8 @@ def test_a_function_may_close_over_traced_values():
     def total(x, kernel):
         return channels_last(lambda x: jnp.sum(convolve(x[None], kernel)))(x)
 
-    expected = jnp.sum(convolve(inputs, kernel), (1, 2, 3))
-    np.testing.assert_allclose(jax.jit(jax.vmap(total, (0, None)))(inputs, kernel), expected, rtol=1e-4, atol=1e-3)
+    @quick_jit
+    def both(inputs, kernel):
+        return jax.vmap(total, (0, None))(inputs, kernel), jnp.sum(convolve(inputs, kernel), (1, 2, 3))
+
+    np.testing.assert_allclose(*both(inputs, kernel), rtol=1e-4, atol=1e-3)

@@ -9,24 +9,16 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+import scipy.stats
 from jax.sharding import PartitionSpec
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.elbo import ELBO
+from training_cases import Squares, model
 
 from numpyro_kaem import DeepKAPrior
 from numpyro_kaem.objectives import ImportanceMLE
 from numpyro_kaem.training import TrainingFailed, fit
 from numpyro_kaem.training.run import _is_true
-
-
-def model(x):
-    """x = z + noise, z ~ Normal(location, 1): log p(x) is Normal(location, sqrt(1 + noise^2))."""
-    location = numpyro.param("location", 0.0)
-    noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
-    with numpyro.plate("data", x.shape[0]):
-        z = numpyro.sample("z", dist.Normal(location, 1.0))
-        numpyro.sample("x", dist.Normal(z, noise), obs=x)
-
 
 DATA = 1.5 + 1.2 * np.random.default_rng(0).standard_normal(210).astype(np.float32)
 
@@ -43,7 +35,8 @@ def run(data=DATA, model=model, key=0, **options):
 
 
 def exact_log_likelihood(params, x):
-    return dist.Normal(params["location"], jnp.sqrt(1.0 + params["noise"] ** 2)).log_prob(x)
+    location, noise = (float(params[name]) for name in ("location", "noise"))
+    return scipy.stats.norm(location, np.sqrt(1.0 + noise**2)).logpdf(x)
 
 
 def test_it_finds_the_maximum_of_the_likelihood_and_scores_held_out_data():
@@ -89,15 +82,18 @@ def test_an_epoch_takes_disjoint_batches_of_a_fresh_permutation():
 
 def test_rows_of_several_arguments_stay_together():
     def paired(x, pair):
-        location = numpyro.param("location", 0.0)
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(location, 1.0))
-            distance = jnp.abs(pair["value"] - 2.0 * x[..., None]).sum(-1)
-            numpyro.factor("same", jnp.where(distance < 1e-3, 0.0, -jnp.inf) + 0.0 * z)
+        return model(x)
+
+    class Pairs(ELBO):
+        """The largest distance between the members of a pair in the batch."""
+
+        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x, pair):
+            distance = jnp.abs(pair["value"] - 2.0 * x[..., None]).max()
+            return {"loss": distance + 0.0 * param_map["location"], "mutable_state": None}
 
     x = np.arange(20, dtype=np.float32)
     pair = {"value": np.stack([2 * x, 2 * x], axis=1)}
-    assert np.all(run((x, pair), model=paired, batch_size=6).history["loss"] == 0.0)
+    assert np.all(run((x, pair), model=paired, objective=Pairs(), batch_size=6).history["loss"] == 0.0)
 
 
 def test_the_same_key_gives_the_same_result_and_another_key_another():
@@ -110,11 +106,13 @@ def test_the_same_key_gives_the_same_result_and_another_key_another():
 def test_loss_is_per_datum_whatever_the_plate_scale():
     def scaled(x):
         location = numpyro.param("location", 0.0)
+        noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
         with numpyro.plate("data", 1000, subsample_size=x.shape[0]):
             z = numpyro.sample("z", dist.Normal(location, 1.0))
-            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            numpyro.sample("x", dist.Normal(z, noise), obs=x)
 
-    losses = [run(model=m, optimizer=optax.sgd(0.0)).history["loss"] for m in (model, scaled)]
+    # The steps of Adam do not depend on the scale of the loss either.
+    losses = [run(model=m).history["loss"] for m in (model, scaled)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.1)
 
 
@@ -149,7 +147,7 @@ def test_model_kwargs_init_params_and_numpyro_optimisers_are_used():
         held_out=DATA,
     )
     assert result.params == {"location": 1.0}
-    exact = dist.Normal(2 * 1.0 - 0.5, 5**0.5).log_prob(DATA).mean()
+    exact = scipy.stats.norm(2 * 1.0 - 0.5, 5**0.5).logpdf(DATA).mean()
     np.testing.assert_allclose(result.history["held_out_log_likelihood"][-1], exact, atol=0.1)
 
 
@@ -162,22 +160,28 @@ def test_constraints_made_of_arrays_and_mutable_sites_survive_compilation():
             z = numpyro.sample("z", dist.Normal(location, 1.0))
             numpyro.sample("x", dist.Normal(z, count["value"]), obs=x)
 
-    result = run(model=constrained)
+    class Distances(ELBO):
+        """Half the squared distances of a batch from the location."""
+
+        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x):
+            loss = 0.5 * jnp.sum((x - param_map["location"]) ** 2)
+            return {"loss": loss, "mutable_state": {"count": param_map["count"]}}
+
+    result = run(model=constrained, objective=Distances())
     assert result.params["count"] == {"value": 3.0}
     assert 1.0 < result.params["location"] < 4.0
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted():
-    def model_with_a_trap(x):
-        location = numpyro.param("location", 0.0)
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(location, 1.0))
-            # Whatever batch holds the largest value has an infinite loss.
-            numpyro.factor("trap", jnp.where(x == DATA.max(), -jnp.inf, 0.0) + 0.0 * z)
-            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    class Trapped(Squares):
+        """Whatever batch holds the largest value has an infinite loss."""
+
+        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x):
+            loss = super().loss_with_mutable_state(rng_key, param_map, model, guide, x)["loss"]
+            return {"loss": loss + jnp.where(jnp.any(x == DATA.max()), jnp.inf, 0.0), "mutable_state": None}
 
     with pytest.warns(RuntimeWarning, match=r"the loss is inf at step \d of epoch 1, which is skipped") as warned:
-        result = run(model=model_with_a_trap, num_epochs=20, batch_size=70)
+        result = run(objective=Trapped(), optimizer=optax.sgd(0.005), num_epochs=20, batch_size=70)
     assert len(warned) == 1
     np.testing.assert_array_equal(result.history["non_finite_steps"], np.ones(20))
     assert np.isinf(result.history["loss"]).sum() == 20
@@ -190,7 +194,7 @@ def test_a_run_of_bad_steps_ends_with_an_error_that_has_the_last_good_parameters
         pytest.warns(RuntimeWarning),
         pytest.raises(TrainingFailed, match=r"the last 5 steps.*smaller learning") as raised,
     ):
-        run(optimizer=optax.sgd(1e30), num_epochs=30, max_bad_steps=5)
+        run(objective=Squares(), optimizer=optax.sgd(1e30), num_epochs=30, max_bad_steps=5)
     result = raised.value.result
     assert result.stop_reason == "non-finite steps"
     assert all(np.isfinite(value) for value in result.params.values())
@@ -198,15 +202,13 @@ def test_a_run_of_bad_steps_ends_with_an_error_that_has_the_last_good_parameters
 
 
 def test_a_run_without_a_single_good_step_ends_with_an_error_however_short_it_is():
-    def impossible(x):
-        location = numpyro.param("location", 0.0)
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(location, 1.0))
-            numpyro.factor("x", jnp.where(z < 1e6, -jnp.inf, 0.0) + 0.0 * x)
+    class Infinite(ELBO):
+        def loss_with_mutable_state(self, rng_key, param_map, model, guide, x):
+            return {"loss": jnp.inf + param_map["location"], "mutable_state": None}
 
     with pytest.warns(RuntimeWarning), pytest.raises(TrainingFailed, match="the last 4 steps, up to step 4") as raised:
-        run(model=impossible, num_epochs=1)
-    assert raised.value.result.params == {"location": 0.0}
+        run(objective=Infinite(), num_epochs=1)
+    assert raised.value.result.params == {"location": 0.0, "noise": 1.0}
     assert raised.value.result.stop_reason == "non-finite steps"
 
 
@@ -215,7 +217,7 @@ def test_a_collapsed_effective_sample_size_is_told_once(num_epochs):
     """After the first epoch, in which nothing has been learned yet, unless that is the last."""
     epoch = min(2, num_epochs)
     with pytest.warns(RuntimeWarning, match=rf"effective sample size .* is 1 in epoch {epoch}") as warned:
-        run(init_params={"noise": 1e-4}, optimizer=optax.sgd(0.0), num_epochs=num_epochs)
+        run(init_params={"noise": 1e-4}, num_epochs=num_epochs)
     assert len(warned) == 1
 
 

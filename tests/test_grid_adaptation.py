@@ -38,9 +38,8 @@ SPLINES = BSpline(24, 3, DOMAIN)
 
 def energy_of(basis, *functions):
     """The energy nearest to each of the functions of z."""
-    design = basis(jnp.asarray(INSIDE))
-    values = jnp.stack([jnp.asarray(f(INSIDE), jnp.float32) for f in functions])
-    coefficients = least_squares(design, values, jnp.ones_like(values))
+    values = np.stack([f(INSIDE) for f in functions])
+    coefficients = quick_jit(lambda z, values: least_squares(basis(z), values, jnp.ones_like(values)))(INSIDE, values)
     weights = jnp.ones(len(functions))
     return UnivariateEnergy(jnp.zeros(len(functions)), weights, coefficients, basis)
 
@@ -49,14 +48,15 @@ def samples(scale, num_samples=2000, columns=2, loc=0.0):
     return (loc + scale * np.random.default_rng(0).normal(size=(num_samples, columns))).astype(np.float32)
 
 
-adapt = jax.jit(lambda energy, z, weights, s: energy.adapt_grid(z, weights, s), static_argnums=3)
+adapt = quick_jit(lambda energy, z, weights, s: energy.adapt_grid(z, weights, s), static_argnums=3)
+evaluate = quick_jit(lambda energy, z: energy(z))
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.5])  # of samples inside the domain, and partly outside
 def test_a_smooth_function_stays_the_same_on_its_old_domain(scale):
     energy = energy_of(SPLINES, lambda z: -(z**2), lambda z: 0.2 * z**3 - z)
     moved, change = adapt(energy, samples(scale), None, 0.05)
-    old, new = (np.asarray(f(INSIDE[:, None])) for f in (energy, moved))
+    old, new = (np.asarray(evaluate(f, INSIDE[:, None])) for f in (energy, moved))
     extent = old.max(0) - old.min(0)
     assert np.all(np.abs(new - old).max(0) < 1e-3 * extent)
     # the change that is returned is the largest one, seen at the points of the fit
@@ -81,21 +81,24 @@ def test_other_bases_stay_or_stretch_over_the_samples(basis):
 def test_knots_go_to_the_quantiles_and_intervals_get_equal_shares():
     z = samples(0.5, 24_000).clip(*DOMAIN)
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES)
-    moved, _ = adapt(energy, z, None, 1e-6)
+
+    @quick_jit
+    def knots(z):
+        return [energy.adapt_grid(z, None, fraction)[0].basis.knots for fraction in (1e-6, 1.0, 0.3)]
+
+    moved, even, between = map(np.asarray, knots(z))
     for column in range(2):
-        counts, _ = np.histogram(z[:, column], np.asarray(moved.basis.knots[column]))
+        counts, _ = np.histogram(z[:, column], moved[column])
         assert np.all(np.abs(counts - 1000) <= 10)
-    even, _ = adapt(energy, z, None, 1.0)
-    np.testing.assert_allclose(even.basis.knots, np.tile(SPLINES.knots, (2, 1)), atol=1e-6)
-    between, _ = adapt(energy, z, None, 0.3)
-    np.testing.assert_allclose(between.basis.knots, 0.3 * even.basis.knots + 0.7 * moved.basis.knots, atol=1e-5)
+    np.testing.assert_allclose(even, np.tile(SPLINES.knots, (2, 1)), atol=1e-6)
+    np.testing.assert_allclose(between, 0.3 * even + 0.7 * moved, atol=1e-5)
 
 
 def test_an_outlier_costs_few_knots():
     energy = energy_of(SPLINES, lambda z: -(z**2), lambda z: 0.2 * z**3 - z)
     z = np.concatenate([samples(1.0, 500).clip(*DOMAIN), np.full((1, 2), 1e3, np.float32)])
     moved, change = adapt(energy, z, None, 0.05)
-    knots, extent = np.asarray(moved.basis.knots), np.ptp(np.asarray(energy(INSIDE[:, None])), axis=0)
+    knots, extent = np.asarray(moved.basis.knots), np.ptp(np.asarray(evaluate(energy, INSIDE[:, None])), axis=0)
     assert np.all(np.sum((knots >= -3.0) & (knots <= 3.1), axis=1) >= 21) and np.all(knots[:, -1] == 1e3)
     assert np.all(np.diff(knots, axis=1) > 0) and np.all(change < 0.05 * extent)
 
@@ -103,22 +106,27 @@ def test_an_outlier_costs_few_knots():
 def test_whole_weights_are_repeated_samples():
     z, counts = samples(1.0, 50), np.random.default_rng(1).integers(0, 4, size=50)
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES)
-    weighted, _ = energy.adapt_grid(z, counts)
-    repeated, _ = energy.adapt_grid(np.repeat(z, counts, axis=0))
+
+    @quick_jit
+    def knots():
+        repeated = np.repeat(z, counts, axis=0)
+        arguments = ((z, counts), (repeated,), (z, 2.0 * np.ones((50, 2))), (z,))
+        return [energy.adapt_grid(*each)[0].basis.knots for each in arguments]
+
+    weighted, repeated, twice, once = map(np.asarray, knots())
     # a repeated sample is a step of the distribution, a weighted one a point on its ramp: up to half a sample apart
     gap = np.max(np.diff(np.sort(z, axis=0), axis=0)[5:-5])
-    assert np.max(np.abs(weighted.basis.knots - repeated.basis.knots)[:, 3:-3]) < 2 * gap
-    twice, _ = energy.adapt_grid(z, 2.0 * np.ones((50, 2)))
-    once, _ = energy.adapt_grid(z)
-    np.testing.assert_allclose(twice.basis.knots, once.basis.knots, atol=1e-5)
+    assert np.max(np.abs(weighted - repeated)[:, 3:-3]) < 2 * gap
+    np.testing.assert_allclose(twice, once, atol=1e-5)
+
+
+ONE_ENERGY = UnivariateEnergy.init(jax.random.key(0), (1,), basis=SPLINES, scale=1.0)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(values=st.lists(st.sampled_from([-50.0, -3.0, -1.0, 0.0, 0.0, 1e-7, 2.0, 1e3]), min_size=8, max_size=8))
 def test_any_samples_give_knots_that_increase_and_cover_them(values):
-    z = jnp.asarray(np.array(values, np.float32)[:, None])
-    energy = UnivariateEnergy.init(jax.random.key(0), (1,), basis=SPLINES, scale=1.0)
-    moved, change = adapt(energy, z, None, 0.05)
+    moved, change = adapt(ONE_ENERGY, np.array(values, np.float32)[:, None], None, 0.05)
     knots = np.asarray(moved.basis.knots[0])
     assert np.all(np.diff(knots) > 0)
     assert knots[0] == min(-3.0, min(values)) and knots[-1] == max(3.0, max(values))
@@ -130,10 +138,13 @@ def test_compiled_samples_that_are_not_finite_do_not_count():
     z = samples(1.0, 100)
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES)
     spoiled = np.concatenate([z, np.full((3, 2), np.nan, np.float32), np.full((1, 2), np.inf, np.float32)])
-    expected, _ = energy.adapt_grid(z)
-    moved, _ = adapt(energy, spoiled, None, 0.05)
+
+    @quick_jit
+    def adapted():
+        return [energy.adapt_grid(each) for each in (z, spoiled, np.full((5, 2), np.nan, np.float32))]
+
+    (expected, _), (moved, _), (unmoved, change) = adapted()
     np.testing.assert_allclose(moved.basis.knots, expected.basis.knots, atol=1e-6)
-    unmoved, change = adapt(energy, np.full((5, 2), np.nan, np.float32), None, 0.05)
     np.testing.assert_allclose(unmoved.basis.knots, np.tile(SPLINES.knots, (2, 1)), atol=1e-6)
     assert np.all(change < 1e-5)
 
@@ -141,16 +152,21 @@ def test_compiled_samples_that_are_not_finite_do_not_count():
 @pytest.mark.slow
 def test_components_of_a_mixture_share_the_grid_of_samples_with_an_axis_of_one():
     energy = UnivariateEnergy.init(jax.random.key(0), (2, 3), basis=SPLINES, scale=1.0)
-    moved, change = energy.adapt_grid(samples(1.0)[:, :, None])
+    moved, change = adapt(energy, samples(1.0)[:, :, None], None, 0.05)
     assert moved.basis.knots.shape == (2, 1, 25) and change.shape == (2, 3)
-    mixture = KAMixture(KAPrior(moved, dist.Normal(0.0, 1.0)), jnp.zeros(3))
-    assert mixture.sample(jax.random.key(1), (4,)).shape == (4, 2)
+
+    @quick_jit
+    def sample(moved, key):
+        return KAMixture(KAPrior(moved, dist.Normal(0.0, 1.0)), jnp.zeros(3)).sample(key, (4,))
+
+    draws = np.asarray(sample(moved, jax.random.key(1)))
+    assert draws.shape == (4, 2) and np.all(np.isfinite(draws))
 
 
 def test_a_zero_spline_weight_can_be_refitted():
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES, scale=1.0)
     energy = eqx.tree_at(lambda f: f.spline_weight, energy, jnp.array([0.0, 2.0]))
-    moved, change = energy.adapt_grid(samples(0.5).clip(*DOMAIN), uniform_fraction=1.0)
+    moved, change = adapt(energy, samples(0.5).clip(*DOMAIN), None, 1.0)
     assert np.all(np.isfinite(moved.coefficients)) and np.all(change < 1e-4)
 
 

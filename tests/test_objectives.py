@@ -14,6 +14,7 @@ import scipy.stats
 from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoNormal
+from prior_cases import quick_jit
 
 from numpyro_kaem import (
     MALA,
@@ -30,7 +31,6 @@ from numpyro_kaem import (
     UnivariateEnergy,
     cyclic_schedule,
 )
-from numpyro_kaem.objectives.langevin import ChainObjective
 from numpyro_kaem.objectives.objective import STATE
 
 # Deviations of a mean in its standard errors: a false alarm has probability 2e-9 for each number.
@@ -74,10 +74,12 @@ def expected_log_joint(p, mean, covariance, x=X):
     return likelihood, prior - len(x) * jnp.sum(jnp.diag(covariance) / (2 * p["scale"] ** 2))
 
 
+@quick_jit
 def gradient_of_log_evidence(p):
     return jax.grad(lambda p: exact_log_evidence(p).sum())(p)
 
 
+@partial(quick_jit, static_argnums=1)
 def path_gradient(p, temperatures):
     """What the "path" gradient is in expectation: a trapezoid over power posteriors that are held fixed."""
     fixed = [power_posterior(p, t) for t in temperatures]
@@ -91,6 +93,7 @@ def path_gradient(p, temperatures):
     return jax.grad(surrogate)(p)
 
 
+@quick_jit
 def ula_gradient(p, step_size):
     """What unadjusted Langevin steps make of a normal posterior of one latent: one that is too wide."""
     mean, variance = power_posterior(p, 1.0)
@@ -100,18 +103,19 @@ def ula_gradient(p, step_size):
 
 def gradients(objective, model, params, *data, num_keys):
     """Gradients of minus the loss, one for every key, in one compiled function."""
-    keys = jax.random.split(jax.random.key(1), num_keys)
 
     # Run once: optimised code would take longer to compile than it saves.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def run(keys, params):
-        return jax.vmap(lambda key: jax.grad(lambda p: -objective.loss(key, p, model, None, *data))(params))(keys)
+    @quick_jit
+    def run(key, params):
+        gradient = jax.vmap(lambda key: jax.grad(lambda p: -objective.loss(key, p, model, None, *data))(params))
+        return gradient(jax.random.split(key, num_keys))
 
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), run(keys, params))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), run(jax.random.key(1), params))
 
 
 def assert_mean_is(samples, expected, slack=0.0, known_to=0.03):
     """Every entry of the mean is within its error of what is expected, and known to a few percent of the whole."""
+    expected = jax.tree.map(np.asarray, expected)
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(expected)))
     for name, leaf in samples.items():
         error = leaf.std(0) / np.sqrt(len(leaf))
@@ -120,7 +124,7 @@ def assert_mean_is(samples, expected, slack=0.0, known_to=0.03):
         assert np.all(difference < ERRORS * error + slack * norm), (name, difference / error)
 
 
-LADDER = [0.0, 0.2, 1.0]
+LADDER = (0.0, 0.2, 1.0)
 MALA_STEP = MALA(step_size=0.4, precondition=False)
 SLOW = pytest.mark.slow
 
@@ -212,7 +216,7 @@ def test_bounded_latents_of_two_sites_in_a_plate_that_subsamples():
     samples = gradients(
         LangevinMLE(MALA(step_size=0.3, precondition=False), 40), bounded, BOUNDED, PAIRS, num_keys=16_000
     )
-    assert_mean_is(samples, jax.grad(exact)(BOUNDED), known_to=0.06)
+    assert_mean_is(samples, quick_jit(jax.grad(exact))(BOUNDED), known_to=0.06)
 
 
 def deep_linear_gaussian(x):
@@ -244,7 +248,7 @@ def test_prior_that_is_not_normalised_is_learned_by_negative_samples(objective):
     num_keys = 2_000 if isinstance(objective, LangevinMLE) else 6_000
     samples = gradients(objective, deep_linear_gaussian, params, x, num_keys=num_keys)
     # After 80 steps of 0.1 the draws' mean lacks 2e-4 of theta.
-    assert_mean_is(samples, jax.grad(exact)(params), slack=1e-3, known_to=0.06)
+    assert_mean_is(samples, quick_jit(jax.grad(exact))(params), slack=1e-3, known_to=0.06)
 
 
 # Persistent chains, in NumPyro's own SVI.
@@ -264,35 +268,41 @@ def kept(x, batch_size):
 def make_svi(model, objective, *data, learning_rate=0.0):
     """An SVI that keeps the objective's state, its update, and the state before it."""
     svi = SVI(model, objective.guide(model), optax.sgd(learning_rate), objective)
-    state = svi.init(jax.random.key(0), *data)
-    return jax.jit(svi.update, compiler_options={"xla_backend_optimization_level": 0}), state
+    return quick_jit(svi.update), quick_jit(svi.init)(jax.random.key(0), *data)
 
 
 def own(state):
     return state.mutable_state[STATE]
 
 
-def rows_of_next_step(state, model, x):
-    """The rows that the model's plate takes in the update of a state."""
-    model_key, _ = jax.random.split(jax.random.split(state.rng_key)[1])
+def arrays(tree):
+    """On the host, where what is asserted is computed without compiling anything."""
+    return jax.tree.map(np.asarray, tree)
+
+
+@partial(quick_jit, static_argnums=1)
+def rows_of_next_step(rng_key, model, x):
+    """The rows that the model's plate takes in the update of a state with this key."""
+    model_key, _ = jax.random.split(jax.random.split(rng_key)[1])
     latent_model = LatentModel(model, {"location": 3.0}, x, rng_key=model_key, check=False)
-    return np.asarray(latent_model.program.structure.plate_indices["data"])
+    return latent_model.program.structure.plate_indices["data"]
 
 
 def test_chains_are_kept_by_the_indices_of_the_plate():
     model, objective = partial(kept, batch_size=500), LangevinMLE(STILL, 1, persistent=True, num_chains=2)
     update, state = make_svi(model, objective, MANY)
-    assert not own(state)["per_datum"]["started"].any()
+    assert not arrays(own(state))["per_datum"]["started"].any()
     seen = np.zeros(len(MANY), bool)
     for _ in range(3):
-        rows, before = rows_of_next_step(state, model, MANY), own(state)["per_datum"]["positions"]
+        rows = np.asarray(rows_of_next_step(state.rng_key, model, MANY))
+        before = arrays(own(state))["per_datum"]["positions"]
         state, _ = update(state, MANY)
-        after = own(state)["per_datum"]["positions"]
-        changed = np.flatnonzero(np.any(np.asarray(before != after), (1, 2, 3)))
+        after = arrays(own(state))["per_datum"]["positions"]
+        changed = np.flatnonzero(np.any(before != after, (1, 2, 3)))
         assert set(changed) <= set(rows)
         # Chains of seen data go on where they were; those of new data start at the prior. False alarm: 3e-7 each.
         np.testing.assert_allclose(after[rows][seen[rows]], before[rows][seen[rows]], atol=1e-3)
-        fresh = np.asarray(after[rows][~seen[rows]]).ravel()
+        fresh = after[rows][~seen[rows]].ravel()
         assert scipy.stats.kstest(fresh, scipy.stats.norm(3.0, 1.0).cdf).pvalue > 3e-7
         seen[rows] = True
         np.testing.assert_array_equal(own(state)["per_datum"]["started"], seen)
@@ -302,7 +312,7 @@ def test_chains_are_kept_by_the_indices_of_the_plate():
 
 def test_chains_may_start_at_draws_that_the_likelihood_has_chosen():
     """Every rung starts at its power posterior, which a swap leaves as it is."""
-    x, temperatures = jnp.full(1_000, 2.0), [0.0, 0.5, 1.0]
+    x, temperatures = np.full(1_000, 2.0, np.float32), [0.0, 0.5, 1.0]
     objective = ThermodynamicMLE(temperatures, STILL, 1, persistent=True, start="importance", num_draws=2_000)
     update, state = make_svi(partial(kept, batch_size=1_000), objective, x)
     z = np.asarray(own(update(state, x)[0])["per_datum"]["positions"])[:, 0, :, 0]
@@ -327,9 +337,9 @@ def test_rows_that_nothing_names_have_no_chains():
         trace_update(model, objective, jnp.zeros(4))
     # Without persistent chains it is a minibatch like any other.
     trace_update(model, LangevinMLE(STILL, 1), jnp.zeros(4))
+    svi = SVI(simple, objective.guide(simple), optax.sgd(0.1), objective)
     with pytest.raises(ValueError, match="chains are kept for 4 data, but plate 'data' has size 3"):
-        svi = SVI(simple, objective.guide(simple), optax.sgd(0.1), objective)
-        svi.update(svi.init(jax.random.key(0), jnp.zeros(4)), jnp.zeros(3))
+        jax.eval_shape(lambda: svi.update(svi.init(jax.random.key(0), jnp.zeros(4)), jnp.zeros(3)))
 
 
 # What follows is traced and not compiled.
@@ -339,11 +349,11 @@ def trace_update(model, objective, *data, guide=None, steps=2):
     """Trace steps of SVI in a loop, which asks for a state of constant shapes and dtypes."""
     svi = SVI(model, objective.guide(model) if guide is None else guide, optax.adam(0.1), objective)
 
-    def run():
+    def run(*data):
         state = svi.init(jax.random.key(0), *data)
         return jax.lax.scan(lambda state, _: svi.update(state, *data), state, length=steps)
 
-    return jax.eval_shape(run)
+    return jax.eval_shape(run, *data)
 
 
 def simple(x):
@@ -373,8 +383,14 @@ EVERY_STATE = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=SLOW)])
-@pytest.mark.parametrize("name", ["langevin", "smc", *(pytest.param(name, marks=SLOW) for name in EVERY_STATE)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if name in ("langevin", "smc") and dtype is np.float32 else SLOW)
+        for name in EVERY_STATE
+        for dtype in (np.float32, np.float64)
+    ],
+)
 def test_steps_can_be_looped_over_in_float64_mode(x64, name, dtype):
     for model in (simple, with_learned_prior):
         state, losses = trace_update(model, EVERY_STATE[name], jnp.zeros(3, dtype))
@@ -398,9 +414,6 @@ def test_steps_can_be_looped_over_in_float64_mode(x64, name, dtype):
 def test_state_without_a_place_for_it_is_an_error(objective, message):
     with pytest.raises(ValueError, match=message):
         trace_update(simple, objective, jnp.zeros(3), guide=lambda *args: None)
-
-
-CHAINS = {"num_chains": 1, "persistent": True, "start": "prior", "num_draws": 1, "plate": None}
 
 
 def untyped(objective, *arguments, **options):
@@ -444,7 +457,7 @@ def untyped(objective, *arguments, **options):
         ),
         (
             "persistent must be True or False, got 'no'",
-            lambda: untyped(ChainObjective, None, 1, **CHAINS | {"persistent": "no"}),
+            lambda: untyped(LangevinMLE, persistent="no"),
         ),
         ("adapt must be True or False, got 1", lambda: untyped(ThermodynamicMLE, LADDER, adapt=1)),
         *(
@@ -487,10 +500,8 @@ def test_models_and_guides_that_do_not_fit_are_named(objective):
 
 
 def test_cyclic_schedule_goes_to_and_fro():
-    schedule = cyclic_schedule(1.0, 5.0, period=8)
-    np.testing.assert_allclose(
-        jax.vmap(schedule)(jnp.array([0, 2, 4, 6, 8, 12])), [1.0, 3.0, 5.0, 3.0, 1.0, 5.0], atol=1e-6
-    )
+    schedule = quick_jit(jax.vmap(cyclic_schedule(1.0, 5.0, period=8)))
+    np.testing.assert_allclose(schedule(np.array([0, 2, 4, 6, 8, 12])), [1.0, 3.0, 5.0, 3.0, 1.0, 5.0], atol=1e-6)
     for bad in [(0.0, 5.0, 8), (1.0, -1.0, 8), (1.0, 5.0, 0)]:
         with pytest.raises(ValueError, match="must be"):
             cyclic_schedule(*bad)
@@ -502,21 +513,20 @@ def test_cyclic_schedule_goes_to_and_fro():
 def metrics_of(objective, model, num_steps, *data):
     """Metrics of every step, and the state after the last, of SVI whose learning rate is zero."""
     svi = SVI(model, objective.guide(model), optax.sgd(0.0), objective)
-    state = svi.init(jax.random.key(0), *data)
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def run(state):
+    @quick_jit
+    def run(key, *data):
         def step(state, _):
             state, _ = svi.update(state, *data)
             return state, own(state)["metrics"]
 
-        return jax.lax.scan(step, state, length=num_steps)
+        state, metrics = jax.lax.scan(step, svi.init(key, *data), length=num_steps)
+        return own(state), metrics
 
-    state, metrics = run(state)
-    return own(state), jax.tree.map(np.asarray, metrics)
+    return arrays(run(jax.random.key(0), *data))
 
 
-BATCH = jnp.asarray(np.random.default_rng(1).normal(0.5, 1.0, (20, 3)), jnp.float32)
+BATCH = np.random.default_rng(1).normal(0.5, 1.0, (20, 3)).astype(np.float32)
 
 
 def test_step_size_finds_its_acceptance():
@@ -526,13 +536,16 @@ def test_step_size_finds_its_acceptance():
     assert metrics["step_size"][0] == pytest.approx(MALA().initial_step_size(2))
 
 
+quick_power_posterior = quick_jit(power_posterior)
+
+
 def swap_rates(temperatures, x, num_draws=20_000):
     """Mean probability with which each pair of neighbours is exchanged, of independent draws at every rung."""
-    p, rng, log_likelihoods = parameters(2), np.random.default_rng(2), []
+    p, rng, log_likelihoods = arrays(parameters(2)), np.random.default_rng(2), []
     for t in temperatures:
-        mean, covariance = power_posterior(p, float(t), x)
+        mean, covariance = arrays(quick_power_posterior(p, t, x))
         noise = rng.normal(size=(num_draws, 1, 2)) @ np.linalg.cholesky(covariance).T
-        residual = (x - (mean + noise) @ np.asarray(p["weight"])) / float(p["noise"])
+        residual = (x - (mean + noise) @ p["weight"]) / p["noise"]
         log_likelihoods.append(-0.5 * np.sum(residual**2, -1))
     return [
         np.mean(np.exp(np.minimum(0.0, (high - low) * (a - b))))
@@ -546,7 +559,7 @@ def test_ladder_that_adapts_equalises_swaps_and_metrics_match_closed_forms(num_s
         [0.0, 0.25, 0.5, 0.75, 1.0], num_steps=num_steps, adapt=True, persistent=True, num_chains=3
     )
     state, metrics = metrics_of(objective, partial(linear_gaussian, dim=2), 200, BATCH)
-    temperatures, x = np.asarray(state["shared"]["temperatures"]), np.asarray(BATCH)
+    temperatures, x = state["shared"]["temperatures"], BATCH
     assert temperatures[0] == 0.0 and temperatures[-1] == 1.0 and np.all(np.diff(temperatures) > 0)
     before, after = swap_rates(np.linspace(0.0, 1.0, 5), x), swap_rates(temperatures, x)
     assert np.ptp(before) > 0.25
@@ -555,13 +568,12 @@ def test_ladder_that_adapts_equalises_swaps_and_metrics_match_closed_forms(num_s
     np.testing.assert_allclose(metrics["acceptance"][100:].mean(0)[1:], MALA.target_acceptance, atol=0.05)
 
     # By then the ladder hardly moves.
-    p, t = parameters(2), temperatures
-    exact = exact_log_evidence(p, x).mean()
+    @quick_jit
+    def closed_forms(p, temperatures, x):
+        likelihoods = jax.vmap(lambda t: expected_log_joint(p, *power_posterior(p, t, x), x)[0])(temperatures)
+        return exact_log_evidence(p, x).mean(), likelihoods / len(x)
 
-    def mean_log_likelihood(t):
-        return expected_log_joint(p, *power_posterior(p, t, x), x)[0] / len(x)
-
-    integrand = np.array([mean_log_likelihood(t_k) for t_k in t])
+    t, (exact, integrand) = temperatures, arrays(closed_forms(parameters(2), temperatures, x))
     trapezoid = np.sum(np.diff(t) * 0.5 * (integrand[1:] + integrand[:-1]))
     assert metrics["log_evidence_thermodynamic"][100:].mean() == pytest.approx(trapezoid, abs=0.05)
     # The logarithm of a mean of few is low by half its variance.
@@ -573,7 +585,7 @@ def test_ladder_that_adapts_equalises_swaps_and_metrics_match_closed_forms(num_s
 
 def test_schedule_moves_the_ladder():
     objective = ThermodynamicMLE(Ladder.power(2), STILL, 1, schedule=optax.cosine_decay_schedule(4.0, 2))
-    _, metrics = metrics_of(objective, partial(kept, batch_size=3), 3, jnp.zeros(3))
+    _, metrics = metrics_of(objective, partial(kept, batch_size=3), 3, np.zeros(3, np.float32))
     # Exponents 4, 2 and 0: then all rungs are at the posterior but the lowest, which is the prior.
     expected = [[0.0, 0.0625, 1.0], [0.0, 0.25, 1.0], [0.0, 1.0, 1.0]]
     np.testing.assert_allclose(metrics["temperatures"], expected, atol=1e-6)
@@ -589,8 +601,8 @@ def test_a_number_is_a_schedule_that_stays():
 def test_evidence_of_smc_matches_the_closed_form():
     objective = ThermodynamicMLE(LADDER, MALA(step_size=0.5), 5, sampler="smc", num_particles=16)
     model = partial(linear_gaussian, dim=1)
-    _, metrics = metrics_of(objective, model, 1, jnp.tile(X[:1], (4_000, 1)))
-    exact = float(exact_log_evidence(parameters(1))[0])
+    _, metrics = metrics_of(objective, model, 1, np.tile(X[:1], (4_000, 1)))
+    exact = float(quick_jit(exact_log_evidence)(parameters(1))[0])
     # Its logarithm is low by half the relative variance of sixteen weights at each of two rungs: a few hundredths,
     # known to within less than 0.01 (the standard deviation of one run is below 0.5).
     assert -0.15 < metrics["log_evidence_smc"][0] - exact < 0.0
