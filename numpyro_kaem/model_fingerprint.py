@@ -53,7 +53,8 @@ def model_fingerprint(
 
     def densities(*inputs: Any) -> tuple[Array, dict[str, Any]]:
         computed = {name: _computed(site) for name, site in run(*inputs).items()}
-        return sum((jnp.sum(x["log_prob"]) for x in computed.values() if "log_prob" in x), 0.0), computed
+        terms = (jnp.sum(x["log_prob"]) for x in computed.values() if "log_prob" in x)
+        return sum(terms, jnp.zeros(())), computed
 
     def derivatives(*inputs: Any) -> Any:
         floats, others = eqx.partition(inputs, eqx.is_inexact_array)
