@@ -173,11 +173,11 @@ class SameProgram:
     """A function that is equal to others with its fingerprint: an argument by which compiled programs are kept.
 
     Args:
-        function: what is called.
+        function: what is called, or an object whose methods are.
         computes: its fingerprint, of all that it computes where it is used.
     """
 
-    def __init__(self, function: Callable, computes: Hashable):
+    def __init__(self, function: Any, computes: Hashable):
         self.function, self.computes = function, computes
         self._hash = hash(computes)
 
