@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import equinox as eqx

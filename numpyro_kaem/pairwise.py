@@ -66,7 +66,7 @@ def pairwise_log_likelihood(
 
 
         latent_model = LatentModel(model, {}, jnp.array([0.3, -1.2, 0.8]))
-        
+
 
         @jax.jit
         def log_evidence(key):

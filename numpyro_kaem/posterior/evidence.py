@@ -218,7 +218,9 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
 
         x = 3.0 * jax.random.normal(jax.random.key(0), (50,))
         sampler = ImportanceSampling(2000)
-        posteriors = {f"scale {s}": sampler.run(jax.random.key(1), model, {"scale": s}, x) for s in (0.5, 3.0)}
+        posteriors = {
+            f"scale {s}": sampler.run(jax.random.key(1), model, {"scale": s}, x) for s in jnp.array([0.5, 3.0])
+        }
         assert compare_evidence(posteriors).index[0] == "scale 3.0"
         ```
     """
