@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Two processes: most of the time of a test is compilation, which uses one core.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+PYTEST_EXTRA ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help quickstart test test-slow lint format docs docs-serve bench clean
@@ -32,10 +33,10 @@ quickstart: $(VENV)/installed-examples
 	@$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/installed-examples,test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(PYTEST_EXTRA)
 
 test-slow: $(VENV)/installed-examples,test
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(PYTEST_EXTRA)
 
 lint: $(VENV)/installed-examples,test
 	@$(BIN)/ruff check .

@@ -1,10 +1,11 @@
 """Print every benchmark: `python -m benchmarks`, or one: `python -m benchmarks.u_error`."""
 
-from benchmarks import fitting, icdf_reparam, objectives, prior_draws, samplers, training_step, u_error
+from benchmarks import fitting, icdf_reparam, objectives, prior_draws, samplers, second_calls, training_step, u_error
 from benchmarks.timing import print_device
 
 print_device()
 training_step.main()
+second_calls.main()
 prior_draws.main()
 icdf_reparam.main()
 samplers.main()

@@ -25,6 +25,7 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
+from numpyro_kaem.programs import clear_caches
 from numpyro_kaem.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.training import FitResult, GridAdaptation, TensorBoardLogger, TrainingFailed, fit
 
@@ -70,6 +71,7 @@ __all__ = [
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",
+    "clear_caches",
     "compare_evidence",
     "cyclic_schedule",
     "energy_module",

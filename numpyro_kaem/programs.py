@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from numpyro_kaem.compiler_options import known_options
 from numpyro_kaem.fingerprint import SameProgram, fingerprint
 
 # Programs that are kept: those that were not called for longest make room.
@@ -42,6 +43,9 @@ class _Store:
             while len(self._values) > _MOST:
                 self._values.popitem(last=False)
         return value
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def clear(self) -> None:
         with self._lock:
@@ -81,7 +85,7 @@ class _Reusable:
     Args:
         function: from pytrees to a pytree of arrays. Arguments that are no arrays are static.
         first_donated: arrays of the arguments from this one on are given up to the results; None for none.
-        compiler_options: of `jax.jit`.
+        compiler_options: of `jax.jit`; those that the installed XLA does not know are left out.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class _Reusable:
 
         run.__name__ = self.__name__  # by which JAX's logs and profiles call the program
         donated = tuple(range(first, len(leaves)))
-        jitted = jax.jit(run, donate_argnums=donated, compiler_options=self.compiler_options)
+        jitted = jax.jit(run, donate_argnums=donated, compiler_options=known_options(self.compiler_options))
         return jitted.trace(*leaves), outputs[-1]
 
     def _compile(self, traced: Any, outputs: Any) -> Callable:

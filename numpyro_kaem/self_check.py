@@ -12,6 +12,7 @@ from jax.core import Tracer
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
+from numpyro_kaem.compiler_options import RUN_ONCE, known_options
 from numpyro_kaem.model_structure import CURES, inspect_model
 from numpyro_kaem.programs import passes_once
 from numpyro_kaem.row_program import RowProgram
@@ -87,7 +88,7 @@ def _compare(program: RowProgram) -> None:
     repeats = 2 if structure.has_random_state else 1
     names = [name for name, site in structure.sites.items() if plate in site.plates]
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @partial(jax.jit, compiler_options=known_options(RUN_ONCE))
     def log_probs(params: dict, rows: tuple, all_rows: tuple, keys: Array) -> tuple[dict, dict]:
         def of_rows(chosen: Array) -> dict[str, tuple[Array, Array]]:
             if cuts_itself and len(chosen) > 1:

@@ -66,15 +66,16 @@ def spread(tree: PyTree) -> PyTree:
 def take_rows(rows: PyTree, keys: jax.Array, indices: np.ndarray) -> tuple[PyTree, jax.Array]:
     """Some of the rows and their keys, divided among devices as all the rows were, where that divides them evenly."""
     shardings = [leaf.sharding for leaf in jax.tree.leaves(rows) if _is_divided(leaf)]
+    is_all = np.array_equal(indices, np.arange(len(keys)))
     if not shardings:
-        return jax.tree.map(lambda leaf: leaf[indices], (rows, keys))
+        return (rows, keys) if is_all else jax.tree.map(lambda leaf: leaf[indices], (rows, keys))
 
     by_row = NamedSharding(shardings[0].mesh, PartitionSpec(shardings[0].spec[0]))
 
     def take(leaf: Any) -> Any:
         sharding = leaf.sharding if _is_divided(leaf) else by_row
         # Taken by index, rows would be gathered on every device, and all work on them done on each.
-        taken = leaf if np.array_equal(indices, np.arange(len(leaf))) else leaf[indices]
+        taken = leaf if is_all else leaf[indices]
         return jax.device_put(taken, sharding) if len(taken) % _num_parts(sharding) == 0 else taken
 
     return jax.tree.map(take, (rows, keys))

@@ -105,7 +105,7 @@ def test_a_chain_that_never_moved_is_one_draw():
 
 def effective_size(ancestor, values):
     like_swarm = swarm.Swarm(None, None, None, None, jnp.asarray(ancestor)[None, None], None, None)
-    return float(swarm.effective_size(like_swarm, jnp.asarray(values, jnp.float32)[None, None, :, None], 1)[0, 0])
+    return float(swarm.effective_size(like_swarm, {"z": jnp.asarray(values, jnp.float32)[None]}, 1)[0, 0])
 
 
 def test_copies_of_a_particle_count_once():

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
 from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.target import Point, Target, count_invalid, map_batched
@@ -20,6 +21,9 @@ from numpyro_kaem.programs import jit_by_value
 
 # Draws of a datum whose spread is the first preconditioner.
 _SPREAD_DRAWS = 64
+# In place of the number of a step, for the keys of first points. Of a key itself, JAX's `split` would make keys that
+# steps have, which are made by `fold_in`.
+AT_START = 2**31
 
 
 class Problem(NamedTuple):
@@ -88,8 +92,7 @@ def _begin_averaging(step_size: Array) -> Any:
     return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, step_size.dtype), step_size.shape), begin(step_size))
 
 
-# Run once: optimised code would take longer to compile than it saves.
-@partial(jit_by_value, compiler_options={"xla_backend_optimization_level": 0})
+@partial(jit_by_value, compiler_options=RUN_ONCE)
 def start(
     problem: Problem,
     kernel: Kernel,
@@ -114,7 +117,8 @@ def start(
     def of_datum(key, row):
         num_points = num_chains * num_rungs
         num_drawn = num_points + (_SPREAD_DRAWS if kernel.precondition and not kernel.whiten else 0)
-        draws = jax.vmap(lambda k: draw(k, row))(jax.random.split(key, num_drawn))
+        keys = jax.random.split(jax.random.fold_in(key, AT_START), num_drawn)
+        draws = jax.vmap(lambda k: draw(k, row))(keys)
         scale = jnp.ones(target.dim, draws.dtype)
         if num_drawn > num_points:
             # Quantiles, because a prior or guide need not have a variance.
@@ -124,7 +128,7 @@ def start(
         points, bad = count_invalid(evaluated)
         return points, scale, bad
 
-    points, scale, bad = jax.vmap(of_datum)(keys, rows)
+    points, scale, bad = map_batched(of_datum, 0, keys, rows)
     points = jax.tree.map(lambda x: x.reshape(num_data, num_chains, num_rungs, *x.shape[2:]), points)
     dtype = points.position.dtype
     step_size = jnp.full((num_data, num_rungs), kernel.initial_step_size(target.dim), dtype)
@@ -313,9 +317,8 @@ class Course(NamedTuple):
 
 
 # How far to go and whether to adapt are arguments, so that a whole run, with its warm-up and its progress bar, is one
-# compiled function. The population's memory is given to its successor. LLVM's highest level would only take
-# longer to compile.
-@partial(jit_by_value, first_donated=1, compiler_options={"xla_backend_optimization_level": 2})
+# compiled function. The population's memory is given to its successor.
+@partial(jit_by_value, first_donated=1, compiler_options=LOOP)
 def advance(course_and_span: tuple[Course, Array, Array, Array], population: Population) -> Population:
     """Advance all chains by some steps.
 
@@ -334,7 +337,7 @@ def advance(course_and_span: tuple[Course, Array, Array, Array], population: Pop
     def body(i, p: Population) -> Population:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         pair = jax.vmap(jax.random.split)(step_keys)
-        points, acceptance, divergences = jax.vmap(move)(pair[:, 0], rows, p.points, p.step_size, p.scale)
+        points, acceptance, divergences = map_batched(move, 0, pair[:, 0], rows, p.points, p.step_size, p.scale)
         # Latents in float32 may meet data and temperatures in float64.
         acceptance = acceptance.astype(p.acceptance.dtype)
         p = p._replace(points=points)
@@ -396,7 +399,7 @@ def _add(moments: tuple, positions: Float[Array, "B C K dim"]) -> tuple:
     return total, mean + delta * num_chains / total, squares + within + delta**2 * count * num_chains / total
 
 
-@jit_by_value
+@partial(jit_by_value, compiler_options=RUN_ONCE)
 def end_window(kernel: Kernel, population: Population) -> Population:
     """The preconditioner that the positions of a warm-up window suggest; the step size's search begins anew."""
     count, _, squares = population.moments
@@ -414,7 +417,7 @@ def end_window(kernel: Kernel, population: Population) -> Population:
     )
 
 
-@jit_by_value
+@partial(jit_by_value, compiler_options=RUN_ONCE)
 def end_warmup(kernel: Kernel, population: Population) -> Population:
     """Freeze the average of the step sizes."""
     if kernel.adapts_step_size:
@@ -434,12 +437,13 @@ def _reset(p: Population) -> Population:
     )
 
 
-@jit_by_value
-def latents_along(problem: Problem, kernel: Kernel, rows: tuple, positions: Float[Array, "B N dim"]) -> dict:
-    """The latents, as the model knows them, of N positions of each datum."""
+@partial(jit_by_value, compiler_options=RUN_ONCE)
+def latents_along(problem: Problem, kernel: Kernel, rows: tuple, positions: Float[Array, "B C N dim"]) -> dict:
+    """The latents `(B, C N, ...)`, as the model knows them, of C N positions of each datum."""
     target = problem.target(kernel)
+    positions = positions.reshape(len(positions), -1, positions.shape[-1])
 
-    def of_datum(row, positions):
+    def of_datum(positions, row):
         return map_batched(lambda u: target.latents(u, row), target.batch_size, positions)
 
-    return jax.vmap(of_datum)(rows, positions)
+    return map_batched(of_datum, 0, positions, rows)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count, check_positive
+from numpyro_kaem.compiler_options import LOOP
 from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.latent_model import LatentModel
@@ -44,7 +45,7 @@ def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num
     return jnp.sum(jnp.isnan(values) | (values == jnp.inf), axis=0)
 
 
-@jit_by_value
+@partial(jit_by_value, compiler_options=LOOP)
 def _weigh(
     model: Callable,
     proposal: Proposal | None,

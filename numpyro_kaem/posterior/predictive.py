@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from numpyro_kaem.compiler_options import LOOP
 from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.model_structure import scaled_log_prob
@@ -222,5 +223,7 @@ def _run_with(latent_model: LatentModel, function: Callable, *args: Any) -> Any:
 
     run.__name__ = function.__qualname__.split(".")[0]
     return jax.device_get(
-        jit_by_program(run)(program.params, program.data, program.model_kwargs, program.rng_key, args)
+        jit_by_program(run, compiler_options=LOOP)(
+            program.params, program.data, program.model_kwargs, program.rng_key, args
+        )
     )

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
@@ -296,9 +295,7 @@ class TemperedSMC(ByValue):
 
     def _run_chunk(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, indices: np.ndarray, bar: tqdm):
         """Latents, log-likelihoods, evidence and rungs of some of the data, on the host."""
-        # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
-        start_keys, keys = jnp.moveaxis(jax.vmap(jax.vmap(jax.random.split))(keys), 2, 0)
-        particles, bad = swarm.start(problem, self.kernel, plan, rows, start_keys, self.num_particles)
+        particles, bad = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
         check_log_likelihood(np.asarray(bad).sum(1), indices, self.num_particles * self.num_runs)
         course, rungs = Course(problem, self.kernel, plan, rows, keys), []
         dtype = particles.temperature.dtype
@@ -317,12 +314,10 @@ class TemperedSMC(ByValue):
                 f"rung {number + 1}, t {rungs[-1].temperature.min():.3g}, acceptance "
                 f"{rungs[-1].acceptance.mean():.2f}, ESS {rungs[-1].ess.mean():.0f}"
             )
-        flat = particles.particles.position.reshape(len(keys), -1, particles.particles.position.shape[-1])
-        latents = chains.latents_along(problem, self.kernel, rows, flat)
+        latents = chains.latents_along(problem, self.kernel, rows, particles.particles.position)
         log_likelihood = particles.particles.log_likelihood
-        elements = [z.reshape(len(keys), self.num_runs, self.num_particles, -1) for z in latents.values()]
         length = self.num_mcmc_steps + 1 if self.waste_free else 1
-        ess = swarm.effective_size(particles, jnp.concatenate(elements, -1), length)
+        ess = swarm.effective_size(particles, latents, length)
         return jax.device_get((latents, log_likelihood, particles.log_evidence, ess)), rungs
 
     def _tuning_at(self, number: int, indices: np.ndarray) -> Tuning:
@@ -356,7 +351,7 @@ class TemperedSMC(ByValue):
         self, target: Target, plan: Plan, latents, log_likelihood, log_evidence, ess, rungs: Rung
     ) -> Posterior:
         num_data = len(log_evidence)
-        total = np.asarray(logsumexp(log_evidence.astype(float), axis=1)) - np.log(self.num_runs)
+        total = np.logaddexp.reduce(log_evidence.astype(float), axis=1) - np.log(self.num_runs)
         impossible = total == -np.inf
         warn_if_impossible(impossible, "at every particle", target.model)
         # A run counts in proportion to its evidence, with which the runs estimate theirs together.

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from numpyro_kaem.posterior.chains import Problem
+from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
+from numpyro_kaem.posterior.chains import AT_START, Problem
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.target import Point, count_invalid, map_batched, tempered
+from numpyro_kaem.posterior.target import Point, count_invalid, fenced, map_batched, tempered
 from numpyro_kaem.programs import jit_by_value
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
@@ -139,8 +141,7 @@ def _log_likelihood(point: Point) -> Array:
     return jnp.maximum(point.log_likelihood, _IMPOSSIBLE)
 
 
-# Run once: optimised code would take longer to compile than it saves.
-@partial(jit_by_value, compiler_options={"xla_backend_optimization_level": 0})
+@partial(jit_by_value, compiler_options=RUN_ONCE)
 def start(
     problem: Problem, kernel: Kernel, plan: Plan, rows: tuple, keys: Array, num_particles: int
 ) -> tuple[Swarm, Array]:
@@ -153,7 +154,7 @@ def start(
         def draw(key):
             return target.evaluate_raw(target.draw(key, row), row)
 
-        keys = jax.random.split(key, num_particles)
+        keys = jax.random.split(jax.random.fold_in(key, AT_START), num_particles)
         particles, bad = count_invalid(map_batched(draw, plan.batch_size, keys))
         zero = jnp.zeros((), particles.dtype)
         step_size = zero + kernel.initial_step_size(target.dim)
@@ -166,10 +167,10 @@ def start(
     def of_datum(keys, row):
         return map_batched(lambda key: of_run(key, row), plan.runs_at_once, keys)
 
-    return jax.vmap(of_datum)(keys, rows)
+    return map_batched(of_datum, 0, keys, rows)
 
 
-@partial(jit_by_value, first_donated=1, compiler_options={"xla_backend_optimization_level": 2})
+@partial(jit_by_value, first_donated=1, compiler_options=LOOP)
 def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tuple[Swarm, Rung]:
     """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
 
@@ -183,8 +184,9 @@ def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tupl
     target = problem.target(kernel)
 
     def of_run(key, row, swarm, tuning):
-        evaluate = partial(target.evaluate, row=row)
-        new, rung = to_next_rung(jax.random.fold_in(key, number), evaluate, kernel, plan, swarm, tuning)
+        evaluate = fenced(partial(target.evaluate, row=row), number)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(4 * number + jnp.arange(4))
+        new, rung = to_next_rung(keys, evaluate, kernel, plan, swarm, tuning)
         done = swarm.temperature >= 1.0
         return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, swarm), rung
 
@@ -192,11 +194,17 @@ def advance(course_and_rung: tuple[Course, Array, Tuning], swarm: Swarm) -> tupl
         of_runs = partial(of_run, row=row, tuning=tuning)
         return map_batched(lambda key, swarm: of_runs(key, swarm=swarm), plan.runs_at_once, keys, swarm)
 
-    return jax.vmap(of_datum)(keys, rows, swarm, tuning)
+    return map_batched(of_datum, 0, keys, rows, swarm, tuning)
 
 
-def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:
-    """Take a run's particles to their next rung, finding out what of its tuning is not known."""
+def to_next_rung(keys, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning: Tuning) -> tuple[Swarm, Rung]:
+    """Take a run's particles to their next rung, by four keys, finding out what of its tuning is not known."""
+
+    @jax.jit  # traced once for both of its uses
+    def step(key, point, temperature, step_size, scale):
+        return kernel.step(key, point, temperature, step_size, scale, evaluate)
+
+    key_order, key_draw, key_tune, key_move = keys
     temperature = tuning.temperature
     log_likelihood = swarm.particles.log_likelihood
     num_particles = len(log_likelihood)
@@ -207,26 +215,24 @@ def to_next_rung(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, tuning
     log_weights = jnp.where(possible > 0, log_weights_at(temperature), 0.0)
     increment = logsumexp(log_weights) - jnp.log(num_particles)
     weights = jax.nn.softmax(log_weights)
-    # Of all the particles that history holds, those of the last rung are what the next one's kernel is tuned on.
+    # Of all the particles that history holds, those of the last rung are what the next one's scale is taken from.
     local_weights = weights if not plan.persistent else _last_rung_weights(swarm, temperature)
     scale = _spread(local_weights, swarm.particles, kernel) if tuning.scale is None else tuning.scale
+    length = plan.num_mcmc_steps + 1 if plan.waste_free else 1
+    ancestors = _resample(plan.resampling, key_order, key_draw, weights, num_particles // length)
     step_size = swarm.step_size if tuning.step_size is None else tuning.step_size
     if kernel.adapts_step_size and tuning.step_size is None:
-        key, key_tune = jax.random.split(key)
-        step_size = _tune(key_tune, evaluate, kernel, plan, swarm, local_weights, temperature, scale)
+        step_size = _tune(key_tune, step, kernel, plan, swarm, ancestors, temperature, scale)
 
     parameters = {"temperature": temperature, "step_size": step_size, "scale": scale}
     parameters = {name: value[None] for name, value in parameters.items()}
-    moved, history, ancestors, moves = _resample_and_move(
-        key, evaluate, kernel, plan, swarm, weights, temperature, parameters
-    )
+    moved, history, moves = _move(key_move, step, plan, swarm, weights, ancestors, temperature, parameters)
     zero = jnp.zeros_like(temperature)
     variance, relative_variance, ancestor, noise = zero, zero, swarm.ancestor, zero
     if plan.persistent:
         log_evidence = history.log_Z
     else:
         log_evidence = swarm.log_evidence + increment
-        length = plan.num_mcmc_steps + 1 if plan.waste_free else 1
         variance = jnp.where(swarm.temperature > 0, _weight_variance(weights, length), _weight_variance(weights))
         relative_variance = _relative_variance(swarm, weights)
         counts = jnp.bincount(ancestors, length=num_particles) * length
@@ -292,35 +298,74 @@ def next_temperature(log_weights_at, temperature: Array, target_ess: Array) -> A
 
     goal = jnp.log(target_ess)
     smallest = jnp.log(jnp.maximum(1e-12, 4.0 * jnp.finfo(temperature.dtype).eps * temperature))
+    largest = jnp.log1p(-temperature)
 
-    def halve(_, bounds):
+    def halve(i, bounds):
         low, high = bounds
-        middle = 0.5 * (low + high)
-        enough = log_ess(temperature + jnp.exp(middle)) >= goal
+        # The first to be tried is t = 1. NaN, where every likelihood is zero, is not less.
+        middle = jnp.where(i == 0, largest, 0.5 * (low + high))
+        enough = ~(log_ess(jnp.where(i == 0, 1.0, temperature + jnp.exp(middle))) < goal)
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (smallest, jnp.log1p(-temperature)))
-    # NaN, where every likelihood is zero, is not less.
-    return jnp.where(log_ess(jnp.ones_like(temperature)) < goal, jnp.minimum(temperature + jnp.exp(low), 1.0), 1.0)
+    low, _ = jax.lax.fori_loop(0, 1 + _BISECTIONS, halve, (smallest, largest))
+    return jnp.where(low == largest, 1.0, jnp.minimum(temperature + jnp.exp(low), 1.0))
 
 
-def _resample_and_move(key, evaluate, kernel, plan, swarm, weights, temperature, parameters):
-    """By BlackJAX: particles at the next rung, the history with them, their ancestors and the kernel's moves."""
-    from blackjax.smc import persistent_sampling, resampling, tempered
+def _resample(name: str, key_order: Array, key_draw: Array, weights: Array, num_samples: int) -> Int[Array, " M"]:
+    """BlackJAX's resampling of particles in random order.
+
+    Systematic resampling in order would couple particles that waste-free and persistent sampling keep together.
+    """
+    from blackjax.smc import resampling
+
+    order = jnp.argsort(jax.random.bits(key_order, weights.shape))
+    return order[getattr(resampling, name)(key_draw, weights[order], num_samples)]
+
+
+def _tune(key, step, kernel: Kernel, plan: Plan, swarm: Swarm, ancestors: Array, temperature, scale) -> Array:
+    """The step size of the kernel's best acceptance rate at the next rung, by stochastic approximation."""
+    # Resampled by their order, as if so many had been asked for.
+    num_pilots = min(_PILOTS, len(ancestors))
+    chosen = ancestors[np.arange(num_pilots) * len(ancestors) // num_pilots]
+    particles = swarm.particles
+    if plan.persistent:
+        particles = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), swarm.history.persistent_particles)
+    largest = jnp.log(kernel.largest_step_size(scale.size))
+
+    keys = jax.random.split(key, (_PILOT_STEPS, num_pilots))
+
+    def move_pilots(i, state):
+        points, log_step_size = state
+
+        def move(key, point):
+            return step(key, point, temperature, jnp.exp(log_step_size), scale)
+
+        moves = map_batched(move, plan.batch_size, keys[i], points)
+        error = moves.acceptance.mean() - kernel.target_acceptance
+        log_step_size += _PILOT_GAIN * error / (1.0 + i / 3.0)
+        return moves.point, jnp.minimum(log_step_size, largest)
+
+    points = jax.tree.map(lambda x: x[chosen], particles)
+    _, log_step_size = jax.lax.fori_loop(0, _PILOT_STEPS, move_pilots, (points, jnp.log(swarm.step_size)))
+    return jnp.exp(log_step_size)
+
+
+def _move(key, step, plan, swarm, weights, ancestors, temperature, parameters):
+    """By BlackJAX: the resampled particles at the next rung, the history with them and the kernel's moves."""
+    from blackjax.smc import persistent_sampling, tempered
     from blackjax.smc.base import update_and_take_last
     from blackjax.smc.waste_free import waste_free_smc
 
-    def step(key, state, _, temperature, step_size, scale):
-        move = kernel.step(key, state.position, temperature, step_size, scale, evaluate)
+    def carry_on(key, state, _, temperature, step_size, scale):
+        move = step(key, state.position, temperature, step_size, scale)
         return _Carried(move.point), move._replace(point=None)
 
-    resample = partial(_resample, getattr(resampling, plan.resampling))
     arguments = (
         lambda point: point.log_prior,
         _log_likelihood,
-        step,
+        carry_on,
         lambda point, _: _Carried(point),
-        resample,
+        lambda key, weights, num_samples: ancestors,
     )
     num_steps, strategy = plan.num_mcmc_steps, update_and_take_last
     if plan.waste_free:
@@ -328,47 +373,11 @@ def _resample_and_move(key, evaluate, kernel, plan, swarm, weights, temperature,
     if plan.persistent:
         move = persistent_sampling.build_kernel(*arguments, strategy, batch_size=plan.batch_size)
         history, info = move(key, swarm.history, num_steps, temperature, parameters)
-        return history.particles, history, info.ancestors, info.update_info
+        return history.particles, history, info.update_info
     move = tempered.build_kernel(*arguments, strategy, batch_size=plan.batch_size)
     state = tempered.TemperedSMCState(swarm.particles, weights, temperature)
     state, info = move(key, state, num_steps, temperature, parameters)
-    return state.particles, None, info.ancestors, info.update_info
-
-
-def _resample(method, key: Array, weights: Array, num_samples: int) -> Array:
-    """BlackJAX's resampling of particles in random order.
-
-    Systematic resampling in order would couple particles that waste-free and persistent sampling keep together.
-    """
-    key_order, key_draw = jax.random.split(key)
-    order = jax.random.permutation(key_order, len(weights))
-    return order[method(key_draw, weights[order], num_samples)]
-
-
-def _tune(key, evaluate, kernel: Kernel, plan: Plan, swarm: Swarm, weights: Array, temperature, scale) -> Array:
-    """The step size of the kernel's best acceptance rate at the next rung, by stochastic approximation."""
-    from blackjax.smc.resampling import systematic
-
-    key_draw, key_move = jax.random.split(key)
-    num_pilots = min(_PILOTS, len(weights))
-    chosen = systematic(key_draw, weights, num_pilots)
-    largest = jnp.log(kernel.largest_step_size(scale.size))
-
-    def step(i, state):
-        points, log_step_size = state
-        keys = jax.random.split(jax.random.fold_in(key_move, i), num_pilots)
-
-        def move(key, point):
-            return kernel.step(key, point, temperature, jnp.exp(log_step_size), scale, evaluate)
-
-        moves = map_batched(move, plan.batch_size, keys, points)
-        error = moves.acceptance.mean() - kernel.target_acceptance
-        log_step_size += _PILOT_GAIN * error / (1.0 + i / 3.0)
-        return moves.point, jnp.minimum(log_step_size, largest)
-
-    points = jax.tree.map(lambda x: x[chosen], swarm.particles)
-    _, log_step_size = jax.lax.fori_loop(0, _PILOT_STEPS, step, (points, jnp.log(swarm.step_size)))
-    return jnp.exp(log_step_size)
+    return state.particles, None, info.update_info
 
 
 def _spread(weights: Array, particles: Point, kernel: Kernel) -> Float[Array, " dim"]:
@@ -395,9 +404,9 @@ def _relative_variance(swarm: Swarm, weights: Array) -> Array:
     return num_particles * jnp.sum(shares**2) - 1.0 - swarm.noise
 
 
-@jit_by_value
-def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length: int) -> Float[Array, "B R"]:
-    """Effective sample size of equally weighted particles for the mean of their latents, the smallest of D elements.
+@partial(jit_by_value, compiler_options=RUN_ONCE)
+def effective_size(swarm: Swarm, latents: dict[str, Array], chain_length: int) -> Float[Array, "B R"]:
+    """Effective sample size of equally weighted particles for the mean of their latents, the smallest of all elements.
 
     The variance of a mean is that of the sums over families: of common descent, or chains of waste-free SMC. Taken from
     the particles' own mean it is too small by the factor 1 - sum_i s_i^2, with s_i the share of family i; a single
@@ -417,10 +426,11 @@ def effective_size(swarm: Swarm, latents: Float[Array, "B R N D"], chain_length:
         ess = num_particles * jnp.min(jnp.where(of_families > squares, squares / of_families, 1.0))
         return jnp.where(sizes.max() == num_particles, 1.0, jnp.maximum(ess, 1.0))
 
-    return jax.vmap(jax.vmap(of_run))(swarm.ancestor, latents)
+    elements = [z.reshape(*swarm.ancestor.shape, -1) for z in latents.values()]
+    return jax.vmap(jax.vmap(of_run))(swarm.ancestor, jnp.concatenate(elements, -1))
 
 
-@jit_by_value
+@partial(jit_by_value, compiler_options=RUN_ONCE)
 def first_temperature(swarm: Swarm, target_ess: float) -> Float[Array, " B"]:
     """The first temperature above zero of each datum's first run."""
 

@@ -63,9 +63,34 @@ def count_invalid(points: Point) -> tuple[Point, Array]:
 
 def map_batched(function: Callable, batch_size: int, *arrays: Any) -> Any:
     """`jax.vmap(function)(*arrays)`, of at most `batch_size` elements at once; 0 for all."""
+    if len(jax.tree.leaves(arrays)[0]) == 1:
+        # JAX takes long to trace nested maps, and the data and the runs are often one.
+        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], arrays)))
     if not batch_size or batch_size >= len(jax.tree.leaves(arrays)[0]):
         return jax.vmap(function)(*arrays)
     return jax.lax.map(lambda elements: function(*elements), arrays, batch_size=batch_size)
+
+
+def fenced(function: Callable, number: Array) -> Callable:
+    """A function that XLA compiles for CPUs once, apart from what leads to it and from what follows.
+
+    Otherwise it copies all that it deems cheap into all that uses it: a proposal into every part of the model, and the
+    model into every part of the test for acceptance. A branch is left where it is.
+
+    Args:
+        function: of an array.
+        number: traced, and not negative, which the compiler does not know.
+    """
+
+    def apart(x: Array) -> Any:
+        shapes = jax.eval_shape(function, x)
+
+        def never(_: Array) -> Any:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return jax.lax.cond(number >= 0, function, never, x)
+
+    return lambda x: jax.lax.platform_dependent(x, cpu=apart, default=function)
 
 
 class Target:
@@ -124,11 +149,12 @@ class Target:
                 ) from error
         row = self.latent_model.program.first_row
 
-        def example() -> dict[str, Array]:
-            return self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
+        def example() -> Array:
+            u = self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
+            flat, self._unravel = ravel_pytree(u)
+            return flat
 
-        example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(example))
-        flat, self._unravel = ravel_pytree(example)
+        flat = jax.eval_shape(example)
         self.dim, self.dtype = flat.size, flat.dtype
         # Traced once, however often a program evaluates.
         self.evaluate_raw = jax.jit(self.evaluate_raw)

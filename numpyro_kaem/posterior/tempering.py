@@ -194,10 +194,8 @@ class ParallelTempering(ByValue):
         temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
         exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
         num_draws = self.num_steps // self.thin
-        # JAX's `split` and `fold_in` of one key give the same keys: the first points have a key of their own.
-        start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         population, bad = chains.start(
-            problem, self.kernel, rows, start_keys, self.num_chains, len(self.ladder), num_draws, proposal
+            problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws, proposal
         )
         source = "prior" if proposal is None else "guide"
         check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder), source)
@@ -222,9 +220,7 @@ class ParallelTempering(ByValue):
             population = chains.end_warmup(self.kernel, population)
         population = advance(population, 0, self.num_steps, False)
 
-        flat = population.positions.reshape(len(keys), -1, population.positions.shape[-1])
-        latents = chains.latents_along(problem, self.kernel, rows, flat)
-        steps = np.full(len(keys), self.num_steps * self.num_chains)
+        latents = chains.latents_along(problem, self.kernel, rows, population.positions)
         return jax.device_get(
             (
                 latents,
@@ -232,7 +228,7 @@ class ParallelTempering(ByValue):
                 population.step_size,
                 population.acceptance,
                 population.swaps,
-                population.round_trips / steps,
+                population.round_trips,
                 population.divergences,
             )
         )
@@ -297,7 +293,7 @@ class ParallelTempering(ByValue):
                 log_likelihood_mean=mean,
                 log_likelihood_std=finite_std(log_likelihood, (1, 2)),
                 swap_acceptance=swaps,
-                round_trip_rate=round_trips,
+                round_trip_rate=round_trips / (self.num_steps * self.num_chains),
             ),
         )
 

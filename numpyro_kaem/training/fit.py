@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from numpyro.infer.svi import SVIState
 
 from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
 from numpyro_kaem.fingerprint import SameProgram
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.model_fingerprint import model_fingerprint
@@ -325,7 +327,7 @@ def _make_feed(data: Any, batch_size: int | None, steps_per_epoch: int | None, l
     return ArrayFeed(data, num_data, batch_size, layout)
 
 
-@jit_by_value
+@partial(jit_by_value, compiler_options=LOOP)
 def _score(
     model: Callable,
     plate: str | None,
@@ -367,7 +369,7 @@ def _initial_state(svi: SVI, key: PRNGKeyArray, args: tuple, init_params: Any, k
         return svi.init(key, *args, init_params=init_params, **kwargs)
 
     try:
-        state = jit_by_program(init)(key, args, init_params, kwargs)
+        state = jit_by_program(init, compiler_options=RUN_ONCE)(key, args, init_params, kwargs)
         svi.get_params(state)
     except jax.errors.UnexpectedTracerError:
         # A constraint whose bounds are arrays made inside of the model: SVI has kept a traced one.

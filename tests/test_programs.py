@@ -1,0 +1,427 @@
+"""Compiled programs are reused where a call computes the same as an earlier one, and only there."""
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer import Trace_ELBO
+
+from numpyro_kaem import (
+    ULA,
+    BSpline,
+    GridAdaptation,
+    ImportanceMLE,
+    ImportanceSampling,
+    KAPrior,
+    Ladder,
+    Langevin,
+    LangevinMLE,
+    LatentModel,
+    ParallelTempering,
+    TemperedSMC,
+    ThermodynamicMLE,
+    UnivariateEnergy,
+    clear_caches,
+    energy_module,
+    fit,
+    programs,
+)
+from numpyro_kaem.fingerprint import SameProgram, fingerprint
+from numpyro_kaem.programs import jit_by_program, jit_by_value
+
+KERNEL = ULA(step_size=0.1)
+SAMPLERS = {
+    "importance": lambda: ImportanceSampling(50),
+    "langevin": lambda: Langevin(KERNEL, num_steps=4, num_chains=1, progress=False),
+    "tempering": lambda: ParallelTempering(Ladder([0.0, 1.0]), KERNEL, num_steps=4, progress=False),
+    "smc": lambda: TemperedSMC([0.5, 1.0], kernel=KERNEL, num_particles=20, num_mcmc_steps=1, progress=False),
+}
+OBJECTIVES = {
+    "importance": lambda: ImportanceMLE(10),
+    "langevin": lambda: LangevinMLE(KERNEL, num_steps=2),
+    "thermodynamic": lambda: ThermodynamicMLE(Ladder([0.0, 1.0]), KERNEL, num_steps=2),
+    "elbo": lambda: Trace_ELBO(),
+}
+DATA = np.array([0.5, -1.0, 2.0, 0.3], np.float32)
+ENERGY = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(4, 3, (-2.0, 2.0)), scale=1.0)
+WEIGHTS = eqx.nn.Linear("scalar", "scalar", key=jax.random.key(1))
+
+
+def shifted(shift):
+    """A function of the user's, of another value at every call."""
+    return lambda z: z + shift
+
+
+# What a model may close over, each with the value that is bound to its name later.
+FIRST = {
+    "scalar": 1.0,
+    "array": np.array(0.3, np.float32),
+    "jax_array": jnp.zeros(5_000),
+    "prior": KAPrior(ENERGY, dist.Normal(0.0, 1.0)),
+    "module": WEIGHTS,
+    "function": shifted(0.0),
+}
+LATER = {
+    "scalar": 0.5,
+    "array": np.array(0.9, np.float32),
+    "jax_array": jnp.ones(5_000),
+    "prior": KAPrior(eqx.tree_at(lambda energy: energy.coefficients, ENERGY, replace_fn=jnp.negative), dist.Normal()),
+    "module": jax.tree.map(lambda leaf: leaf + 1.0, WEIGHTS),
+    "function": shifted(0.7),
+}
+
+
+def closure():
+    """A model, and what it closes over."""
+    parts = SimpleNamespace(**FIRST)
+
+    def model(x):
+        scale = numpyro.param("scale", 1.0)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", parts.prior)
+            mean = parts.function(parts.module.weight[0, 0] * z) + parts.array + parts.jax_array.mean()
+            numpyro.sample("x", dist.Normal(scale * mean, parts.scalar), obs=x)
+
+    return model, parts
+
+
+def guide(x):
+    location = numpyro.param("location", 0.1)
+    with numpyro.plate("data", x.shape[0]):
+        numpyro.sample("z", dist.Normal(location * x, 1.0))
+
+
+def lowered(call):
+    """How many programs a call brings to XLA, and what it returns."""
+    count = 0
+
+    def listen(event, _, **__):
+        nonlocal count
+        count += event == "/jax/core/compile/jaxpr_to_mlir_module_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        result = call()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return count, result
+
+
+def sample(sampler, model, key=0, scale=1.0, x=DATA):
+    posterior = SAMPLERS[sampler]().run(jax.random.key(key), model, {"scale": jnp.asarray(scale)}, jnp.asarray(x))
+    return np.concatenate([posterior.log_likelihood.ravel(), *(z.ravel() for z in posterior.latents.values())])
+
+
+def train(objective, model, key=0, x=DATA, **options):
+    given = {"optimizer": optax.sgd(0.01), "num_epochs": 1, "batch_size": 2, "held_out": jnp.asarray(x)} | options
+    guided = {"guide": guide} if objective == "elbo" else {}
+    result = fit(
+        jax.random.key(key),
+        model,
+        x,
+        objective=OBJECTIVES[objective](),
+        held_out_num_samples=20,
+        progress=False,
+        **given,
+        **guided,
+    )
+    return np.hstack([result.history["held_out_log_likelihood"], result.history["loss"], result.params["scale"]])
+
+
+def check_rebinding(run, kinds):
+    """Where a name is bound to another value the result is that of programs compiled anew."""
+    model, parts = closure()
+    first = run(model)
+    for kind in kinds:
+        setattr(parts, kind, LATER[kind])
+        warm = run(model)
+        clear_caches()
+        np.testing.assert_allclose(warm, run(model), rtol=1e-5, err_msg=kind)
+        assert not np.allclose(warm, first, rtol=1e-3), kind
+        setattr(parts, kind, FIRST[kind])
+        np.testing.assert_allclose(run(model), first, rtol=1e-5, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kinds"),
+    [("importance", tuple(FIRST)), ("langevin", ("scalar",)), ("tempering", ("prior",)), ("smc", ("function",))],
+)
+def test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now(sampler, kinds):
+    check_rebinding(lambda model: sample(sampler, model), kinds)
+
+
+@pytest.mark.parametrize(("objective", "kind"), [("importance", "prior"), ("langevin", "module"), ("elbo", "array")])
+def test_fit_sees_what_a_name_in_the_model_is_bound_to_now(objective, kind):
+    check_rebinding(lambda model: train(objective, model), (kind,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_sees_every_kind_of_rebinding(sampler):
+    check_rebinding(lambda model: sample(sampler, model), tuple(FIRST))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_sees_every_kind_of_rebinding(objective):
+    check_rebinding(lambda model: train(objective, model), tuple(FIRST))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_that_does_the_same_again_compiles_nothing(sampler):
+    model, _ = closure()
+    first = sample(sampler, model)
+    count, second = lowered(lambda: sample(sampler, model, key=1, scale=0.7, x=DATA + 1.0))
+    assert count == 0
+    assert second.shape == first.shape and not np.allclose(first, second)
+
+
+def test_another_function_that_computes_the_same_compiles_nothing():
+    sample("importance", closure()[0])
+    assert lowered(lambda: sample("importance", closure()[0]))[0] == 0
+
+
+def test_arviz_groups_of_another_run_compile_nothing():
+    model, _ = closure()
+    runs = [
+        ImportanceSampling(50).run(jax.random.key(i), model, {"scale": jnp.asarray(1.0 + i)}, jnp.asarray(DATA + i))
+        for i in range(2)
+    ]
+    runs[0].to_arviz()
+    count, groups = lowered(runs[1].to_arviz)
+    assert count == 0
+    np.testing.assert_array_equal(groups.observed_data["x"], DATA + 1)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_fit_that_does_the_same_again_compiles_nothing(objective):
+    model, _ = closure()
+    first = train(objective, model)
+    count, second = lowered(lambda: train(objective, model, key=1, x=DATA + 1.0, optimizer=optax.sgd(0.01)))
+    assert count == 0
+    assert not np.allclose(first, second)
+
+
+def test_another_learning_rate_is_another_program():
+    model, _ = closure()
+    slow, fast = (train("importance", model, optimizer=optax.sgd(rate)) for rate in (0.01, 0.1))
+    assert not np.allclose(slow[-1], fast[-1])
+
+
+def learned(x):
+    """A model whose energy has a grid that adapts."""
+    prior = KAPrior(energy_module("energy", ENERGY), dist.Normal(0.0, 1.0))
+    numpyro.param("scale", 1.0)
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", prior)
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("closure", {"mesh": True, "held_out": DATA[:3]}),
+        ("closure", {"stream": True}),
+        ("learned", {"grid_adaptation": GridAdaptation(name="energy", energy=ENERGY, site="z", every=1)}),
+    ],
+    ids=["a mesh and padded rows", "a stream", "a grid that adapts"],
+)
+def test_all_that_fit_can_do_is_compiled_once(model, options):
+    model = closure()[0] if model == "closure" else learned
+    options = dict(options)
+    if options.pop("mesh", False):
+        options["mesh"] = jax.make_mesh((1,), ("data",))
+    streams = options.pop("stream", False)
+
+    def run(key):
+        x = DATA + key
+        if streams:
+            return train("importance", model, key, [x[:2], x[2:]], held_out=x, batch_size=None)
+        return train("importance", model, key, x, **options)
+
+    first = run(0)
+    count, second = lowered(lambda: run(1))
+    assert count == 0
+    assert not np.allclose(first, second)
+
+
+def test_a_rebound_guide_is_another_proposal():
+    width = 1.0
+
+    def wide(x):
+        with numpyro.plate("data", x.shape[0]):
+            numpyro.sample("z", dist.Normal(0.5 * x, width))
+
+    model, _ = closure()
+    draws = []
+    for value in (1.0, 3.0):
+        width = value
+        run = ImportanceSampling(500, guide=wide).run(jax.random.key(0), model, {"scale": jnp.asarray(1.0)}, DATA)
+        draws.append(run.latents["z"].std())
+    # Standard deviations of 500 draws for each of four data, known to 3 per cent.
+    assert draws[1] > 2 * draws[0]
+
+
+def test_a_rebound_model_is_checked_again():
+    coupling = 0.0
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z + coupling * x.mean(), 1.0), obs=x)
+
+    LatentModel(model, {}, jnp.asarray(DATA))
+    coupling = 1.0
+    with pytest.raises(ValueError, match="site 'x'"):
+        LatentModel(model, {}, jnp.asarray(DATA))
+
+
+def test_a_rebound_derivative_rule_is_another_program():
+    factor = 1.0
+
+    @jax.custom_vjp
+    def identity(x):
+        return x
+
+    identity.defvjp(lambda x: (x, None), lambda _, g: (factor * g,))
+
+    def model(x):
+        scale = numpyro.param("scale", 1.0)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(identity(scale) * z, 1.0), obs=x)
+
+    steps = []
+    for value in (1.0, 2.0):
+        factor = value
+        steps.append(train("importance", model, batch_size=4, held_out=None)[-1] - 1.0)
+    np.testing.assert_allclose(steps[1], 2 * steps[0], rtol=1e-3)
+
+
+def test_an_objective_of_the_user_s_own_is_traced_at_every_call():
+    weight = 1.0
+
+    class Weighted(ImportanceMLE):
+        def evaluate(self, key, latent_model, state):
+            loss, state = super().evaluate(key, latent_model, state)
+            return weight * loss, state
+
+    model, _ = closure()
+    losses = []
+    for value in (1.0, 3.0):
+        weight = value
+        result = fit(
+            jax.random.key(0),
+            model,
+            DATA,
+            objective=Weighted(10),
+            optimizer=optax.sgd(0.0),
+            num_epochs=1,
+            batch_size=4,
+            progress=False,
+        )
+        losses.append(result.history["loss"][0])
+    np.testing.assert_allclose(losses[1], 3 * losses[0], rtol=1e-5)
+
+
+def test_data_are_not_kept_alive_and_no_more_programs_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(programs, "_MOST", 2)
+    clear_caches()
+    model, _ = closure()
+    x = jnp.asarray(DATA)
+    alive = weakref.ref(x)
+    for num_samples in (10, 20, 30):
+        ImportanceSampling(num_samples).run(jax.random.key(0), model, {"scale": jnp.asarray(1.0)}, x)
+        assert len(programs._PROGRAMS) <= 2
+    del x
+    gc.collect()
+    assert alive() is None
+    clear_caches()
+    assert len(programs._PROGRAMS) == 0
+
+
+def test_fingerprints_tell_programs_apart():
+    x = jnp.zeros(3)
+
+    def computes(function, *args):
+        return fingerprint(jax.make_jaxpr(function)(*args))
+
+    assert computes(lambda x: jnp.sin(x) * 2.0, x) == computes(lambda y: jnp.sin(y) * 2.0, x)
+    assert computes(lambda x: x * jnp.nan, x) == computes(lambda x: x * jnp.nan, x)
+    others = [
+        computes(lambda x: jnp.sin(x) * 2.0, x),
+        computes(lambda x: jnp.sin(x) * 3.0, x),
+        computes(lambda x: jnp.cos(x) * 2.0, x),
+        computes(lambda x: jnp.sin(x) * 2.0, jnp.zeros(4)),
+        computes(lambda x: jnp.sin(x) * 2.0, x.astype(jnp.bfloat16)),
+        computes(lambda x: jnp.sin(x) * np.array([1.0, 2.0, 3.0], np.float32), x),
+        computes(lambda x: jnp.sin(x) * np.array([1.0, 2.0, 4.0], np.float32), x),
+        computes(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x * 2.0, x), x),
+        computes(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x * 3.0, x), x),
+        computes(lambda x: x[0] - x[1], x),
+        computes(lambda x: x[1] - x[0], x),
+        computes(lambda x: x * 0.0, x),
+        computes(lambda x: x * -0.0, x),
+    ]
+    assert len(set(others)) == len(others)
+
+
+def test_what_a_function_closes_over_is_part_of_the_program():
+    factor = 2.0
+    twice = jit_by_program(lambda x: factor * x)
+    assert twice(jnp.ones(())) == 2.0
+    factor = 3.0
+    assert twice(jnp.ones(())) == 3.0
+
+
+def test_static_arguments_are_compared_by_value_and_functions_by_what_they_compute():
+    apply = jit_by_value(lambda function, number, x: function(x) + number)
+    factor = 2.0
+
+    def scale(x):
+        return factor * x
+
+    assert apply(scale, 1, jnp.ones(())) == 3.0
+    factor = 5.0
+    assert apply(scale, 1, jnp.ones(())) == 6.0
+    assert apply(scale, 2, jnp.ones(())) == 7.0
+    known = SameProgram(scale, "five times")
+    assert apply(known, 1, jnp.ones(())) == 6.0
+    assert lowered(lambda: apply(SameProgram(lambda x: x, "five times"), 1, jnp.zeros(())))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (lambda: ImportanceSampling(10), ImportanceSampling(20)),
+        (lambda: ImportanceSampling(10, guide=guide, guide_params={"location": np.ones(2)}), ImportanceSampling(10)),
+        (lambda: Langevin(num_steps=3), Langevin(num_steps=3, warmup=1)),
+        (lambda: ParallelTempering([0.0, 1.0]), ParallelTempering([0.0, 0.5, 1.0])),
+        (lambda: TemperedSMC(num_runs=2), TemperedSMC()),
+        (lambda: ImportanceMLE(np.int64(10)), ImportanceMLE(10, chunk_size=5)),
+        (lambda: LangevinMLE(ULA(step_size=0.1)), LangevinMLE(ULA(step_size=0.2))),
+        (lambda: ThermodynamicMLE([0.0, 1.0], schedule=2), ThermodynamicMLE([0.0, 1.0])),
+        (
+            lambda: GridAdaptation(name="f", energy=ENERGY, site="z"),
+            GridAdaptation(name="f", energy=jax.tree.map(lambda leaf: leaf + 1, ENERGY), site="z"),
+        ),
+    ],
+)
+def test_samplers_and_objectives_are_values(make, other):
+    assert make() == make() and hash(make()) == hash(make())
+    assert make() != other
+    assert len(repr(make())) < 100 and repr(make()).startswith(type(other).__name__)
+    with pytest.raises(AttributeError):
+        make().plate = "data"
+
+
+def test_reprs_show_what_differs_from_the_defaults():
+    assert repr(TemperedSMC(num_particles=10)) == "TemperedSMC(target_ess=0.5, kernel=MALA(), num_particles=10)"
