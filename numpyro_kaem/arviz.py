@@ -267,23 +267,25 @@ def to_arviz(
         import jax.numpy as jnp
         import numpyro
         import numpyro.distributions as dist
-        from numpyro_kaem import ImportanceSampling, Langevin
+        from numpyro_kaem import MALA, ImportanceSampling, Langevin
 
 
         def model(x):
             with numpyro.plate("data", x.shape[0]):
                 z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-                numpyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x)
+                numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
 
-        x = jnp.array([0.5, 1.0, -2.0])
-        posterior = ImportanceSampling(500).run(jax.random.key(0), model, {}, x)
+        x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+        posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
         idata = posterior.to_arviz(num_samples=100, dims={"z": ["coordinate"]})
         assert idata.posterior["z"].dims == ("chain", "draw", "data", "coordinate")
-        assert idata.log_likelihood["x"].shape == idata.posterior_predictive["x"].shape == (1, 100, 3)
+        assert idata.log_likelihood["x"].shape == (1, 100, 3)
+        assert idata.posterior_predictive["x"].shape == (1, 100, 3, 2)
 
-        chains = Langevin(num_steps=100, num_chains=4, progress=False).run(jax.random.key(0), model, {}, x)
-        assert chains.to_arviz(num_prior_samples=0).posterior["z"].shape == (4, 100, 3, 2)
+        sampler = Langevin(MALA(), num_steps=500, num_chains=4, progress=False)
+        chains = sampler.run(jax.random.key(0), model, {}, x)
+        assert chains.to_arviz(num_prior_samples=0).posterior["z"].shape == (4, 500, 3, 2)
         ```
     """
     model = posterior.latent_model

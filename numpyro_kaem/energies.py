@@ -127,10 +127,11 @@ class UnivariateEnergy(eqx.Module):
             ```python
             import jax
             import jax.numpy as jnp
-            from numpyro_kaem import RBF, UnivariateEnergy
+            from numpyro_kaem import BSpline, UnivariateEnergy
 
-            energy = UnivariateEnergy.init(jax.random.key(0), (4,), basis=RBF(20, (-3.0, 3.0)), scale=0.0)
-            assert jnp.all(energy(jnp.zeros(4)) == 0.0)
+            basis = BSpline(num_intervals=20, degree=3, domain=(-3.0, 3.0))
+            energy = UnivariateEnergy.init(jax.random.key(0), (40,), basis=basis, scale=0.0)
+            assert jnp.all(energy(jnp.ones((100, 40))) == 0.0)
             ```
         """
         if not isinstance(basis, Basis):
@@ -220,10 +221,10 @@ class UnivariateEnergy(eqx.Module):
             from numpyro_kaem import BSpline, UnivariateEnergy
 
             basis = BSpline(num_intervals=20, degree=3, domain=(-3.0, 3.0))
-            energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=basis)
-            z = 2.0 + 0.5 * jax.random.normal(jax.random.key(1), (1000, 2))
+            energy = UnivariateEnergy.init(jax.random.key(0), (40,), basis=basis)
+            z = 2.0 + 0.5 * jax.random.normal(jax.random.key(1), (1000, 40))
             adapted, change = energy.adapt_grid(z)
-            assert adapted.basis.knots.shape == (2, 21) and change.shape == (2,)
+            assert adapted.basis.knots.shape == (40, 21) and change.shape == (40,)
             ```
         """
         z, weights = _check_samples(z, weights, self, uniform_fraction)

@@ -73,7 +73,7 @@ class LatentModel:
 
         latent_model = LatentModel(model, {}, jnp.array([0.3, -1.2, 0.8]))
         z = latent_model.sample_prior(jax.random.key(0), 5)
-        jax.vmap(lambda z: latent_model.log_likelihood(z, 0.3))(z)  # five draws, one datum
+        jax.jit(jax.vmap(lambda z: latent_model.log_likelihood(z, 0.3)))(z)  # five draws, one datum
         ```
     """
 

@@ -66,8 +66,15 @@ def pairwise_log_likelihood(
 
 
         latent_model = LatentModel(model, {}, jnp.array([0.3, -1.2, 0.8]))
-        z = latent_model.sample_prior(jax.random.key(0), 1000)
-        log_evidence = jax.nn.logsumexp(pairwise_log_likelihood(latent_model, z), axis=0) - jnp.log(1000)
+
+
+        @jax.jit
+        def log_evidence(key):
+            z = latent_model.sample_prior(key, 1000)
+            return jax.nn.logsumexp(pairwise_log_likelihood(latent_model, z), axis=0) - jnp.log(1000)
+
+
+        assert log_evidence(jax.random.key(0)).shape == (3,)
         ```
     """
     latent_model.require_per_datum("pairwise_log_likelihood")

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from scipy import stats
 
 from numpyro_kaem.posterior import ImportanceSampling
 
@@ -17,11 +18,12 @@ DATA = np.array([[0.2, -0.4, 1.0], [1.5, 0.3, -0.6], [-0.8, 0.9, 0.1], [2.0, 0.4
 
 
 def linear_gaussian(x):
-    """x = z W + noise, z ~ Normal(0, 1)."""
+    """x = gain z W + noise, z ~ Normal(0, 1)."""
     noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
+    gain = numpyro.param("gain", 1.0)
     with numpyro.plate("data", x.shape[0]):
         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-        numpyro.sample("x", dist.Normal(z @ WEIGHT, noise).to_event(1), obs=x)
+        numpyro.sample("x", dist.Normal(gain * z @ WEIGHT, noise).to_event(1), obs=x)
 
 
 def exact_posterior(x):
@@ -33,9 +35,24 @@ def exact_posterior(x):
     return x @ WEIGHT.T @ covariance / NOISE**2, covariance, log_evidence
 
 
-def sample(num_samples, x=DATA, seed=0, **options):
+def sample(num_samples, x=DATA, seed=0, gain=1.0, **options):
     sampler = ImportanceSampling(num_samples, **options)
-    return sampler.run(jax.random.key(seed), linear_gaussian, {"noise": NOISE}, x)
+    params = {"noise": jnp.float32(NOISE), "gain": jnp.float32(gain)}
+    return sampler.run(jax.random.key(seed), linear_gaussian, params, x)
+
+
+def normal_by_datum(x, mean, noise):
+    """The prior reads the data, so that every row has draws of its own."""
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal(mean, 1.0))
+        numpyro.sample("x", dist.Normal(z, noise), obs=x)
+
+
+def near(x):
+    """Likelihood zero unless the datum is close to the latent."""
+    with numpyro.plate("data", x.shape[0]):
+        z = numpyro.sample("z", dist.Normal())
+        numpyro.factor("near", jnp.where(jnp.abs(x - z) < 0.5, -(z**2), -jnp.inf))
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +82,11 @@ def test_weighted_moments_are_those_of_the_posterior(posterior):
 
 
 def test_standard_error_is_the_spread_between_runs():
-    def model(x, mean):
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(mean, 1.0))
-            numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-    # The prior reads the data, so that every row has draws of its own: 400 independent runs on the same
-    # datum.
-    posterior = ImportanceSampling(1_000).run(jax.random.key(0), model, {}, jnp.full(400, 1.5), jnp.zeros(400))
+    # Every row has draws of its own: 400 independent runs on the same datum.
+    rows = np.ones(400, np.float32)
+    posterior = ImportanceSampling(1_000).run(
+        jax.random.key(0), normal_by_datum, {}, 1.5 * rows, 0.0 * rows, 0.5 * rows
+    )
     spread, claimed = np.std(posterior.log_evidence), np.mean(posterior.log_evidence_std_error)
     # The spread has a relative standard error of 1 / sqrt(800), 3.5 percent; 20 percent is beyond five of
     # them.
@@ -103,34 +117,24 @@ def test_chunks_do_not_change_the_result(posterior, chunk_size):
 
 
 def test_ess_is_the_number_of_draws_where_the_likelihood_is_flat():
-    def model(x):
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal())
-            numpyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
-
-    posterior = ImportanceSampling(500).run(jax.random.key(0), model, {}, jnp.array([0.0, 3.0]))
-    np.testing.assert_allclose(posterior.ess, 500, rtol=1e-5)
+    posterior = sample(20_000, gain=0.0)
+    np.testing.assert_allclose(posterior.ess, 20_000, rtol=1e-5)
     np.testing.assert_allclose(posterior.log_evidence_std_error, 0.0, atol=1e-3)
-    np.testing.assert_allclose(posterior.log_evidence, dist.Normal().log_prob(jnp.array([0.0, 3.0])), rtol=1e-5)
+    np.testing.assert_allclose(posterior.log_evidence, stats.norm(0.0, NOISE).logpdf(DATA).sum(1), rtol=1e-5)
     assert np.all(posterior.pareto_k == -np.inf)
 
 
 def test_a_datum_without_any_likelihood_is_flagged_and_leaves_the_others_alone():
-    def model(x):
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal())
-            numpyro.factor("near", jnp.where(jnp.abs(x - z) < 0.5, 0.0, -jnp.inf))
-
     sampler = ImportanceSampling(1_000)
     with pytest.warns(RuntimeWarning, match=r"1 of 3 data have likelihood zero .* the first at index 1"):
-        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([0.3, 50.0, -1.0]))
-    others = sampler.run(jax.random.key(0), model, {}, jnp.array([0.3, -1.0]))
+        posterior = sampler.run(jax.random.key(0), near, {}, np.array([0.3, 50.0, -1.0], np.float32))
+    others = sampler.run(jax.random.key(0), near, {}, np.array([0.3, 0.5, -1.0], np.float32))
     assert posterior.log_evidence[1] == -np.inf
     assert posterior.ess[1] == 0
     assert posterior.log_evidence_std_error[1] == np.inf
     assert posterior.pareto_k[1] == np.inf
     for name in ["log_evidence", "ess", "log_evidence_std_error"]:
-        np.testing.assert_allclose(getattr(posterior, name)[[0, 2]], getattr(others, name), rtol=1e-5)
+        np.testing.assert_allclose(getattr(posterior, name)[[0, 2]], getattr(others, name)[[0, 2]], rtol=1e-5)
     draws = posterior.resample(jax.random.key(1), 200)
     assert np.all(np.abs(draws.latents["z"][0] - 0.3) < 0.5)
     assert np.all(draws.log_weights[1] == -np.inf)
@@ -145,7 +149,7 @@ def test_global_latents_make_one_datum_of_the_data_set():
 
     x = np.array([0.5, 1.5, 1.0], np.float32)
     posterior = ImportanceSampling(20_000, chunk_size=6_000).run(jax.random.key(0), model, {}, x)
-    exact = dist.MultivariateNormal(jnp.zeros(3), 4.0 * jnp.ones((3, 3)) + jnp.eye(3)).log_prob(x)
+    exact = stats.multivariate_normal(np.zeros(3), 4.0 + np.eye(3)).logpdf(x)
     assert posterior.latents["mean"].shape == (1, 20_000)
     assert posterior.plate is None
     assert posterior.observed["x"].shape == (1, 3)
@@ -161,21 +165,17 @@ def test_a_global_prior_may_depend_on_the_data():
     x = np.array([10.5, 11.5, 11.0], np.float32)
     posterior = ImportanceSampling(20_000).run(jax.random.key(0), model, {}, x)
     assert posterior.latents["mean"].shape == (1, 20_000)
-    marginal = dist.MultivariateNormal(jnp.full(3, 11.0), 4.0 * jnp.ones((3, 3)) + jnp.eye(3))
-    assert abs(posterior.log_evidence[0] - marginal.log_prob(x)) < 3 * posterior.log_evidence_std_error[0]
+    marginal = stats.multivariate_normal(np.full(3, 11.0), 4.0 + np.eye(3))
+    assert abs(posterior.log_evidence[0] - marginal.logpdf(x)) < 3 * posterior.log_evidence_std_error[0]
 
 
 def test_a_prior_that_depends_on_the_data_gets_draws_per_datum():
-    def model(x, covariate):
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(covariate, 1.0))
-            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     x, covariate = np.array([0.5, -3.0], np.float32), np.array([0.1, -20.0], np.float32)
-    posterior = ImportanceSampling(20_000).run(jax.random.key(0), model, {}, x + covariate, covariate)
+    arguments = x + covariate, covariate, np.ones(2, np.float32)
+    posterior = ImportanceSampling(20_000).run(jax.random.key(0), normal_by_datum, {}, *arguments)
     assert posterior.latents["z"].shape == (2, 20_000)
     np.testing.assert_allclose(posterior.latents["z"].mean(1), covariate, atol=0.05)
-    exact = dist.Normal(0.0, 2**0.5).log_prob(x)
+    exact = stats.norm(0.0, 2**0.5).logpdf(x)
     assert np.all(np.abs(posterior.log_evidence - exact) < 3 * posterior.log_evidence_std_error)
 
 
@@ -194,7 +194,7 @@ def test_several_latent_and_observed_sites():
         "b": (2, 300, 2, 3),
     }
     a, b = posterior.latents["a"], posterior.latents["b"].sum((-2, -1))
-    expected = dist.Normal(b, a).log_prob(arguments[0][:, None]) + dist.Poisson(a).log_prob(arguments[1][:, None])
+    expected = stats.norm(b, a).logpdf(arguments[0][:, None]) + stats.poisson(a).logpmf(arguments[1][:, None])
     np.testing.assert_allclose(posterior.log_weights, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(posterior.observed["y"], arguments[1])
 
@@ -226,8 +226,7 @@ def test_resampled_posterior_has_equal_weights_and_keeps_evidence_and_diagnostic
     np.testing.assert_array_equal(draws.log_weights, np.repeat(posterior.log_evidence[:, None], 7, axis=1))
     for name in ["log_evidence", "log_evidence_std_error", "ess", "pareto_k"]:
         np.testing.assert_array_equal(getattr(draws, name), getattr(posterior, name))
-    z = jnp.asarray(draws.latents["z"])
-    log_likelihood = dist.Normal(z @ WEIGHT, NOISE).log_prob(DATA[:, None]).sum(-1)
+    log_likelihood = stats.norm(draws.latents["z"] @ WEIGHT, NOISE).logpdf(DATA[:, None]).sum(-1)
     np.testing.assert_allclose(draws.log_likelihood, log_likelihood, rtol=1e-3, atol=1e-3)
 
 
@@ -273,7 +272,7 @@ def overlap(x, noise):
         numpyro.sample("x", dist.Normal(z, noise), obs=x)
 
 
-NOISES = jnp.array([1.0, 0.03])
+NOISES = np.array([1.0, 0.03], np.float32)
 
 
 def test_draws_grow_in_batches_until_every_datum_has_its_ess():
@@ -286,7 +285,7 @@ def test_draws_grow_in_batches_until_every_datum_has_its_ess():
     # One batch fewer would not have done.
     weights = np.exp(posterior.log_weights[:, :-500])
     assert np.min(weights.sum(1) ** 2 / (weights**2).sum(1)) < 200
-    exact = dist.Normal(0.0, jnp.sqrt(1 + NOISES**2)).log_prob(0.0)
+    exact = stats.norm(0.0, (1 + NOISES**2) ** 0.5).logpdf(0.0)
     assert np.all(np.abs(posterior.log_evidence - exact) < 3 * posterior.log_evidence_std_error)
 
 
@@ -316,20 +315,16 @@ def test_data_short_of_their_ess_are_named():
     assert posterior.ess[1] < 200 <= posterior.ess[0]
     assert posterior.num_particles == 1_000
     np.testing.assert_array_equal(posterior.resample(jax.random.key(0), 10).reached_target, [True, False])
-    assert sample(100).reached_target is None
+    assert sample(50).reached_target is None
 
 
 def test_draws_by_datum_grow_too():
-    def model(x, covariate):
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal(covariate, 1.0))
-            numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
-
-    covariate = jnp.array([-5.0, 5.0])
-    posterior = ImportanceSampling(200, target_ess=100).run(jax.random.key(0), model, {}, covariate, covariate)
+    covariate, noise = np.array([-5.0, 5.0], np.float32), np.full(2, 0.1, np.float32)
+    sampler = ImportanceSampling(20_000, target_ess=10_000)
+    posterior = sampler.run(jax.random.key(0), normal_by_datum, {}, covariate, covariate, noise)
     assert posterior.latents["z"].shape == (2, posterior.num_particles)
-    assert posterior.num_particles > 200
-    expected = dist.Normal(posterior.latents["z"], 0.1).log_prob(covariate[:, None])
+    assert posterior.num_particles > 20_000
+    expected = stats.norm(posterior.latents["z"], 0.1).logpdf(covariate[:, None])
     np.testing.assert_allclose(posterior.log_weights, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -356,17 +351,12 @@ def test_smoothed_weights_err_less_where_the_weights_have_no_variance():
 
 
 def test_smoothing_leaves_a_datum_without_any_likelihood_alone():
-    def model(x):
-        with numpyro.plate("data", x.shape[0]):
-            z = numpyro.sample("z", dist.Normal())
-            numpyro.factor("near", jnp.where(jnp.abs(x - z) < 0.5, -(z**2), -jnp.inf))
-
     sampler = ImportanceSampling(1_000, pareto_smoothed=True)
-    with pytest.warns(RuntimeWarning, match=r"1 of 2 data have likelihood zero"):
-        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([50.0, 0.0]))
+    with pytest.warns(RuntimeWarning, match=r"1 of 3 data have likelihood zero"):
+        posterior = sampler.run(jax.random.key(0), near, {}, np.array([50.0, 0.0, 1.0], np.float32))
     assert posterior.log_evidence[0] == -np.inf
     assert posterior.ess[0] == 0
-    assert np.isfinite(posterior.log_evidence[1])
+    assert np.all(np.isfinite(posterior.log_evidence[1:]))
     np.testing.assert_array_equal(posterior.log_weights == -np.inf, posterior.log_likelihood == -np.inf)
 
 
@@ -375,10 +365,10 @@ def test_a_broken_likelihood_names_the_datum(bad):
     def model(x):
         with numpyro.plate("data", x.shape[0]):
             z = numpyro.sample("z", dist.Normal())
-            numpyro.factor("broken", jnp.where((z > 0) & (x > 0), bad, 0.0))
+            numpyro.factor("broken", jnp.where((z > 0) & (x != 0), x, 0.0))
 
     with pytest.raises(ValueError, match=r"NaN or \+inf, .* at \d+ of 100 draws .* of datum 1 \(and of 1 other data\)"):
-        ImportanceSampling(100).run(jax.random.key(0), model, {}, jnp.array([-1.0, 1.0, 1.0]))
+        ImportanceSampling(100).run(jax.random.key(0), model, {}, np.array([0.0, bad, bad], np.float32))
 
 
 def test_bad_arguments_are_named(posterior):
@@ -405,7 +395,7 @@ def test_bad_arguments_are_named(posterior):
 def test_running_warns_of_nothing_where_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sample(100).resample(jax.random.key(0), 10)
+        sample(50).resample(jax.random.key(0), 10)
 
 
 def test_expectations_are_weighted_means():

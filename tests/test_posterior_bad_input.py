@@ -43,13 +43,27 @@ def test_calls_are_checked(sampler):
         jax.jit(lambda key: sampler.run(key, normal, {}, X).log_weights)(KEY)
 
 
-def test_a_model_that_observes_nothing_is_told(sampler):
-    def model(x=None):
-        z = numpyro.sample("z", dist.Normal())
-        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+def prior_only(x=None):
+    z = numpyro.sample("z", dist.Normal())
+    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.warns(RuntimeWarning, match="observes nothing, so that its posterior is its prior"):
-        sampler.run(KEY, model, {})
+
+def test_a_model_that_observes_nothing_is_told(sampler):
+    # As an error, before anything is compiled.
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(RuntimeWarning, match="observes nothing, so that its posterior is its prior"),
+    ):
+        sampler.run(KEY, prior_only, {})
+
+
+def test_the_evidence_of_nothing_is_one():
+    with pytest.warns(RuntimeWarning, match="observes nothing"):
+        posterior = SAMPLERS["importance"].run(KEY, prior_only, {})
+    np.testing.assert_array_equal(posterior.log_evidence, [0.0])
+
+
+LABELS = np.array([1.0, 1.0, 0.0], np.float32)
 
 
 def labels(x):
@@ -62,7 +76,7 @@ def labels(x):
 @pytest.mark.parametrize("name", ["importance", "smc"])
 def test_data_out_of_support_have_no_likelihood_and_are_told(name, label, reason):
     with pytest.warns(RuntimeWarning, match=rf"first at index 1 \(whose observed site 'x' (is|has) {reason}"):
-        posterior = SAMPLERS[name].run(KEY, labels, {}, jnp.array([1.0, label, 0.0]))
+        posterior = SAMPLERS[name].run(KEY, labels, {}, np.where([False, True, False], np.float32(label), LABELS))
     np.testing.assert_array_equal(posterior.log_evidence == -np.inf, [False, True, False])
 
 
@@ -117,4 +131,4 @@ def test_a_step_size_to_be_found_needs_warm_up():
 
 def test_nothing_is_said_of_what_is_right(sampler):
     with warnings.catch_warnings(action="error", category=RuntimeWarning):
-        sampler.run(KEY, normal, {}, X)
+        sampler.run(KEY, labels, {}, LABELS)

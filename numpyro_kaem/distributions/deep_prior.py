@@ -72,8 +72,8 @@ class DeepKAPrior(dist.Distribution):
         import numpyro.distributions as dist
         from numpyro_kaem import KAN, DeepKAPrior
 
-        energy = KAN(jax.random.key(0), 8, 1, hidden_sizes=(5,))
-        prior = DeepKAPrior(energy, dist.Normal(jnp.zeros(8), 1.0).to_event(1))
+        energy = KAN(jax.random.key(0), 5, 1, hidden_sizes=(11,))
+        prior = DeepKAPrior(energy, dist.Normal(jnp.zeros(5), 1.0).to_event(1))
 
 
         @jax.jit
@@ -85,7 +85,7 @@ class DeepKAPrior(dist.Distribution):
 
 
         z, log_density, std_error = draws_and_densities(prior, jax.random.key(1))
-        assert z.shape == (100, 8) and log_density.shape == (100,)
+        assert z.shape == (100, 5) and log_density.shape == (100,)
         ```
     """
 

@@ -45,7 +45,8 @@ class KAMixture(TabulatedDistribution):
         energy = UnivariateEnergy.init(jax.random.key(0), (81, 40), basis=RBF(20, (-1.2, 1.2)), scale=1.0)
         mixture = KAMixture(KAPrior(energy, dist.Normal(0.0, 1.0)), logits=jnp.zeros(40))
         assert mixture.batch_shape == (81,)
-        assert mixture.sample(jax.random.key(1), (5,)).shape == (5, 81)
+        draw = jax.jit(lambda mixture, key: mixture.sample(key, (5,)))
+        assert draw(mixture, jax.random.key(1)).shape == (5, 81)
         ```
     """
 

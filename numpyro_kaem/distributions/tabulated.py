@@ -192,12 +192,13 @@ class TabulatedDistribution(dist.Distribution):
             ```python
             import jax
             import numpyro.distributions as dist
-            from numpyro_kaem import RBF, KAPrior, UnivariateEnergy
+            from numpyro_kaem import BSpline, KAPrior, UnivariateEnergy
 
-            energy = UnivariateEnergy.init(jax.random.key(0), (81,), basis=RBF(20, (-3.0, 3.0)), scale=1.0)
+            basis = BSpline(num_intervals=20, degree=3, domain=(-3.0, 3.0))
+            energy = UnivariateEnergy.init(jax.random.key(0), (40,), basis=basis, scale=1.0)
             served = KAPrior(energy, dist.Normal(0.0, 1.0)).tabulate()
             draw = jax.jit(lambda prior, key: prior.sample(key, (1000,)))
-            assert draw(served, jax.random.key(1)).shape == (1000, 81)
+            assert draw(served, jax.random.key(1)).shape == (1000, 40)
             ```
         """
         tabulated = self._copy()

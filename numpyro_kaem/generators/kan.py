@@ -54,12 +54,14 @@ class KAN(eqx.Module):
 
     Example:
         ```python
+        import equinox as eqx
         import jax
         from numpyro_kaem import KAN, BSpline
 
         basis = BSpline(num_intervals=8, degree=3, domain=(-3.0, 3.0))
         generator = KAN(jax.random.key(0), 5, 64, hidden_sizes=(11,), basis=basis)
-        assert generator(jax.random.normal(jax.random.key(1), (100, 5))).shape == (100, 64)
+        z = jax.random.normal(jax.random.key(1), (100, 5))
+        assert eqx.filter_jit(generator)(z).shape == (100, 64)
         ```
     """
 

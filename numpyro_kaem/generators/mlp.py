@@ -38,12 +38,13 @@ class MLP(eqx.Module):
 
     Example:
         ```python
+        import equinox as eqx
         import jax
         from numpyro_kaem import MLP
 
         decoder = MLP(jax.random.key(0), 10, 784, hidden_sizes=(64, 64), activation=jax.nn.silu)
         z = jax.random.normal(jax.random.key(1), (3, 5, 10))
-        assert decoder(z).shape == (3, 5, 784)
+        assert eqx.filter_jit(decoder)(z).shape == (3, 5, 784)
         ```
     """
 

@@ -209,18 +209,18 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
         from numpyro_kaem import ImportanceSampling, compare_evidence
 
 
-        def make_model(scale):
-            def model(x):
-                with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal(0.0, scale))
-                    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-            return model
+        def model(x):
+            scale = numpyro.param("scale", 1.0)
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(0.0, scale))
+                numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
         x = 3.0 * jax.random.normal(jax.random.key(0), (50,))
         sampler = ImportanceSampling(2000)
-        posteriors = {f"scale {s}": sampler.run(jax.random.key(1), make_model(s), {}, x) for s in (0.5, 3.0)}
+        posteriors = {
+            f"scale {s}": sampler.run(jax.random.key(1), model, {"scale": s}, x) for s in jnp.array([0.5, 3.0])
+        }
         assert compare_evidence(posteriors).index[0] == "scale 3.0"
         ```
     """

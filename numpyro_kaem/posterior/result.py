@@ -189,13 +189,14 @@ class Posterior:
 
             def model(x):
                 with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal())
-                    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+                    z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                    numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
 
-            posterior = ImportanceSampling(20_000).run(jax.random.key(0), model, {}, jnp.array([0.0, 2.0]))
+            x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+            posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
             mean, square = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
-            assert abs(mean[1] - 1.0) < 0.05 and abs(square[0] - 0.5) < 0.05
+            assert jnp.allclose(mean, 0.8 * x, atol=0.1) and jnp.allclose(square - mean**2, 0.2, atol=0.1)
             ```
         """
         values = jax.device_get(jax.vmap(jax.vmap(function))(self.latents))
@@ -237,15 +238,15 @@ class Posterior:
 
             def model(x):
                 with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal())
-                    numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+                    z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                    numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
 
-            x = jnp.array([-1.0, 0.0, 2.0])
-            posterior = ImportanceSampling(2000).run(jax.random.key(0), model, {}, x)
+            x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+            posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
             draws = posterior.resample(jax.random.key(1), 500).latents["z"]
-            assert draws.shape == (3, 500)
-            assert abs(draws[2].mean() - 1.0) < 0.2
+            assert draws.shape == (3, 500, 2)
+            assert jnp.allclose(draws.mean(1), 0.8 * x, atol=0.1)
             ```
         """
         check_count("num_samples", num_samples, 1)

@@ -102,7 +102,7 @@ class TemperedSMC(ByValue):
         y = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
         posterior = TemperedSMC(num_particles=500, progress=False).run(jax.random.key(0), model, {}, y)
         assert posterior.latents["theta"].shape == (1, 500, 8)
-        assert abs(posterior.log_evidence[0] + 32.5) < 1.5
+        assert abs(posterior.log_evidence[0] + 31.4) < 0.5
         ```
     """
 
@@ -178,8 +178,6 @@ class TemperedSMC(ByValue):
 
         Example:
             ```python
-            import dataclasses
-
             import jax
             import jax.numpy as jnp
             import numpyro
@@ -187,19 +185,20 @@ class TemperedSMC(ByValue):
             from numpyro_kaem import TemperedSMC
 
 
-            def model(x):
-                with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-                    numpyro.sample("x", dist.Normal(z, 0.1), obs=x)
+            def model(y):
+                mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+                tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+                with numpyro.plate("schools", 8):
+                    theta = numpyro.sample("theta", dist.Normal(mu, tau))
+                    numpyro.sample("y", dist.Normal(theta, 10.0), obs=y)
 
 
-            x = jnp.array([0.3, -1.2])
-            first = TemperedSMC(num_particles=200, progress=False)
-            found = first.run(jax.random.key(0), model, {}, x)
-            unbiased = TemperedSMC(num_particles=200, num_runs=8, progress=False).frozen(found)
-            posterior = unbiased.run(jax.random.key(1), model, {}, x)
-            exact = dist.Normal(0.0, 1.01**0.5).log_prob(x)
-            assert jnp.allclose(posterior.log_evidence, exact, atol=0.2)
+            y = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+            first = TemperedSMC(num_particles=500, progress=False)
+            found = first.run(jax.random.key(0), model, {}, y)
+            unbiased = TemperedSMC(num_particles=500, num_runs=8, progress=False).frozen(found)
+            posterior = unbiased.run(jax.random.key(1), model, {}, y)
+            assert abs(posterior.log_evidence[0] + 31.4) < 0.2
             ```
         """
         rungs = posterior.rungs

@@ -32,6 +32,7 @@ class FitResult:
     Example:
         ```python
         import jax
+        import jax.numpy as jnp
         import numpyro
         import numpyro.distributions as dist
         import optax
@@ -39,17 +40,17 @@ class FitResult:
 
 
         def model(x):
-            location = numpyro.param("location", 0.0)
+            location = numpyro.param("location", jnp.zeros(2))
             with numpyro.plate("data", x.shape[0]):
-                z = numpyro.sample("z", dist.Normal(location, 1.0))
-                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+                z = numpyro.sample("z", dist.Normal(location, 1.0).to_event(1))
+                numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
 
-        x = 2.0 + jax.random.normal(jax.random.key(0), (100,))
-        options = {"objective": ImportanceMLE(50), "optimizer": optax.adam(0.1), "progress": False}
-        result = fit(jax.random.key(1), model, x, num_epochs=3, batch_size=25, **options)
+        x = jnp.array([1.0, -2.0]) + jax.random.normal(jax.random.key(0), (400, 2))
+        options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
+        result = fit(jax.random.key(1), model, x, num_epochs=20, batch_size=50, **options)
         assert result.stop_reason == "finished"
-        assert result.history["loss"].shape == (12,) and result.history["epoch_loss"].shape == (3,)
+        assert result.history["loss"].shape == (160,) and result.history["epoch_loss"].shape == (20,)
         ```
     """
 
