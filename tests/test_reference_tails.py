@@ -163,9 +163,9 @@ def test_quantiles_in_the_tails_have_full_relative_precision(x64, name, dtype):
     reference, scipy_reference = TAILS[name]
     share = np.geomspace(1e-9, 0.5, 60).astype(dtype)
     sides = np.repeat([True, False], len(share))
-    z = np.asarray(quick_jit(tail_quantile)(of_dtype(reference, dtype), np.tile(share, 2), sides))
-    assert z.dtype == dtype
-    for z, side in zip(np.split(z, 2), ("cdf", "sf"), strict=True):
+    quantiles = np.asarray(quick_jit(tail_quantile)(of_dtype(reference, dtype), np.tile(share, 2), sides))
+    assert quantiles.dtype == dtype
+    for z, side in zip(np.split(quantiles, 2), ("cdf", "sf"), strict=True):
         found = getattr(scipy_reference, side)(z.astype(float))
         assert np.all(np.abs(found - share) <= TOLERANCE[dtype] * share + slack(scipy_reference, z))
 
