@@ -196,5 +196,4 @@ def known(options):
 quick_jit = functools.partial(
     jax.jit, compiler_options=known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 )
-evaluate = jax.jit(call, static_argnums=1)
 evaluate_quickly = quick_jit(call, static_argnums=1)

@@ -8,6 +8,7 @@ import pytest
 import scipy.interpolate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prior_cases import quick_jit
 from reference_density import basis_values, breakpoints
 
 from numpyro_kaem import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
@@ -49,17 +50,23 @@ EACH = {  # a grid for each of three elements of a batch
 }
 SPLINES = [name for name, basis in BASES.items() if isinstance(basis, BSpline)]
 SMOOTH = [name for name in BASES if not name.endswith("degree 0")]
-NUM_POINTS = 33
-evaluate = jax.jit(lambda basis, z: basis(z))
+NUM_POINTS = 401
+values_at = jax.jit(lambda basis, z: basis(z))
 contract = jax.jit(lambda basis, z, coefficients: basis.contract(z, coefficients))
+
+
+def evaluate(basis, z):
+    return np.asarray(values_at(basis, z))
 
 
 def points(low=-4.0, high=4.0):
     """Arrays of one shape, so that each basis is compiled once, with both ends of the domain among them."""
     numbers = st.floats(low, high, width=32)
-    return st.lists(numbers, min_size=NUM_POINTS - 2, max_size=NUM_POINTS - 2).map(
-        lambda values: jnp.array([*values, -1.5, 2.0], jnp.float32)
-    )
+    return st.lists(numbers, min_size=31, max_size=31).map(lambda values: repeated([*values, -1.5, 2.0]))
+
+
+def repeated(values):
+    return np.resize(np.array(values, np.float32), NUM_POINTS)
 
 
 @pytest.mark.parametrize("name", SPLINES)
@@ -125,17 +132,17 @@ def test_a_function_of_degree_0_begins_at_its_knot():
 
 @pytest.mark.parametrize("name", BASES)
 def test_functions_are_as_written(x64, name):
-    basis, z = BASES[name], np.linspace(-1.9, 2.3, 401)  # partly outside of the domain
+    basis, z = BASES[name], np.linspace(-1.9, 2.3, NUM_POINTS)  # partly outside of the domain
     expected = basis_values(basis, breakpoints(basis), z)
     np.testing.assert_allclose(basis.design_matrix(z), expected, atol=1e-13)
-    np.testing.assert_allclose(evaluate(basis, jnp.asarray(z)), expected, atol=1e-13)
+    np.testing.assert_allclose(evaluate(basis, z), expected, atol=1e-13)
     assert basis.num_basis == expected.shape[-1]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_functions_are_as_written_to_single_precision(name):
-    basis, z = BASES[name], np.linspace(-1.5, 2.0, 401, dtype=np.float32)
-    values = evaluate(basis, jnp.asarray(z))
+    basis, z = BASES[name], np.linspace(-1.5, 2.0, NUM_POINTS, dtype=np.float32)
+    values = evaluate(basis, z)
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, basis_values(basis, breakpoints(basis), z), atol=2e-5)
 
@@ -152,7 +159,7 @@ def test_no_function_is_larger_than_one(name):
 def test_contraction_is_the_sum_over_the_basis(name, z, seed):
     coefficients = np.random.default_rng(seed).normal(size=(2, BASES[name].num_basis)).astype(np.float32)
     expected = np.sum(evaluate(BASES[name], z)[:, None, :] * coefficients, axis=-1)
-    combination = contract(BASES[name], z[:, None], jnp.asarray(coefficients))
+    combination = contract(BASES[name], z[:, None], coefficients)
     np.testing.assert_allclose(combination, expected, atol=3e-5)
 
 
@@ -160,29 +167,27 @@ def test_contraction_is_the_sum_over_the_basis(name, z, seed):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(distance=st.floats(0.0, 1e6, width=32))
 def test_functions_are_constant_outside_the_domain(name, distance):
-    z = jnp.array([-1.5, -1.5 - distance, 2.0, 2.0 + distance], jnp.float32)
-    values = evaluate(BASES[name], z)
+    values = evaluate(BASES[name], repeated([-1.5, -1.5 - distance, 2.0, 2.0 + distance]))
     np.testing.assert_array_equal(values[0], values[1])
     np.testing.assert_array_equal(values[2], values[3])
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_derivatives_are_those_of_the_functions(x64, name):
-    basis, z = BASES[name], jnp.linspace(-1.43, 1.93, 40)
-    coefficients = jnp.asarray(np.random.default_rng(0).normal(size=basis.num_basis))
-    f = jax.jit(lambda z: basis.contract(z, coefficients))
-    step = 1e-6
-    difference = (f(z + step) - f(z - step)) / (2 * step)
-    np.testing.assert_allclose(jax.jvp(f, (z,), (jnp.ones_like(z),))[1], difference, rtol=1e-6, atol=1e-7)
+    basis, z, step = BASES[name], np.linspace(-1.43, 1.93, 40), 1e-6
+    coefficients = np.random.default_rng(0).normal(size=basis.num_basis)
+    f = quick_jit(lambda z, c: jax.jvp(lambda z: basis.contract(z, c), (z,), (jnp.ones_like(z),)))
+    (_, slope), (higher, _), (lower, _) = (f(z + shift, coefficients) for shift in (0.0, step, -step))
+    np.testing.assert_allclose(slope, (np.asarray(higher) - lower) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["rbf", "rswaf", "mexican hat", "morlet", "dog", "fourier", "chebyshev", "a line"])
 def test_derivatives_in_closed_form_have_derivatives(x64, name):
     """Of second order in the point, in the coefficients, and of both."""
     basis, z = BASES[name], np.linspace(-1.43, 1.93, 9)
-    coefficients = jnp.asarray(np.random.default_rng(0).normal(size=(9, basis.num_basis)))
+    coefficients = np.random.default_rng(0).normal(size=(9, basis.num_basis))
 
-    @jax.jit
+    @quick_jit
     def derivatives(z, coefficients):
         slope = jax.grad(lambda z, c: jnp.sum(basis.contract(z, c)))
         in_coefficients = jax.grad(lambda c, z: jnp.sum(basis.contract(z, c)))(coefficients, z)
@@ -191,7 +196,7 @@ def test_derivatives_in_closed_form_have_derivatives(x64, name):
 
     step = 1e-6
     _, second, in_coefficients, of_both = derivatives(z, coefficients)
-    higher, lower = (derivatives(z + sign * step, coefficients)[0] for sign in (1, -1))
+    higher, lower = (np.asarray(derivatives(z + sign * step, coefficients)[0]) for sign in (1, -1))
     np.testing.assert_allclose(second, (higher - lower) / (2 * step), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(in_coefficients, basis.design_matrix(z), atol=1e-12)
     difference = (basis.design_matrix(z + step) - basis.design_matrix(z - step)) / (2 * step)
@@ -201,16 +206,18 @@ def test_derivatives_in_closed_form_have_derivatives(x64, name):
 def test_derivatives_of_chebyshev_polynomials_at_the_ends_are_the_squares_of_their_degrees(x64):
     basis = Chebyshev(degree=9, domain=(-1.0, 1.0))
     squares = np.arange(10) ** 2.0
-    slope = jax.jit(jax.jacfwd(lambda z: basis.evaluate(z, jnp)))
-    np.testing.assert_allclose(slope(jnp.array(1.0)), squares, rtol=1e-12)
-    np.testing.assert_allclose(slope(jnp.array(-1.0)), squares * (-1.0) ** (np.arange(10) + 1), rtol=1e-12)
-    coefficients = jnp.ones(10)
 
     def f(z):
-        return basis.contract(z, coefficients)
+        return basis.contract(z, jnp.ones(10))
+
+    @quick_jit
+    def derivatives(z):
+        return jax.jacfwd(lambda z: basis.evaluate(z, jnp))(z), jax.grad(f)(z), jax.grad(jax.grad(f))(z)
 
     for end in (-1.0, 1.0):
-        assert all(np.isfinite(d(f)(end)) for d in (jax.grad, lambda f: jax.grad(jax.grad(f))))
+        slope, first, second = derivatives(end)
+        np.testing.assert_allclose(slope, squares * end ** (np.arange(10) + 1), rtol=1e-12)
+        assert np.isfinite(first) and np.isfinite(second)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -228,17 +235,22 @@ def test_a_learned_scale_is_the_only_parameter(name):
     (leaf,) = jax.tree.leaves(basis)
     assert leaf is basis.log_scale and leaf.shape == ()
     np.testing.assert_allclose(basis.scale, basis.fixed_scale, rtol=1e-6)
-    z = jnp.linspace(-1.4, 1.9, 30)
-    coefficients = jnp.asarray(np.random.default_rng(0).normal(size=8), jnp.float32)
+    z, coefficients = jnp.linspace(-1.4, 1.9, 30), np.random.default_rng(0).normal(size=8)
+    coefficients = jnp.asarray(coefficients, jnp.float32)
 
     def value(log_scale):
         return eqx.tree_at(lambda b: b.log_scale, basis, log_scale).contract(z, coefficients)
 
-    np.testing.assert_allclose(
-        value(basis.log_scale), BASES_WITH_FIXED_SCALE[name].contract(z, coefficients), atol=2e-5
-    )
-    slope = jax.jvp(value, (leaf,), (jnp.ones_like(leaf),))[1]
-    difference = (value(leaf + 5e-3) - value(leaf - 5e-3)) / 1e-2
+    @jax.jit
+    def results(log_scale):
+        value_and_slope = jax.jvp(value, (log_scale,), (jnp.ones_like(log_scale),))
+        return *value_and_slope, BASES_WITH_FIXED_SCALE[name].contract(z, coefficients)
+
+    leaf = np.asarray(leaf)
+    found, slope, expected = results(leaf)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    step = np.float32(5e-3)
+    difference = (np.asarray(results(leaf + step)[0]) - results(leaf - step)[0]) / 1e-2
     np.testing.assert_allclose(slope, difference, atol=5e-3 * np.abs(difference).max() + 1e-3)
 
 
@@ -255,32 +267,47 @@ def test_a_grid_for_each_element_is_a_basis_for_each_element(x64, name):
     basis = EACH[name](ends)
     assert basis.grid.batch_shape == (3,) and not any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(basis))
     alone = [EACH[name]((ends[0][[i]], ends[1][[i]])) for i in range(3)]
-    z = jnp.linspace(-3.0, 5.0, 60)[:, None]
-    coefficients = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, basis.num_basis)))
-    values = evaluate(basis, z)
-    combination = contract(basis, z[:, None], coefficients)
+    z, coefficients = np.linspace(-3.0, 5.0, 60)[:, None], np.random.default_rng(0).normal(size=(2, 3, basis.num_basis))
+
+    @quick_jit
+    def results(basis, alone, z, coefficients):
+        combinations = [
+            [b.contract(z, c[:, i]) for c in (coefficients[:1], coefficients[1:])] for i, b in enumerate(alone)
+        ]
+        over_elements = jax.vmap(lambda b, c: b.contract(z[:, 0], c))(basis, coefficients[0])
+        together = basis(z), basis.contract(z[:, None], coefficients), over_elements
+        return *together, [b(z) for b in alone], combinations
+
+    values, combination, over_elements, values_alone, combinations_alone = jax.tree.map(
+        np.asarray, results(basis, alone, z, coefficients)
+    )
     # Along a batch of grids, and with a second batch axis for which the grids are the same.
     for i in range(3):
-        np.testing.assert_allclose(values[:, i], alone[i](z)[:, 0], rtol=1e-12, atol=1e-12)
-        expected = alone[i].contract(z, coefficients[:1, i])[:, 0], alone[i].contract(z, coefficients[1:, i])[:, 0]
-        np.testing.assert_allclose(combination[:, :, i], np.stack(expected, -1), rtol=1e-12, atol=1e-12)
-        own = basis_values(basis, breakpoints(basis)[i], np.asarray(z[:, 0]))
+        np.testing.assert_allclose(values[:, i], values_alone[i][:, 0], rtol=1e-12, atol=1e-12)
+        expected = np.concatenate(combinations_alone[i], -1)
+        np.testing.assert_allclose(combination[:, :, i], expected, rtol=1e-12, atol=1e-12)
+        own = basis_values(basis, breakpoints(basis)[i], z[:, 0])
         np.testing.assert_allclose(values[:, i], own, atol=1e-12)
     np.testing.assert_array_equal(basis.domain[0], ends[0] if name != "knots" else ends[0] ** 3)
-    over_elements = jax.vmap(lambda b, c: b.contract(z[:, 0], c))(basis, coefficients[0])
     np.testing.assert_allclose(over_elements, combination[:, 0].T, rtol=1e-12, atol=1e-12)
 
 
 def test_grids_of_traced_points_are_made_and_used_inside_a_program():
-    knots = jnp.asarray(KNOTS)
-    inside = jax.jit(lambda knots, z: BSpline.from_knots(knots, 3)(z))(knots, jnp.linspace(-1.5, 2.0, 20))
-    np.testing.assert_allclose(inside, BASES["knots, degree 3"](jnp.linspace(-1.5, 2.0, 20)), atol=1e-5)
+    knots, z = np.array(KNOTS, np.float32), np.linspace(-1.5, 2.0, NUM_POINTS, dtype=np.float32)
+    inside = quick_jit(lambda knots, z: BSpline.from_knots(knots, 3)(z))(knots, z)
+    np.testing.assert_allclose(inside, evaluate(BASES["knots, degree 3"], z), atol=1e-5)
 
 
 def test_whole_numbers_are_numbers():
-    z = jnp.linspace(-1.5, 2.5, 9)
-    np.testing.assert_array_equal(RBF(4, (-1, 2))(z), RBF(4, (-1.0, 2.0))(z))
-    np.testing.assert_array_equal(BSpline.from_knots([-1, 0, 2], 2)(z), BSpline.from_knots([-1.0, 0.0, 2.0], 2)(z))
+    bases = (
+        RBF(4, (-1, 2)),
+        RBF(4, (-1.0, 2.0)),
+        BSpline.from_knots([-1, 0, 2], 2),
+        BSpline.from_knots([-1.0, 0.0, 2.0], 2),
+    )
+    values = quick_jit(lambda z: [basis(z) for basis in bases])(np.linspace(-1.5, 2.5, 9, dtype=np.float32))
+    np.testing.assert_array_equal(*values[:2])
+    np.testing.assert_array_equal(*values[2:])
     ends = np.array([-1, -2]), np.array([2, 3])
     for basis in (Chebyshev(3, ends), BSpline.from_knots(np.stack(ends, -1), 1)):
         assert basis.domain[0].dtype == jnp.float32

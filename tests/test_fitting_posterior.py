@@ -1,5 +1,6 @@
 """Yesterday's posterior as today's prior: what is read, and what of its dependence is kept."""
 
+import functools
 import sys
 
 import arviz as az
@@ -12,6 +13,7 @@ import pytest
 import scipy.stats
 from numpyro.distributions.transforms import ComposeTransform
 from numpyro.infer import MCMC, NUTS
+from prior_cases import quick_jit
 
 from numpyro_kaem import BSpline, KAPrior
 from numpyro_kaem.arviz import posterior_samples
@@ -47,6 +49,23 @@ def flat(values):
     return values.reshape(4_000, *values.shape[2:])
 
 
+@functools.partial(quick_jit, static_argnums=1)
+def sample(prior, num_draws):
+    return prior.sample(jax.random.key(0), (num_draws,))
+
+
+@pytest.fixture(scope="module")
+def fitted(draws):
+    """A prior of "beta" for every way to keep its dependence, or none."""
+    ways = {
+        "independent": {},
+        "copula": {"correlated": True},
+        "pca": {"rotation": "pca"},
+        "ica": {"rotation": "ica"},
+    }
+    return {way: fit_posterior(inference_data(**draws), "beta", **options, **OPTIONS) for way, options in ways.items()}
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
@@ -66,8 +85,8 @@ def test_dimensions_may_come_in_another_order(draws):
     np.testing.assert_array_equal(posterior_samples(dataset, ["beta"])["beta"], flat(draws["beta"]))
 
 
-def test_independent_marginals_are_those_of_the_samples(draws):
-    prior = fit_posterior(inference_data(**draws), "beta", **OPTIONS)
+def test_independent_marginals_are_those_of_the_samples(draws, fitted):
+    prior = fitted["independent"]
     assert isinstance(prior, KAPrior) and prior.batch_shape == (3,)
     expected = fit_samples(flat(draws["beta"]), **OPTIONS).prior
     np.testing.assert_array_equal(prior.energy.coefficients, expected.energy.coefficients)
@@ -75,7 +94,8 @@ def test_independent_marginals_are_those_of_the_samples(draws):
     assert fit_posterior(draws, "matrix", **OPTIONS).batch_shape == (2, 2)
     stacked = fit_posterior(draws, ["sigma", "beta"], **OPTIONS)
     assert stacked.batch_shape == (4,)
-    np.testing.assert_allclose(stacked.mean[1:], prior.mean, rtol=1e-5)
+    for ours, expected in zip(jax.tree.leaves(stacked), jax.tree.leaves(prior), strict=True):
+        np.testing.assert_allclose(ours[1:], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cross_validation_takes_runs_of_the_chains():
@@ -97,7 +117,7 @@ def test_weights_may_have_the_chains_shape(draws):
             np.testing.assert_array_equal(ours, theirs)
     z, share = flat(draws["beta"]), weights.ravel() / weights.sum()
     np.testing.assert_allclose(by_chain.marginal_dist.reference.loc, share @ z, rtol=1e-5)
-    scores = np.asarray(dist.Normal().icdf(by_chain.marginal_dist.cdf(z)))
+    scores = scipy.stats.norm.ppf(quick_jit(lambda p, z: p.marginal_dist.cdf(z))(by_chain, z))
     expected = np.cov(scores.T, aweights=share)
     expected /= np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_allclose(by_chain.correlation_matrix, expected, atol=0.01)
@@ -106,8 +126,8 @@ def test_weights_may_have_the_chains_shape(draws):
 @pytest.mark.slow
 def test_a_reference_bounds_the_support(draws):
     prior = fit_posterior(draws, "sigma", reference=dist.Gamma(2.0, 0.5), **OPTIONS)
-    assert np.asarray(prior.sample(jax.random.key(0), (2_000,))).min() > 0.0
-    np.testing.assert_allclose(prior.mean, draws["sigma"].mean(), rtol=0.02)
+    assert np.asarray(sample(prior, 2_000)).min() > 0.0
+    np.testing.assert_allclose(quick_jit(lambda p: p.mean)(prior), draws["sigma"].mean(), rtol=0.02)
 
 
 # Correlations ---------------------------------------------------------------------------------------------------------
@@ -118,7 +138,7 @@ def test_a_copula_keeps_marginals_and_the_correlation_of_normal_scores(draws):
     prior = KAPrior.from_posterior(inference_data(**draws), "beta", correlated=True, **OPTIONS)
     assert isinstance(prior, dist.GaussianCopula)
     assert prior.event_shape == (3,) and prior.batch_shape == ()
-    new = np.asarray(prior.sample(jax.random.key(0), (4_000,)))
+    new = np.asarray(sample(prior, 4_000))
     for coordinate in range(3):
         # Kolmogorov-Smirnov of two samples of 4,000: 0.06 is exceeded with a probability below 1e-6.
         assert scipy.stats.ks_2samp(new[:, coordinate], z[:, coordinate]).statistic < 0.06
@@ -129,8 +149,8 @@ def test_a_copula_keeps_marginals_and_the_correlation_of_normal_scores(draws):
     np.testing.assert_allclose(prior.correlation_matrix, np.corrcoef(scores.T), atol=1e-5)
 
 
-def test_independent_coordinates_lose_the_correlation(draws):
-    new = np.asarray(fit_posterior(draws, "beta", **OPTIONS).sample(jax.random.key(0), (4_000,)))
+def test_independent_coordinates_lose_the_correlation(draws, fitted):
+    new = np.asarray(sample(fitted["independent"], 4_000))
     assert np.corrcoef(flat(draws["beta"]).T)[0, 1] > 0.5
     assert np.abs(np.corrcoef(new.T) - np.eye(3)).max() < 0.1  # six standard errors
 
@@ -139,14 +159,17 @@ def test_independent_coordinates_lose_the_correlation(draws):
 def test_the_density_of_a_copula_is_sklar_s(draws, x64):
     prior = fit_posterior(draws, "beta", correlated=True, **OPTIONS)
     z = flat(draws["beta"])[::400]
-    scores = scipy.stats.norm.ppf(np.asarray(prior.marginal_dist.cdf(z)))
+    u, marginal, log_prob = quick_jit(
+        lambda p, z: (p.marginal_dist.cdf(z), p.marginal_dist.log_prob(z), p.log_prob(z))
+    )(prior, z)
+    scores = scipy.stats.norm.ppf(u)
     joint = scipy.stats.multivariate_normal(cov=np.asarray(prior.correlation_matrix)).logpdf(scores)
-    expected = joint - scipy.stats.norm.logpdf(scores).sum(-1) + np.asarray(prior.marginal_dist.log_prob(z)).sum(-1)
-    np.testing.assert_allclose(prior.log_prob(z), expected, atol=1e-8)
+    expected = joint - scipy.stats.norm.logpdf(scores).sum(-1) + np.asarray(marginal).sum(-1)
+    np.testing.assert_allclose(log_prob, expected, atol=1e-8)
 
 
-def test_draws_of_a_copula_are_finite_where_the_normal_cdf_rounds_to_one(draws):
-    marginal = fit_posterior(draws, "beta", **OPTIONS)
+def test_draws_of_a_copula_are_finite_where_the_normal_cdf_rounds_to_one(fitted):
+    marginal = fitted["independent"]
     cholesky = jnp.eye(3)
 
     class Extreme(dist.MultivariateNormal):
@@ -158,56 +181,59 @@ def test_draws_of_a_copula_are_finite_where_the_normal_cdf_rounds_to_one(draws):
 
     copula = OpenGaussianCopula(marginal, correlation_cholesky=cholesky)
     copula.base_dist = Extreme(jnp.zeros(3), jnp.eye(3))
-    assert np.isfinite(copula.sample(jax.random.key(0), (2,))).all()
     plain = dist.GaussianCopula(marginal, correlation_cholesky=cholesky)
     plain.base_dist = copula.base_dist
-    assert not np.isfinite(plain.sample(jax.random.key(0), (2,))).all()
+    ours, numpyro_s = quick_jit(lambda: [p.sample(jax.random.key(0), (2,)) for p in (copula, plain)])()
+    assert np.isfinite(ours).all()
+    assert not np.isfinite(numpyro_s).all()
 
 
 @pytest.mark.slow
-def test_gradients_of_a_copula_are_finite_far_out(draws):
-    prior = fit_posterior(draws, "beta", correlated=True, **OPTIONS)
-    far = prior.marginal_dist.mean + jnp.linspace(-30.0, 30.0, 41)[:, None] * jnp.sqrt(prior.marginal_dist.variance)
-    gradient = jax.vmap(jax.grad(prior.log_prob))(far)
-    assert np.isfinite(prior.log_prob(far)).all() and np.isfinite(gradient).all()
+def test_gradients_of_a_copula_are_finite_far_out(fitted):
+    @quick_jit
+    def far_out(prior):
+        mean, std = prior.marginal_dist.mean, jnp.sqrt(prior.marginal_dist.variance)
+        return jax.vmap(jax.value_and_grad(prior.log_prob))(mean + jnp.linspace(-30.0, 30.0, 41)[:, None] * std)
+
+    for value in far_out(fitted["copula"]):
+        assert np.isfinite(value).all()
 
 
 @pytest.mark.parametrize("rotation", ["pca", "ica"])
-def test_a_rotation_keeps_mean_and_covariance(draws, rotation):
-    z = flat(draws["beta"])
-    prior = fit_posterior(inference_data(**draws), "beta", rotation=rotation, **OPTIONS)
+def test_a_rotation_keeps_mean_and_covariance(draws, fitted, rotation):
+    z, prior = flat(draws["beta"]), fitted[rotation]
     assert prior.event_shape == (3,) and prior.batch_shape == ()
     matrix, sources = np.asarray(prior.transforms[0].matrix), prior.base_dist.base_dist
-    np.testing.assert_allclose(sources.mean, 0.0, atol=0.02)
-    np.testing.assert_allclose(sources.variance, 1.0, atol=0.08)
+    mean, variance = quick_jit(lambda p: (p.mean, p.variance))(sources)
+    np.testing.assert_allclose(mean, 0.0, atol=0.02)
+    np.testing.assert_allclose(variance, 1.0, atol=0.08)
     np.testing.assert_allclose(matrix @ matrix.T, np.cov(z.T, bias=True), rtol=1e-3, atol=1e-3)
     scale = z.std(axis=0)
-    new = np.asarray(prior.sample(jax.random.key(0), (100_000,)))
+    new = np.asarray(sample(prior, 100_000))
     np.testing.assert_allclose((new.mean(0) - z.mean(0)) / scale, 0.0, atol=0.04)
     np.testing.assert_allclose(np.corrcoef(new.T), np.corrcoef(z.T), atol=0.04)
 
 
-def test_independent_components_are_found(draws):
+def test_independent_components_are_found(draws, fitted):
     # Of the 3 x 3 correlations of true and found sources, one in each row and column is near one.
-    prior = fit_posterior(draws, "beta", rotation="ica", **OPTIONS)
-    z = flat(draws["beta"])
+    z, prior = flat(draws["beta"]), fitted["ica"]
     found = np.asarray(prior.transforms[0].inv(jnp.asarray(z)))
     sources = np.linalg.solve(MIXING, (z - np.array([5.0, -3.0, 100.0])).T).T
     cross = np.abs(np.corrcoef(sources.T, found.T)[:3, 3:])
     assert sorted(cross.argmax(1)) == [0, 1, 2] and cross.max(1).min() > 0.98
     # The better the coordinates, the likelier the draws: ICA over PCA over none.
-    pca, none = (fit_posterior(draws, "beta", rotation=rotation, **OPTIONS) for rotation in ("pca", None))
-    likelihoods = [float(jnp.mean(d.log_prob(z))) for d in (prior, pca, none.to_event(1))]
+    priors = prior, fitted["pca"], fitted["independent"].to_event(1)
+    likelihoods = np.array(quick_jit(lambda priors: [jnp.mean(p.log_prob(z)) for p in priors])(priors))
     assert likelihoods[0] > likelihoods[1] + 0.05 > likelihoods[2] + 0.5
 
 
-def test_principal_axes_are_those_of_the_correlation_matrix_and_do_not_depend_on_units(draws):
+def test_principal_axes_are_those_of_the_correlation_matrix_and_do_not_depend_on_units(draws, fitted):
     z = flat(draws["beta"])
     units = np.array([1.0, 1e-2, 1e3])
-    here = fit_posterior(draws, "beta", rotation="pca", **OPTIONS).transforms[0].matrix
+    here = np.asarray(fitted["pca"].transforms[0].matrix)
     there = fit_posterior({"beta": draws["beta"] * units}, "beta", rotation="pca", **OPTIONS).transforms[0].matrix
     np.testing.assert_allclose(there, here * units[:, None], rtol=1e-3, atol=1e-5)
-    shares = (np.asarray(here) / z.std(0)[:, None]) ** 2
+    shares = (here / z.std(0)[:, None]) ** 2
     np.testing.assert_allclose(shares.sum(0), np.sort(np.linalg.eigvalsh(np.corrcoef(z.T)))[::-1], rtol=1e-4)
 
 
@@ -216,12 +242,12 @@ def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
     matrix = {"matrix": np.random.default_rng(0).normal(size=(4, 1_000, 2, 2)) + np.arange(4.0).reshape(2, 2)}
     prior = fit_posterior(matrix, "matrix", **options, **OPTIONS)
     assert prior.event_shape == (2, 2)
-    z = prior.sample(jax.random.key(0), (3, 2_000))
-    assert z.shape == (3, 2_000, 2, 2) and prior.log_prob(z).shape == (3, 2_000)
+    z = quick_jit(lambda p: p.sample(jax.random.key(0), (3, 2_000)))(prior)
+    assert z.shape == (3, 2_000, 2, 2) and jax.eval_shape(prior.log_prob, z).shape == (3, 2_000)
     np.testing.assert_allclose(np.mean(z, axis=(0, 1)), np.arange(4.0).reshape(2, 2), atol=0.12)
     both = fit_posterior(draws, ["sigma", "beta"], **options, **OPTIONS)
     assert both.event_shape == (4,)
-    new = np.asarray(both.sample(jax.random.key(0), (20_000,)))
+    new = np.asarray(sample(both, 20_000))
     np.testing.assert_allclose(new.mean(0), np.append(draws["sigma"].mean(), flat(draws["beta"]).mean(0)), rtol=0.05)
 
 
@@ -230,8 +256,8 @@ def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
 def test_nuts_draws_from_the_prior_as_it_samples_itself(draws, options):
     prior = fit_posterior(draws, "beta", **options)
     mcmc = MCMC(NUTS(lambda: numpyro.sample("z", prior)), num_warmup=500, num_samples=4_000, progress_bar=False)
-    mcmc.run(jax.random.key(0))
-    z, exact = np.asarray(mcmc.get_samples()["z"]), np.asarray(prior.sample(jax.random.key(1), (20_000,)))
+    mcmc.run(jax.random.key(1))
+    z, exact = np.asarray(mcmc.get_samples()["z"]), np.asarray(sample(prior, 20_000))
     # At least 500 effective draws: 0.25 standard deviations are more than five standard errors.
     np.testing.assert_allclose((z.mean(0) - exact.mean(0)) / exact.std(0), 0.0, atol=0.25)
     np.testing.assert_allclose(np.corrcoef(z.T), np.corrcoef(exact.T), atol=0.2)
@@ -242,15 +268,21 @@ def test_nuts_draws_from_the_prior_as_it_samples_itself(draws, options):
 
 def test_a_rotation_is_inverted_and_has_the_jacobian_of_automatic_differentiation(x64):
     rotation = Rotation(jnp.array([1.0, 2.0, 3.0]), jnp.asarray(MIXING))
-    s = jax.random.normal(jax.random.key(0), (5, 4, 3))
-    z = rotation(s)
-    np.testing.assert_allclose(rotation.inv(z), s, atol=1e-12)
-    np.testing.assert_allclose(rotation._inverse(z), s, atol=1e-12)
-    expected = np.linalg.slogdet(jax.jacobian(rotation)(s[0, 0]))[1]
-    assert rotation.log_abs_det_jacobian(s, z).shape == (5, 4)
-    np.testing.assert_allclose(rotation.log_abs_det_jacobian(s, z), expected)
-    np.testing.assert_allclose(rotation.inv.log_abs_det_jacobian(z, s), -expected)
-    np.testing.assert_allclose(ComposeTransform([rotation, rotation.inv])(s), s, atol=1e-12)
+    s = np.random.default_rng(0).normal(size=(5, 4, 3))
+
+    @quick_jit
+    def rotate(rotation, s):
+        z = rotation(s)
+        there_and_back = rotation.inv(z), rotation._inverse(z), ComposeTransform([rotation, rotation.inv])(s)
+        log_dets = rotation.log_abs_det_jacobian(s, z), -rotation.inv.log_abs_det_jacobian(z, s)
+        return there_and_back, log_dets, jax.jacobian(rotation)(s[0, 0])
+
+    there_and_back, log_dets, jacobian = rotate(rotation, s)
+    for again in there_and_back:
+        np.testing.assert_allclose(again, s, atol=1e-12)
+    for log_det in log_dets:
+        assert log_det.shape == (5, 4)
+        np.testing.assert_allclose(log_det, np.full((5, 4), np.linalg.slogdet(jacobian)[1]))
 
 
 def test_a_rotation_is_a_pytree_and_is_equal_to_itself_only():

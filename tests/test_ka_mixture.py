@@ -17,7 +17,7 @@ from numpyro_kaem import BSpline, KAMixture, KAPrior
 SPLINE = BSpline(num_intervals=6, degree=3, domain=(-2.0, 2.0))
 NORMAL = dist.Normal(0.3, 1.2)
 LOGITS = np.array([0.5, -1.0, 0.2], np.float32)
-GRID = jnp.linspace(-4.0, 4.0, 15)
+GRID = np.linspace(-4.0, 4.0, 15, dtype=np.float32)
 
 
 def make(batch_shape=(2,), logits=LOGITS, reference=NORMAL, **options):
@@ -31,7 +31,11 @@ def compute(mixture, points):
     return mixture.log_prob(points), u, mixture.icdf(u), mixture.mean, mixture.variance
 
 
-functions = quick_jit(compute)
+compiled = quick_jit(compute)
+
+
+def functions(mixture, points):
+    return [np.asarray(result) for result in compiled(mixture, points)]
 
 
 def test_density_cdf_and_moments_are_weighted_sums_over_the_components():
@@ -84,7 +88,7 @@ def test_batches_of_references_and_of_components_broadcast():
 def test_the_dtype_is_the_components_where_float64_is_enabled(x64, reference):
     loc = 0.3 if reference == "shared" else jnp.array([-0.7, 0.2, 1.0], jnp.float32)
     mixture = make(reference=dist.Normal(loc, jnp.float32(1.2)))
-    results = jax.eval_shape(lambda: compute(mixture, jnp.zeros((4, 2), jnp.float32)))
+    results = jax.eval_shape(compute, mixture, np.zeros((4, 2), np.float32))
     assert {result.dtype for result in results} == {jnp.dtype("float32")}
 
 
@@ -94,11 +98,11 @@ def test_logits_broadcast_against_the_components(shape):
     mixture = make(logits=logits)
     batch_shape = np.broadcast_shapes(shape[:-1], (2,))
     assert mixture.batch_shape == batch_shape
-    for result in jax.tree.leaves(jax.eval_shape(lambda: compute(mixture, jnp.zeros(batch_shape)))):
+    for result in jax.tree.leaves(jax.eval_shape(compute, mixture, np.zeros(batch_shape, np.float32))):
         assert result.shape == batch_shape
     if len(shape) == 3:
-        log_prob = quick_jit(mixture.log_prob)(jnp.zeros(()))
-        alone = quick_jit(lambda: make(logits=logits[1]).log_prob(jnp.zeros(())))()
+        alone = make(logits=logits[1])
+        log_prob, alone = quick_jit(lambda *mixtures: [m.log_prob(jnp.zeros(())) for m in mixtures])(mixture, alone)
         np.testing.assert_allclose(log_prob[1], alone, rtol=1e-5)
 
 
@@ -143,10 +147,14 @@ def test_pytree_expansion_and_vmap_keep_the_distribution():
     for result, one in zip(results, expected, strict=False):
         one = one if one.ndim == 1 else one[:, None]
         np.testing.assert_allclose(result, np.broadcast_to(one, result.shape), rtol=1e-5, atol=1e-5)
-    draws = quick_jit(lambda: expanded.sample(jax.random.key(0)))()
+    many, z = np.stack([LOGITS, LOGITS[::-1]]), jnp.asarray(GRID[:, None])
+    draws, mapped = quick_jit(
+        lambda many: (
+            expanded.sample(jax.random.key(0)),
+            jax.vmap(lambda logits: KAMixture(mixture.components, logits).log_prob(z))(many),
+        )
+    )(many)
     assert draws.shape == (3, 2) and len(np.unique(draws)) == 6
-    many = jnp.stack([LOGITS, LOGITS[::-1]])
-    mapped = quick_jit(jax.vmap(lambda logits: KAMixture(mixture.components, logits).log_prob(GRID[:, None])))(many)
     np.testing.assert_allclose(mapped[0], expected[0], rtol=1e-5, atol=1e-5)
 
 
@@ -157,15 +165,18 @@ def test_plates_expand_mixtures_and_joint_mixtures():
         with numpyro.plate("data", 5):
             numpyro.sample("z", mixture.to_event(1))
 
-    with numpyro.handlers.seed(rng_seed=0):
-        site = numpyro.handlers.trace(model).get_trace()["z"]
-    assert site["value"].shape == (5, 2) and len(np.unique(site["value"])) == 10
-    np.testing.assert_allclose(
-        jax.jit(site["fn"].log_prob)(site["value"]), jax.jit(mixture.log_prob)(site["value"]).sum(-1), rtol=1e-5
-    )
+    @quick_jit
+    def results(key):
+        with numpyro.handlers.seed(rng_seed=key):
+            site = numpyro.handlers.trace(model).get_trace()["z"]
+        return site["value"], site["fn"].log_prob(site["value"]), mixture.log_prob(site["value"]).sum(-1)
+
+    z, joint, summed = results(jax.random.key(0))
+    assert z.shape == (5, 2) and len(np.unique(z)) == 10
+    np.testing.assert_allclose(joint, summed, rtol=1e-5)
 
 
-@jax.jit
+@quick_jit
 def quantiles_and_back(mixture, u):
     z = mixture.icdf(u)
     return z, mixture.cdf(z), mixture.log_prob(z)
@@ -180,8 +191,8 @@ def quantiles_and_back(mixture, u):
 )
 def test_quantiles_increase_and_invert_the_cdf(seed, std, logits, u):
     mixture = KAMixture(KAPrior(random_energy(SPLINE, (2, 3), std, seed), NORMAL), jnp.array(logits, jnp.float32))
-    u = jnp.sort(jnp.array(u, jnp.float32))[:, None] + jnp.zeros(2)
-    z, again, log_prob = quantiles_and_back(mixture, u)
+    u = np.sort(np.array(u, np.float32))[:, None] + np.zeros(2, np.float32)
+    z, again, log_prob = (np.asarray(result) for result in quantiles_and_back(mixture, u))
     assert np.all(np.diff(z, axis=0) >= 0)
     # Both functions are off by up to 1e-6, and z is a rounded number.
     assert np.all(np.abs(again - u) <= 2e-6 + np.exp(log_prob) * np.spacing(np.abs(z)))

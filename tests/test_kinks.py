@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.special
 import scipy.stats
 from prior_cases import BASES, element, make_basis, quick_jit, random_energy
 from reference_density import ReferenceDensity
@@ -99,32 +100,42 @@ def test_kinks_of_transformed_truncated_and_mixed_references():
     assert kinks(dist.Normal(0.0, 1.0)) is None
 
 
-@pytest.mark.parametrize("points", [[0.5, 0.5, -7.0], [0.3, 0.31, 0.3], [0.1, 0.4, 5.0]])
+def polynomial(z):
+    return 1.0 + z - 2.0 * z**3 + z**5
+
+
 @pytest.mark.parametrize("basis", ["b-spline", "spline domains", "fourier"])
-def test_panels_that_are_cut_still_integrate(x64, basis, points):
+def test_panels_that_are_cut_still_integrate(x64, basis):
     """Kinks that repeat, share a panel, lie on an edge or outside of the domain: pieces have a width, and add up."""
     rule, basis = GaussLegendre(6, 2), make_basis(basis, (-1.0, 1.0), (3,))
     panels = Panels.lay_out(rule, basis, -np.inf, np.inf, 1e-16)
-    cut = CutPanels.at(jnp.asarray(points), panels, basis, jnp.float64)
-    edges, sizes = cut.edges(basis), cut.sizes(basis)
-    assert edges.shape[-1] == len(panels.cells) + len(points) + 1
+
+    @quick_jit
+    def pieces(points):
+        cut = CutPanels.at(points, panels, basis, jnp.float64)
+        # A polynomial at the pieces' nodes from those of the panels.
+        refined = cut.refine(polynomial(jnp.asarray(sum(panels.nodes(basis, rule, np.float64)))), rule)
+        return cut.edges(basis), cut.sizes(basis), sum(cut.nodes(basis, rule, jnp.float64)), refined
+
+    for points in ([0.5, 0.5, -7.0], [0.3, 0.31, 0.3], [0.1, 0.4, 5.0]):
+        check_pieces(points, len(panels.cells), rule, *(np.asarray(part) for part in pieces(np.array(points))))
+
+
+def check_pieces(points, num_panels, rule, edges, sizes, nodes, refined):
+    assert edges.shape[-1] == num_panels + len(points) + 1
     assert np.all(np.diff(edges) > 0)
     np.testing.assert_allclose(np.diff(edges), sizes, rtol=1e-9)
     inside = [point for point in points if np.all((point > edges[..., :1]) & (point < edges[..., -1:]))]
     for point in inside:
         np.testing.assert_allclose(np.min(np.abs(edges - point), -1), 0.0, atol=1e-14)
-
-    # A polynomial at the pieces' nodes from those of the panels, and the integral of |z - point| times it.
-    function = lambda z: 1.0 + z - 2.0 * z**3 + z**5  # noqa: E731
-    nodes = sum(cut.nodes(basis, rule, jnp.float64))
-    refined = cut.refine(function(jnp.asarray(sum(panels.nodes(basis, rule, np.float64)))), rule)
-    np.testing.assert_allclose(refined, function(nodes), atol=1e-12)
-    integrand = np.asarray(refined) * np.abs(np.asarray(nodes) - points[0])
-    found = np.sum(integrand * rule.weights * np.asarray(sizes)[..., None], (-2, -1))
+    np.testing.assert_allclose(refined, polynomial(nodes), atol=1e-12)
+    # The integral of |z - point| times it.
+    integrand = refined * np.abs(nodes - points[0])
+    found = np.sum(integrand * rule.weights * sizes[..., None], (-2, -1))
     ends = np.broadcast_to(np.stack([edges[..., 0], edges[..., -1]], -1), (*found.shape, 2)).reshape(-1, 2)
     for value, (low, high) in zip(np.ravel(found), ends, strict=True):
         expected, _ = scipy.integrate.quad(
-            lambda z: function(z) * abs(z - points[0]),
+            lambda z: polynomial(z) * abs(z - points[0]),
             low,
             high,
             points=[points[0]] if low < points[0] < high else None,
@@ -135,30 +146,35 @@ def test_panels_that_are_cut_still_integrate(x64, basis, points):
 def test_gradients_of_a_learned_kink_are_those_of_finite_differences(x64):
     energy = random_energy(BSpline(8, 3, (-3.0, 3.0)), (), 1.0, dtype=np.float64)
 
-    @jax.jit
     def outputs(loc):
         prior = KAPrior(energy, dist.Laplace(loc, 0.8))
-        return jnp.stack([prior.log_prob(0.3), prior.icdf(0.4), prior.cdf(1.1), prior.mean, prior.log_normalizer])
+        values = prior.log_prob(0.3), prior.icdf(0.4), prior.cdf(1.1), prior.mean, prior.log_normalizer
+        return jnp.stack(values), jnp.stack(values)
 
-    step = 1e-5
+    slopes_and_values, step = quick_jit(jax.jacfwd(outputs, has_aux=True)), 1e-5
     for loc in (0.137, 0.75, 8.0):  # in a panel, at a knot, in a tail
-        found = jax.jacfwd(outputs)(jnp.asarray(loc))
-        expected = (outputs(loc + step) - outputs(loc - step)) / (2 * step)
+        found, _ = slopes_and_values(loc)
+        (_, above), (_, below) = slopes_and_values(loc + step), slopes_and_values(loc - step)
+        expected = (np.asarray(above) - np.asarray(below)) / (2 * step)
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_different_locations_for_each_component_and_each_coordinate(x64):
     """A mixture whose components have their kinks elsewhere is the weighted sum of these components."""
-    locs = jnp.array([[0.137, -1.31], [0.45, 0.4501]])
-    energy = random_energy(BSpline(20, 3, (-3.0, 3.0)), (2, 2), 3.0, dtype=np.float64)
-    components = KAPrior(energy, dist.Laplace(locs, 1.0))
-    logits = jnp.array([0.4, -0.2])
-    mixture = KAMixture(components, logits)
-    z = jnp.linspace(-5.0, 5.0, 201)[:, None]
-    expected = jnp.sum(jax.nn.softmax(logits) * components.cdf(z[..., None]), -1)
-    np.testing.assert_allclose(quick_jit(mixture.cdf)(z), expected, atol=1e-12)
-    u = jnp.linspace(0.01, 0.99, 99)[:, None]
-    np.testing.assert_allclose(quick_jit(lambda u: mixture.cdf(mixture.icdf(u)))(u), u + jnp.zeros(2), atol=1e-10)
-    alone = UnivariateEnergy(*jax.tree.leaves(element(energy, 1, 0))[:3], energy.basis, energy.base_activation)
-    alone = KAPrior(alone, dist.Laplace(locs[1, 0], 1.0))
-    np.testing.assert_allclose(components.log_normalizer[1, 0], alone.log_normalizer, rtol=1e-12)
+    locs = np.array([[0.137, -1.31], [0.45, 0.4501]])
+    energy, logits = random_energy(BSpline(20, 3, (-3.0, 3.0)), (2, 2), 3.0, dtype=np.float64), np.array([0.4, -0.2])
+    energy_alone = UnivariateEnergy(*jax.tree.leaves(element(energy, 1, 0))[:3], energy.basis, energy.base_activation)
+    z, u = np.linspace(-5.0, 5.0, 201)[:, None], np.linspace(0.01, 0.99, 99)[:, None]
+
+    @quick_jit
+    def results(energy, energy_alone, locs, z, u):
+        components = KAPrior(energy, dist.Laplace(locs, 1.0))
+        mixture = KAMixture(components, jnp.asarray(logits))
+        alone = KAPrior(energy_alone, dist.Laplace(locs[1, 0], 1.0))
+        log_normalizers = components.log_normalizer[1, 0], alone.log_normalizer
+        return components.cdf(z[..., None]), mixture.cdf(z), mixture.cdf(mixture.icdf(u)), log_normalizers
+
+    parts, cdf, u_again, log_normalizers = results(energy, energy_alone, locs, z, u)
+    np.testing.assert_allclose(cdf, np.asarray(parts) @ scipy.special.softmax(logits), atol=1e-12)
+    np.testing.assert_allclose(u_again, u + np.zeros(2), atol=1e-10)
+    np.testing.assert_allclose(*log_normalizers, rtol=1e-12)
