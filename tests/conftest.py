@@ -1,14 +1,38 @@
 """Shared set-up: run-time checks of every jaxtyping annotation, a headless Matplotlib, float64 on request."""
 
 import gc
+import importlib.metadata
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# With these XLA compiles in less than half of the time. The code is slower, which the slow tests, that run more than
+# they compile, do not want: `make test-slow` sets XLA_FLAGS to nothing.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def quick_flags() -> str:
+    """XLA's flags, or none where the installed XLA does not know them: a process that names an unknown one is ended."""
+    known = ROOT / ".cache" / f"xla-{importlib.metadata.version('jaxlib')}-takes-quick-flags"
+    if not known.exists():
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"XLA_FLAGS": QUICK}
+        )
+        known.parent.mkdir(exist_ok=True)
+        known.write_text(QUICK if tried.returncode == 0 else "")
+    return known.read_text()
+
+
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = quick_flags()
 
 # All must precede the first import of what they configure.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a run is compilation. What was compiled is kept for the next run, and for the stages of one, in files.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Two threads of one small product wait for each other, spinning, wherever pytest's processes share the cores.
@@ -20,6 +44,8 @@ install_import_hook("numpyro_kaem", "beartype.beartype")
 
 import jax
 import pytest
+
+import numpyro_kaem
 
 # Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
 MEMORY_MAPS = Path("/proc/self/maps")
@@ -34,6 +60,7 @@ def few_compiled_kernels():
     """Drop what JAX has compiled before it fills the process's table of memory maps."""
     yield
     if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > MANY_MEMORY_MAPS:
+        numpyro_kaem.clear_caches()
         jax.clear_caches()
         gc.collect()
 
