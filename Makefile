@@ -37,7 +37,7 @@ test: $(VENV)/installed-examples,test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(PYTEST_EXTRA)
 
 test-slow: $(VENV)/installed-examples,test
-	@XLA_FLAGS= $(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(PYTEST_EXTRA)
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(PYTEST_EXTRA)
 
 mutants: $(VENV)/installed-examples,test
 	@$(BIN)/python tests/mutants.py

@@ -59,6 +59,8 @@ PUBLIC_NAMES = [
 ASIDE = ["arviz", "generators"]
 LAYERS = [
     "checks",
+    "compiler_options",
+    "fingerprint",
     "rounding",
     "grids",
     "bases",
@@ -72,7 +74,9 @@ LAYERS = [
     "energy_module",
     "convolutions",
     "staging",
+    "programs",
     "model_structure",
+    "model_fingerprint",
     "row_program",
     "self_check",
     "latent_model",

@@ -81,8 +81,8 @@ def ascend(
         def climb(carry):
             number, swarm, reached, means, positions, acceptance = carry
             temperature = None if steps_above is None else steps_above[number].astype(zero.dtype)
-            key_rung, tuning = jax.random.fold_in(key_move, number), Tuning(temperature)
-            swarm, rung = to_next_rung(key_rung, evaluate, kernel, plan, swarm, tuning)
+            rung_keys = jax.vmap(partial(jax.random.fold_in, key_move))(4 * number + jnp.arange(4))
+            swarm, rung = to_next_rung(rung_keys, evaluate, kernel, plan, swarm, Tuning(temperature))
             number = number + 1
             if keep_rungs:
                 positions = positions.at[number].set(swarm.particles.position)
