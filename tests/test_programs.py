@@ -391,6 +391,7 @@ def test_static_arguments_are_compared_by_value_and_functions_by_what_they_compu
     assert apply(scale, 2, jnp.ones(())) == 7.0
     known = SameProgram(scale, "five times")
     assert apply(known, 1, jnp.ones(())) == 6.0
+    assert apply(known, 2, jnp.ones(())) == 7.0
     assert lowered(lambda: apply(SameProgram(lambda x: x, "five times"), 1, jnp.zeros(())))[0] == 0
 
 
