@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # Constants up to this size are compared by content, JAX's larger ones by identity: these may be data sets.
@@ -155,6 +156,8 @@ def _of_value(value: Any, known: dict[int, Hashable] | None = None) -> Hashable:
 
 
 def _of_numbers(value: Any) -> Hashable:
+    if isinstance(value, Tracer):
+        return _Same(value)
     if isinstance(value, Array) and not (
         value.size <= _MOST_NUMBERS
         and value.is_fully_addressable

@@ -115,7 +115,7 @@ def lowered(call):
 
 
 def sample(sampler, model, key=0, scale=1.0, x=DATA):
-    posterior = SAMPLERS[sampler]().run(jax.random.key(key), model, {"scale": jnp.asarray(scale)}, jnp.asarray(x))
+    posterior = SAMPLERS[sampler]().run(jax.random.key(key), model, {"scale": scale}, jnp.asarray(x))
     return np.concatenate([posterior.log_likelihood.ravel(), *(z.ravel() for z in posterior.latents.values())])
 
 

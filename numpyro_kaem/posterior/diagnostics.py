@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -14,8 +15,12 @@ from numpyro_kaem.checks import check_key
 from numpyro_kaem.latent_model import LatentModel
 
 
-def check_call(key: Any, params: Any) -> None:
-    """Raise a TypeError unless a sampler was called with a random key and parameters, outside of transformations."""
+def check_call(key: Any, params: Any) -> dict[str, Any]:
+    """The parameters, numbers as arrays: these are arguments of compiled programs.
+
+    Raises:
+        TypeError: unless a sampler was called with a random key and parameters, outside of transformations.
+    """
     if isinstance(key, Tracer):
         raise TypeError(
             "key must be known: samplers compile what they run, and cannot be called inside of jax.jit, vmap or grad; "
@@ -27,6 +32,7 @@ def check_call(key: Any, params: Any) -> None:
             "params must be a dict of values by parameter site, {} where the model has none, got "
             f"{type(params).__name__}: call run(key, model, params, *data)"
         )
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, dict(params))
 
 
 def warn_if_nothing_observed(latent_model: LatentModel) -> None:

@@ -227,7 +227,7 @@ class ImportanceSampling(ByValue):
                 has not the model's latent sites; for a log-likelihood, or with a guide a ratio of densities, that is
                 NaN or +inf.
         """
-        check_call(key, params)
+        params = check_call(key, params)
         params, data, model_kwargs = compiler_sharded((params, data, model_kwargs))
         latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
         warn_if_nothing_observed(latent_model)

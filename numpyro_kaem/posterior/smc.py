@@ -237,7 +237,7 @@ class TemperedSMC(ByValue):
                 for a log-likelihood that is NaN or +inf at draws from the prior.
             RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
         """
-        check_call(key, params)
+        params = check_call(key, params)
         # Where one datum's particles are too many, its runs take turns; where those of a run are, they move in batches.
         few = self.chunk_size is not None and self.chunk_size < self.num_particles
         batch_size = self.chunk_size if few else 0

@@ -158,7 +158,7 @@ class ParallelTempering(ByValue):
                 for a guide that has not the model's latent sites; for a log-likelihood that is NaN or +inf where chains
                 start.
         """
-        check_call(key, params)
+        params = check_call(key, params)
         per_datum = self.num_chains * len(self.ladder)
         # Where one datum's states are too many, they move in batches.
         batch_size = 0 if self.chunk_size is None or self.chunk_size >= per_datum else self.chunk_size
