@@ -18,13 +18,13 @@ NUM_CHAINS, NUM_STEPS = 20_000, 8
 X = np.array([1.0], np.float32)
 KERNELS = [
     MALA(step_size=0.3),
-    MALA(step_size=0.6, whiten=True),
+    pytest.param(MALA(step_size=0.6, whiten=True), marks=pytest.mark.slow),
     Barker(step_size=0.7),
     HMC(step_size=0.3, num_integration_steps=3),
     pytest.param(NUTS(step_size=0.3, max_num_doublings=3), marks=pytest.mark.slow),
     PCNL(step_size=0.5),
     EllipticalSlice(),
-    LatentGaussian(step_size=1.0),
+    pytest.param(LatentGaussian(step_size=1.0), marks=pytest.mark.slow),
 ]
 
 

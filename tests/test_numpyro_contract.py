@@ -1,6 +1,6 @@
 """What NumPyro asks of a continuous distribution, of KAPrior and KAMixture, over a table of parameterisations.
 
-A row of the table is a form (one density, or a mixture), a basis, a reference and a batch shape. By default every basis
+A row of the table is a form (one density, or a mixture), a basis, a reference and a batch shape. By default every third basis
 of `prior_cases` is met in one row, references and batch shapes in turn; `make test-slow` runs more combinations.
 """
 
@@ -36,12 +36,12 @@ ROW_OF_EACH_BASIS = [
 
 
 def rows(quick):
-    """All rows of the table; all but every other one of the quick ones are marked as slow."""
+    """All rows of the table; all but every third one of the quick ones are marked as slow."""
     ordered = dict.fromkeys([*quick, *ROWS])
     return pytest.mark.parametrize(
         "row",
         [
-            pytest.param(row, marks=() if row in quick[::2] else pytest.mark.slow, id=", ".join(map(str, row)))
+            pytest.param(row, marks=() if row in quick[::3] else pytest.mark.slow, id=", ".join(map(str, row)))
             for row in ordered
         ],
     )
