@@ -1,8 +1,7 @@
 """What NumPyro asks of a continuous distribution, of KAPrior and KAMixture, over a table of parameterisations.
 
 A row of the table is a form (one density, or a mixture), a basis, a reference and a batch shape. By default every third
-basis of `prior_cases` is met in one row, references and batch shapes in turn; `make test-slow` runs the others, and more
-combinations.
+basis of `prior_cases` is met in one row, references and batch shapes in turn; `make test-slow` runs the others too.
 """
 
 import copy
