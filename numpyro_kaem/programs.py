@@ -99,7 +99,10 @@ class _Reusable:
         return self.compiled(*args)(*args)
 
     def compiled(self, *args: Any) -> Callable:
-        """The program for arguments like these, compiled if there is none: a function of such arguments."""
+        """The program for arguments like these, compiled if there is none: a function of such arguments.
+
+        Its `executable` is JAX's, with `memory_analysis` and `cost_analysis`.
+        """
         raise NotImplementedError
 
     def _trace(self, args: tuple) -> tuple[Any, Any]:
@@ -126,6 +129,7 @@ class _Reusable:
         def program(*args: Any) -> Any:
             return jax.tree.unflatten(outputs, compiled(*_arrays(args)))
 
+        program.executable = compiled  # which tells what it costs
         return program
 
 

@@ -122,7 +122,7 @@ def work_is_divided():
     """To each device an eighth of what a step does with data, chains and draws is left, beside what all of them do."""
     for name in OBJECTIVES:
         *_, one, many = on_one_and_on_eight(name)
-        flops = [feed._run.compiled.cost_analysis()["flops"] for feed in (one, many)]
+        flops = [feed._take_steps.executable.cost_analysis()["flops"] for feed in (one, many)]
         assert flops[1] < 0.3 * flops[0], (name, flops)
 
 

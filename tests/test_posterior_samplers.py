@@ -326,22 +326,22 @@ def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
 
     def of_chains(batch_size):
         problem = Problem(model, {}, rows, {}, None, batch_size)
-        start = chains.start.lower(problem, KERNEL, rows, keys, 32, 2, 1)
+        start = chains.start.compiled(problem, KERNEL, rows, keys, 32, 2, 1)
         population, _ = chains.start(problem, KERNEL, rows, keys, 32, 2, 1)
         course = chains.Course(problem, KERNEL, rows, keys, jnp.array([0.5, 1.0]), False, 1, 1)
-        return start, chains.advance.lower((course, zero, zero, jnp.asarray(True)), population)
+        return start, chains.advance.compiled((course, zero, zero, jnp.asarray(True)), population)
 
     def of_particles(batch_size):
         problem = Problem(model, {}, rows, {}, None, batch_size)
         plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, batch_size)
-        start = swarm.start.lower(problem, KERNEL, plan, rows, keys[:, None], 64)
+        start = swarm.start.compiled(problem, KERNEL, plan, rows, keys[:, None], 64)
         particles, _ = swarm.start(problem, KERNEL, plan, rows, keys[:, None], 64)
         course = swarm.Course(problem, KERNEL, plan, rows, keys[:, None])
-        return start, swarm.advance.lower((course, zero, Tuning(None)), particles)
+        return start, swarm.advance.compiled((course, zero, Tuning(None)), particles)
 
     for programs in (of_chains, of_particles):
         for whole, parts in zip(programs(0), programs(8), strict=True):
-            used = [program.compile().compiled.memory_analysis().temp_size_in_bytes for program in (whole, parts)]
+            used = [program.executable.memory_analysis().temp_size_in_bytes for program in (whole, parts)]
             assert used[0] > 64 * 4000 * 4 and used[1] < 0.3 * used[0]
 
 

@@ -84,7 +84,8 @@ class ThermodynamicMLE(ChainObjective):
         import jax.numpy as jnp
         import numpyro
         import numpyro.distributions as dist
-                from numpyro_kaem import Ladder, ThermodynamicMLE, fit
+        import optax
+        from numpyro_kaem import Ladder, ThermodynamicMLE, fit
 
 
         def model(x):
