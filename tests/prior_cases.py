@@ -22,6 +22,7 @@ from numpyro_kaem import (
     UnivariateEnergy,
     Wavelet,
 )
+from numpyro_kaem.compiler_options import RUN_ONCE, known_options
 
 
 class ExactUniform(NamedTuple):
@@ -179,21 +180,7 @@ def call(distribution, method, *arguments):
     return getattr(distribution, method)(*arguments)
 
 
-def known(options):
-    """Those of XLA's options that this version of it has."""
-    names = []
-    for name, value in options.items():
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value})()
-        except jax.errors.JaxRuntimeError:
-            continue
-        names.append(name)
-    return {name: options[name] for name in names}
-
-
 # For tests whose bounds are wide: optimised code would only take longer to compile, as do kernels that are made by way
 # of MLIR, one for each fusion.
-quick_jit = functools.partial(
-    jax.jit, compiler_options=known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
-)
+quick_jit = functools.partial(jax.jit, compiler_options=known_options(RUN_ONCE))
 evaluate_quickly = quick_jit(call, static_argnums=1)
