@@ -154,10 +154,7 @@ class Trapezoid(QuadratureRule):
 
 
 def default_rule(dtype) -> GaussLegendre:
-    """The rule that holds the stated bounds for energies of standard deviation up to 5 on every basis.
-
-    With polynomials of degree 9, panels over which a density changes by four nats are as exact as float32 is.
-    """
+    """The rule that holds the stated bounds for energies of standard deviation up to 5 on every basis."""
     return GaussLegendre(10, 4) if dtype == np.float32 else GaussLegendre(10, 10)
 
 
