@@ -36,6 +36,8 @@ from numpyro_kaem.quadrature import GaussLegendre
 
 # Buckets of a guide table per octave of probability.
 _GUIDE_BITS = 5
+# Of Halley's method, in panels across which the density changes by a factor of millions.
+_MOST_STEPS = 16
 # Where the nodes of tail panels are, whatever the rule of the body: there is nothing to be integrated.
 TAIL_RULE = GaussLegendre()
 
@@ -206,7 +208,8 @@ def table_icdf(
 def _invert(coefficients: list[Array], share: Array) -> Array:
     """Solve Q(t) = share for t in [0, 1]: Halley's method from the inverse of a rational quadratic.
 
-    Three steps reach the rounding error where a density changes by four nats.
+    Two or three steps reach the rounding error where a density changes by a few nats; where it changes by many more,
+    each step comes closer by a tenth of the panel or less.
 
     The rational quadratic has the values and slopes of Q at both ends (Gregory and Delbourgo 1982).
     """
@@ -216,14 +219,22 @@ def _invert(coefficients: list[Array], share: Array) -> Array:
     a, b = 1.0 - at_left + share * bend, at_left - share * bend
     place = 2.0 * share / (b + jnp.sqrt(jnp.maximum(b**2 + 4.0 * a * share, 1e-30)))
 
-    # This loop is written as such because XLA fuses unrolled steps, and repeats much of each for every use of it.
-    def step(_, place):
+    # The error of a step goes with the third power of the step before it.
+    small = float(jnp.finfo(share.dtype).eps) ** (1.0 / 3.0) / 2.0
+
+    def step(state):
+        count, place, _ = state
         value, slope, half_bend = _value_and_derivatives(coefficients, place)
         slope, excess = jnp.maximum(slope, 1e-3), value - share
         change = excess * slope / jnp.maximum(slope**2 - excess * half_bend, 0.5 * slope**2)
-        return jnp.clip(place - change, 0.0, 1.0)
+        moved = jnp.clip(place - change, 0.0, 1.0)
+        return count + 1, moved, jnp.any(jnp.abs(moved - place) > small * place)
 
-    return lax.fori_loop(0, 3, step, jnp.clip(place, 0.0, 1.0))
+    def goes_on(state):
+        count, _, is_moving = state
+        return (count < _MOST_STEPS) & is_moving
+
+    return lax.while_loop(goes_on, step, (0, jnp.clip(place, 0.0, 1.0), True))[1]
 
 
 def _value_and_derivatives(coefficients: list[Array], t: Array | float) -> tuple[Array, Array, Array]:

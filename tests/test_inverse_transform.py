@@ -46,6 +46,25 @@ def exact_cdf(z):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_steep_panels_are_inverted_as_well_as_they_are_tabulated(x64, dtype):
+    """One panel across which a density changes by a factor of exp(12) or exp(16), from either end."""
+    slopes = np.array([-16.0, -12.0, 12.0, 16.0])
+    rule, edges = GaussLegendre(10, 1), np.array([0.0, 1.0])
+
+    @quick_jit
+    def there_and_back(u):
+        log_density = jnp.asarray(slopes[:, None, None] * rule.nodes(edges), dtype)
+        none = jnp.full(len(slopes), -jnp.inf, dtype)
+        table = build_table(log_density, edges, np.diff(edges), rule, none, none)
+        return table_cdf(table, table_icdf(build_inverse(table, None), u))
+
+    u = np.linspace(0.0, 1.0, 1001).astype(dtype)
+    again = np.asarray(there_and_back(jnp.tile(u, (len(slopes), 1))))
+    # Two nats more, and the panel's polynomial does not increase everywhere.
+    np.testing.assert_allclose(again, np.tile(u, (len(slopes), 1)), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_exponential_densities_have_their_cdf_and_quantiles(x64, dtype):
     z = np.linspace(-1.0, 2.0, 401).astype(dtype)
     exact, lower, upper = exact_cdf(z.astype(np.float64))
