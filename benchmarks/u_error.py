@@ -28,6 +28,7 @@ from numpyro_kaem import (
 from numpyro_kaem.quadrature import QuadratureRule
 
 COORDINATES, STANDARD_DEVIATION = 20, 5.0
+ROUGH = (10.0, 20.0, 30.0)
 REFERENCES = {
     "Normal(0, 1)": (dist.Normal, (0.0, 1.0), (-3.0, 3.0)),
     "LogNormal(0, 1)": (dist.LogNormal, (0.0, 1.0), (0.05, 6.0)),
@@ -69,11 +70,11 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, tree)
 
 
-def random_energy(basis, domain, dtype=np.float32) -> UnivariateEnergy:
+def random_energy(basis, domain, dtype=np.float32, standard_deviation=STANDARD_DEVIATION) -> UnivariateEnergy:
     """Energies of the given standard deviation over the domain, whose numbers are float32."""
     energy = UnivariateEnergy.init(jax.random.key(0), (COORDINATES,), basis=basis, scale=1.0)
     values = energy.centered(jnp.linspace(*domain, 400)[:, None])
-    scale = STANDARD_DEVIATION / jnp.std(values, axis=0)
+    scale = standard_deviation / jnp.std(values, axis=0)
     weights = energy.base_weight * scale, energy.coefficients * scale[:, None]
     return cast(cast(eqx.tree_at(lambda e: (e.base_weight, e.coefficients), energy, weights), np.float32), dtype)
 
@@ -100,10 +101,10 @@ def u_error(prior, truth, u):
     return (error - np.maximum(density, np.maximum(*nearby)) * spacing).max(), error.max()
 
 
-def prior_and_truth(basis, name, dtype, rule: QuadratureRule | None = None, panels: int = 40):
+def prior_and_truth(basis, name, dtype, rule: QuadratureRule | None = None, panels: int = 40, **kwargs):
     """The same density in the given dtype, by a rule or the default one, and in float64 on finer panels."""
     family, parameters, domain = REFERENCES[name]
-    energy = random_energy(BASES[basis](domain), domain)
+    energy = random_energy(BASES[basis](domain), domain, **kwargs)
     with jax.enable_x64(True):
         # A grid for each coordinate is made anew from its float32 points, in either dtype.
         grid = lambda: BASES[basis](domain).grid  # noqa: E731
@@ -133,6 +134,19 @@ def print_bases() -> None:
     print_rows(title, ("basis", *REFERENCES), rows)
 
 
+def print_rough() -> None:
+    """Every basis in float32, by the default rule, where energies are rougher than the bounds are stated for."""
+    rows, u = [], np.linspace(0.0, 1.0, 1001)[1:-1].astype(np.float32)
+    for basis in BASES:
+        row = [basis]
+        for standard_deviation in ROUGH:
+            prior, truth = prior_and_truth(basis, "Normal(0, 1)", np.float32, standard_deviation=standard_deviation)
+            row.append(f"{max(u_error(prior, truth, u)[0], 0.0):.0e}")
+        rows.append(tuple(row))
+    title = "u-error in float32 beyond p(z) ulp(z), reference Normal(0, 1), by the energies' standard deviation"
+    print_rows(title, ("basis", *map(str, ROUGH)), rows)
+
+
 def print_rules() -> None:
     """Gauss-Legendre and trapezoid rules of growing size, in float64."""
     rules = [GaussLegendre(n, panels) for n in (4, 6, 8, 10) for panels in (1, 4, 10)]
@@ -151,8 +165,9 @@ def print_rules() -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     print_bases()
+    print_rough()
     print_rules()
 
 

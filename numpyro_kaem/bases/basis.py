@@ -61,6 +61,11 @@ class Basis(eqx.Module):
         return np.append(points[:-1], high)
 
     @property
+    def steep_cells(self) -> bool:
+        """Whether a combination of the functions may cross its whole range in one cell, so that quadrature is finer."""
+        return False
+
+    @property
     def stretched(self) -> bool:
         """Whether the cells are those of [0, 1], moved and stretched, wherever the domain lies."""
         return True

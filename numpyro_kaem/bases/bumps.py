@@ -267,6 +267,11 @@ class Wavelet(_Bumps):
         """A Morlet wavelet is a wave of 5 radians a unit."""
         return 5.0 / math.pi if self.kind == "morlet" else 1.0
 
+    @property
+    def steep_cells(self) -> bool:
+        """Cells of a Morlet wavelet are half waves."""
+        return self.kind == "morlet"
+
     def bump(self, t, xp):
         """The wavelet at t."""
         return _WAVELETS[self.kind](t, xp)

@@ -91,6 +91,11 @@ class Fourier(_Series):
         return 2 * self.num_frequencies + 1
 
     @property
+    def steep_cells(self) -> bool:
+        """A wave goes from crest to trough in half a period."""
+        return True
+
+    @property
     def unit_breakpoints(self) -> np.ndarray:
         """Half periods of the highest frequency."""
         return np.linspace(0.0, 1.0, 2 * self.num_frequencies + 1)

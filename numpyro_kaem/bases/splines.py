@@ -114,6 +114,11 @@ class BSpline(Basis):
         return np.linspace(0.0, 1.0, self.num_intervals + 1)
 
     @property
+    def steep_cells(self) -> bool:
+        """Of a polygon, whose values at two neighbouring knots have nothing to do with each other."""
+        return self.degree == 1
+
+    @property
     def stretched(self) -> bool:
         """Whether the knots are uniform."""
         return self.uniform

@@ -47,9 +47,9 @@ class KAPrior(TabulatedDistribution):
         energy: the learned function f, a `UnivariateEnergy`.
         reference: pi0, a continuous univariate NumPyro distribution; its parameters may be learned. One whose `icdf`
             does not work has its tails inverted by bisection of its `cdf`.
-        quadrature: the panel rule, such as `GaussLegendre(10, 40)` for an energy that is rougher than a standard
-            deviation of 5 nats; None for that of the energy's dtype, `GaussLegendre(10, 4)` in float32 and
-            `GaussLegendre(10, 10)` in float64, with which quantiles are exact for smoother ones.
+        quadrature: the panel rule, such as `GaussLegendre(10, 40)` for an energy that is much rougher than a standard
+            deviation of 5 nats; None for one with which quantiles are exact for smoother ones, `GaussLegendre(10, 10)`
+            in float64, and in float32 `GaussLegendre(10, 4)` for all bases whose cells are not steep.
         validate_args: as in every NumPyro distribution; an energy has to be finite.
 
     Raises:

@@ -229,8 +229,8 @@ class TabulatedDistribution(dist.Distribution):
 
     @property
     def _rule(self) -> QuadratureRule:
-        """The panel rule: as it was given, or that of the dtype."""
-        return default_rule(self._dtype) if self.quadrature is None else self.quadrature
+        """The panel rule: as it was given, or that of the dtype and the basis."""
+        return default_rule(self._dtype, self._basis) if self.quadrature is None else self.quadrature
 
     @property
     def _panels(self) -> Panels:
