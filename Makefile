@@ -7,11 +7,11 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 PYTEST_EXTRA ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-slow mutants lint format docs docs-serve bench clean
+.PHONY: help quickstart test test-slow test-docs mutants lint format docs docs-serve bench clean
 
 help:
 	@echo "make quickstart   train a small model on MNIST digits and leave pictures in outputs/"
-	@echo "make test         run the tests (about the slow ones: make test-slow)"
+	@echo "make test         run the tests (more of them: make test-slow; the code of the documentation: make test-docs)"
 	@echo "make mutants      put faults into copies of the package, and see that the tests notice each (minutes)"
 	@echo "make lint         ruff check and ruff format --check   (make format repairs)"
 	@echo "make docs         run every example and build the documentation into site/"
@@ -38,6 +38,9 @@ test: $(VENV)/installed-examples,test
 
 test-slow: $(VENV)/installed-examples,test
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(PYTEST_EXTRA)
+
+test-docs: $(VENV)/installed-examples,test
+	@$(BIN)/python -m pytest -m docs $(patsubst loadfile,load,$(PYTEST_ARGS)) tests/test_docs.py
 
 mutants: $(VENV)/installed-examples,test
 	@$(BIN)/python tests/mutants.py

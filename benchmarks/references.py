@@ -93,16 +93,16 @@ def how(name: str) -> str:
 PROBABILITIES = np.linspace(0.0, 1.0, 2001, dtype=np.float32)[1:-1]
 
 
-def there_and_back(prior: KAPrior) -> tuple[Array, Array]:
+def there_and_back(prior: KAPrior, u: Array) -> tuple[Array, Array]:
     """Quantiles z = icdf(u), and cdf(z)."""
-    z = prior.icdf(PROBABILITIES)
+    z = prior.icdf(u)
     return z, prior.cdf(z)
 
 
-def round_trip(prior: KAPrior, compiled: Callable | None = None) -> float:
+def round_trip(prior: KAPrior, compiled: Callable | None = None, u: np.ndarray = PROBABILITIES) -> float:
     """The largest |cdf(icdf(u)) - u|."""
     compiled = compiled or jax.jit(there_and_back)
-    return float(np.max(np.abs(compiled(prior)[1] - PROBABILITIES)))
+    return float(np.max(np.abs(compiled(prior, u)[1] - u)))
 
 
 @jax.jit

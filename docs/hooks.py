@@ -11,6 +11,10 @@ A script is in percent format and begins with a Markdown cell whose first line i
     # %%
     import numpyro_kaem
 
+A cell with the tag "checks" is run but not shown: assertions that hold what the page says.
+
+    # %% tags=["checks"]
+
 Any page may show the figures of a script, the first of which is `![caption](example:quickstart#1)`.
 
 An example that raises fails the build. Results are kept under ``.cache/examples`` until the script or the
@@ -145,6 +149,7 @@ def heading(notebook, script):
 def render(notebook, script, title):
     """Return the page of an example as Markdown, and its figures by file name."""
     notebook = nbformat.from_dict(notebook)
+    notebook.cells = [cell for cell in notebook.cells if "checks" not in cell.metadata.get("tags", ())]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_noise(output)]

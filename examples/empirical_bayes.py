@@ -433,3 +433,36 @@ figure.savefig(outputs / "empirical_bayes_schools.png", dpi=120)
 # cost little more than one nat for all schools together. The data hardly object, so what holds a learned prior back,
 # the penalty and the reference, decides the answer. With so few data average over priors, as the hierarchical model
 # does, and learn a density when there are hundreds.
+
+# %% tags=["checks"]
+if not smoke:
+    # Two populations.
+    reached = {name: log_evidence.mean() for name, (log_evidence, _) in exact.items()}
+    squared = {name: np.mean((mean - z) ** 2) for name, (_, mean) in exact.items()}
+    assert 0 <= bound - reached["learned"] < 0.01
+    assert squared["true"] < squared["learned"] < squared["normal"] < np.mean((y - z) ** 2)
+    for name, (mean, posterior) in sampled.items():
+        assert abs(posterior.log_evidence.mean() - reached[name]) < 0.02
+        assert np.mean((mean - exact[name][1]) ** 2) < 0.01
+
+    # Efron and Morris's own figures: total squared errors 0.077 and 0.022, and 17.56 and 5.01 on the arcsine scale.
+    assert abs(errors["no pooling"] - 0.077) < 0.002
+    assert abs(errors["James-Stein"] - 0.022) < 0.001
+    scaled_rest = np.sqrt(45) * np.arcsin(2 * rest - 1)
+    assert abs(np.sum((scaled - scaled_rest) ** 2) - 17.56) < 0.05
+    assert abs(np.sum((shrunk - scaled_rest) ** 2) - 5.01) < 0.05
+    for name in ["learned, penalised", "learned, not penalised"]:
+        assert errors[name] < errors["complete pooling"] < errors["no pooling"]
+        assert abs(errors[name] / errors["James-Stein"] - 1) < 0.1
+    assert 0 <= players_scores["nonparametric"] - players_scores["learned, not penalised"] < 0.1
+    assert players_scores["nonparametric"] - players_scores["learned, penalised"] < np.log(2)
+
+    # Eight schools: all alike is the best prior of all, and a wide one is hardly worse.
+    assert 8 * gain < 1e-6
+    best = rows["all schools alike"][1]
+    assert best - rows["learned, not penalised"][1] < 0.05
+    assert rows["learned, not penalised"][0] < 2.0
+    assert 5.0 < rows["learned, penalised"][0] < 10.0
+    assert best - rows["reference"][1] < 1.5
+    # Under hierarchical averaging no school's uncertainty is as small as maximum likelihood makes it.
+    assert np.all(rows["hierarchical normal"][3] > 3 * rows["learned, not penalised"][3])

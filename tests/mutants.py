@@ -77,6 +77,20 @@ MUTANTS = [
         "test_inverse_transform.py::test_a_guide_changes_where_the_search_begins_and_nothing_else",
     ),
     Mutant(
+        "the search for a quantile ends after three steps",
+        "inverse_transform.py",
+        "_MOST_STEPS = 16",
+        "_MOST_STEPS = 3",
+        "test_inverse_transform.py::test_steep_panels_are_inverted_as_well_as_they_are_tabulated[float32]",
+    ),
+    Mutant(
+        "a polygon's cells have as few panels as a smooth function's",
+        "bases/splines.py",
+        "return self.degree == 1",
+        "return self.degree < 1",
+        "test_prior_exactness.py::test_quantiles_of_rough_energies_in_float32[degree 1]",
+    ),
+    Mutant(
         "draws are cut off at a share of 2^-11 of a tail",
         "inverse_transform.py",
         "np.arange(8.0, bits + 1.0)",
@@ -96,7 +110,7 @@ MUTANTS = [
         "jnp.where(z < low, constants.at_ends[0], jnp.where(z > high, constants.at_ends[1], energy))",
         "jnp.where(z < low, constants.at_ends[1], jnp.where(z > high, constants.at_ends[0], energy))",
         "test_prior_exactness.py::test_quantiles_are_exact_and_the_density_integrates_to_one_in_float32"
-        "[log-normal-rbf-univariate]",
+        "[log-normal-degree 0-univariate]",
     ),
     Mutant(
         "upper tails are mirrored at zero, not at the location",
@@ -617,7 +631,7 @@ MUTANTS = [
         "latent_model.py",
         "return SameProgram(self.program.model, self.program.fingerprint)",
         "return SameProgram(self.program.model, tuple(self.latent_shapes))",
-        "test_programs.py::test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now[importance-scalar]",
+        "test_programs.py::test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now[importance-all]",
     ),
     Mutant(
         "programs with other constants are taken for the same",

@@ -1,5 +1,6 @@
 """Conversion to ArviZ, on whichever line of ArviZ is installed."""
 
+import functools
 import importlib.util
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer.reparam import LocScaleReparam
 from scipy import stats
+from speed import slow_unless
 
 from numpyro_kaem.arviz import pareto_k, pareto_smooth
 from numpyro_kaem.posterior import EllipticalSlice, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
@@ -168,19 +170,22 @@ SAMPLERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def of_samplers():
-    return {name: sampler.run(jax.random.key(0), model, {}, X) for name, sampler in SAMPLERS.items()}
+@functools.cache
+def of_sampler(name):
+    return SAMPLERS[name].run(jax.random.key(0), model, {}, X)
 
 
-@pytest.fixture(scope="module")
-def converted_samplers(of_samplers):
-    return {name: posterior.to_arviz(**QUIET) for name, posterior in of_samplers.items()}
+@functools.cache
+def converted_of(name):
+    return of_sampler(name).to_arviz(**QUIET)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_equal_weights_keep_chains_and_draws(of_samplers, converted_samplers, name):
-    posterior, converted = of_samplers[name], converted_samplers[name]
+QUICK = ["Langevin", "ParallelTempering", "TemperedSMC"]
+
+
+@pytest.mark.parametrize("name", slow_unless(QUICK, SAMPLERS))
+def test_equal_weights_keep_chains_and_draws(name):
+    posterior, converted = of_sampler(name), converted_of(name)
     a = converted["posterior"]["a"]
     assert a.shape == (3, 200, 3)
     by_chain = posterior.latents["a"].reshape(3, 3, 200)
@@ -202,8 +207,8 @@ def test_equal_weights_keep_chains_and_draws(of_samplers, converted_samplers, na
         assert "swap_acceptance" not in statistics
 
 
-def test_rhat_compares_chains_and_tells_those_that_disagree(of_samplers):
-    posterior = of_samplers["TemperedSMC"]
+def test_rhat_compares_chains_and_tells_those_that_disagree():
+    posterior = of_sampler("TemperedSMC")
     assert rhat(posterior) < 1.1
     apart = posterior.latents["a"].copy()
     apart[1, :200] += 3.0  # the first run of datum 1
@@ -216,9 +221,9 @@ def rhat(posterior):
     return float(getattr(found, "dataset", found)["a"].max())
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_num_samples_resamples_equal_weights_too(of_samplers, name):
-    converted = of_samplers[name].to_arviz(num_samples=50, **CHEAP)
+@pytest.mark.parametrize("name", QUICK)
+def test_num_samples_resamples_equal_weights_too(name):
+    converted = of_sampler(name).to_arviz(num_samples=50, **CHEAP)
     assert converted["posterior"]["a"].shape == (1, 50, 3)
 
 
@@ -264,8 +269,8 @@ def test_a_global_model_has_a_log_likelihood_for_every_observation(eight_schools
     assert -31.5 < elpd(loo) < -30.0
 
 
-def test_arviz_plots_what_every_sampler_gives(converted_samplers, converted, eight_schools):
-    for idata in [converted, eight_schools, *converted_samplers.values()]:
+def test_arviz_plots_what_every_sampler_gives(converted, eight_schools):
+    for idata in [converted, eight_schools, *map(converted_of, QUICK)]:
         assert len(az.summary(idata)) > 0
         az.plot_trace(idata)
         (az.plot_ppc if hasattr(az, "plot_ppc") else az.plot_ppc_dist)(idata)

@@ -103,10 +103,10 @@ def test_density_and_latents_are_learned_together():
 @pytest.mark.slow
 def test_credible_bands_cover_the_truth_as_often_as_they_say():
     """Densities drawn from the prior itself, and data from them: 90 per cent bands cover nine tenths of the truth."""
-    num_problems, num_data, num_samples = 40, 100, 400
+    num_problems, num_data, num_samples = 40, 100, 200
     model = model_of(num_problems, num_data)
     truth = Predictive(model, num_samples=1)(jax.random.key(0))
-    draws = sample(model, truth["x"][0], num_samples, num_warmup=400)
+    draws = sample(model, truth["x"][0], num_samples, num_warmup=250)
     z = jnp.linspace(-2.0, 2.0, 25)[:, None] + jnp.zeros(num_problems)
     expected = densities(truth["energy/coefficients"], z[None])[0]
     found = densities(draws["energy/coefficients"], jnp.broadcast_to(z, (num_samples, *z.shape)))

@@ -61,12 +61,6 @@ def docstrings():
                 yield name, path, node.body[0].lineno - 1, blocks(text)
 
 
-SLOW_EXAMPLES = {
-    "numpyro_kaem.distributions.reparam.ICDFReparam",
-    "numpyro_kaem.energy_module.adapt_svi_grid",
-    "numpyro_kaem.objectives.langevin.LangevinMLE",
-    "numpyro_kaem.objectives.thermodynamic.ThermodynamicMLE",
-}
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -84,18 +78,15 @@ def reader(monkeypatch, tmp_path):
     [path for path in MARKDOWN if blocks(path.read_text())],
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
-@pytest.mark.slow
+@pytest.mark.docs
 def test_markdown_blocks_run(path):
     execute(blocks(path.read_text()), path)
 
 
 @pytest.mark.parametrize(
-    ("path", "line", "examples"),
-    [
-        pytest.param(*rest, id=name, marks=pytest.mark.slow if name in SLOW_EXAMPLES else ())
-        for name, *rest in sorted(docstrings())
-    ],
+    ("path", "line", "examples"), [pytest.param(*rest, id=name) for name, *rest in sorted(docstrings())]
 )
+@pytest.mark.docs
 def test_docstring_examples_run(path, line, examples):
     execute(examples, path, line)
 

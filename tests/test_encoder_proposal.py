@@ -86,6 +86,7 @@ def test_chunks_do_not_change_the_result():
     np.testing.assert_allclose(chunked.log_likelihood, posterior.log_likelihood, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_wider_guide_gives_the_evidence_and_more_effective_draws_than_the_prior_in_ten_dimensions():
     model, guide, params, x, exact = linear_gaussian(10, 3, widen=1.2)
     options = {"guide": guide, "guide_params": params}
@@ -250,6 +251,7 @@ def test_chains_start_at_the_guide_s_draws(ladder):
         assert np.all(distance < ks_bound(2_000)), (name, distance)
 
 
+@pytest.mark.slow
 def test_whitened_chains_start_where_the_guide_says():
     """A scale that is another latent, and a learned density, there and back through the whitened coordinates."""
 

@@ -65,6 +65,7 @@ def test_thermodynamic_integration_knows_its_error_and_its_bias(num_intervals):
     np.testing.assert_allclose(estimate.bias.mean(), bias, rtol=2.0 / num_intervals)
 
 
+@pytest.mark.slow
 def test_thermodynamic_integration_along_the_ladder_of_smc_knows_its_error_and_its_bias():
     """As above, by 100 data that are alike; a single run's error is that of its particles."""
 

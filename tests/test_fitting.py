@@ -164,6 +164,7 @@ def test_coordinates_are_fitted_as_if_alone():
 # How close it comes ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_number_of_samples_and_is_near_the_best_smoothness_s():
     errors = []
     for num_samples in (100, 1_000, 10_000):

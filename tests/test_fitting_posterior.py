@@ -237,7 +237,9 @@ def test_principal_axes_are_those_of_the_correlation_matrix_and_do_not_depend_on
     np.testing.assert_allclose(shares.sum(0), np.sort(np.linalg.eigvalsh(np.corrcoef(z.T)))[::-1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"correlated": True}, {"rotation": "pca"}], ids=["copula", "pca"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"correlated": True}, marks=pytest.mark.slow), {"rotation": "pca"}], ids=["copula", "pca"]
+)
 def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
     matrix = {"matrix": np.random.default_rng(0).normal(size=(4, 1_000, 2, 2)) + np.arange(4.0).reshape(2, 2)}
     prior = fit_posterior(matrix, "matrix", **options, **OPTIONS)
@@ -252,7 +254,7 @@ def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"correlated": True}, {"rotation": "ica"}], ids=["copula", "ica"])
+@pytest.mark.parametrize("options", [{"correlated": True}], ids=["copula"])
 def test_nuts_draws_from_the_prior_as_it_samples_itself(draws, options):
     prior = fit_posterior(draws, "beta", **options)
     mcmc = MCMC(NUTS(lambda: numpyro.sample("z", prior)), num_warmup=500, num_samples=4_000, progress_bar=False)

@@ -11,6 +11,7 @@ import pytest
 from numpyro.contrib.module import eqx_module, random_eqx_module
 from numpyro.infer import SVI, Trace_ELBO
 from prior_cases import quick_jit
+from speed import slow_unless
 
 from numpyro_kaem import RBF, BSpline, KAPrior, UnivariateEnergy
 from numpyro_kaem.grids import Grid
@@ -37,7 +38,7 @@ def bits(basis):
     return np.asarray(basis.breakpoints).tobytes(), [np.asarray(end).tobytes() for end in basis.domain]
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", slow_unless(["learned scale, domain each"], BASES))
 def test_optimisers_leave_grids_alone(basis):
     energy = UnivariateEnergy.init(jax.random.key(0), (3,), basis=BASES[basis]())
     before = bits(energy.basis)

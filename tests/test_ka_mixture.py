@@ -92,7 +92,7 @@ def test_the_dtype_is_the_components_where_float64_is_enabled(x64, reference):
     assert {result.dtype for result in results} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 3), (4, 2, 3), (4, 1, 3)])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 1, 3)])
 def test_logits_broadcast_against_the_components(shape):
     logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     mixture = make(logits=logits)

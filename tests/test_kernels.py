@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy.stats import norm
+from speed import slow_unless
 from tempered_models import GRID, NOISE, PRIOR, decode, distance, ks_bound, quadrature, two_modes
 
 from numpyro_kaem import HMC, MALA, NUTS, PCNL, ULA, Barker, EllipticalSlice, LatentGaussian
@@ -18,14 +19,21 @@ NUM_CHAINS, NUM_STEPS = 20_000, 8
 X = np.array([1.0], np.float32)
 KERNELS = [
     MALA(step_size=0.3),
-    pytest.param(MALA(step_size=0.6, whiten=True), marks=pytest.mark.slow),
+    MALA(step_size=0.6, whiten=True),
     Barker(step_size=0.7),
     HMC(step_size=0.3, num_integration_steps=3),
-    pytest.param(NUTS(step_size=0.3, max_num_doublings=3), marks=pytest.mark.slow),
+    NUTS(step_size=0.3, max_num_doublings=3),
     PCNL(step_size=0.5),
     EllipticalSlice(),
-    pytest.param(LatentGaussian(step_size=1.0), marks=pytest.mark.slow),
+    LatentGaussian(step_size=1.0),
 ]
+
+
+def kernels(*quick):
+    """A test of all kernels, by default of those of these numbers."""
+    names = [type(kernel).__name__ + "-whitened" * kernel.whiten for kernel in KERNELS]
+    cases = slow_unless([KERNELS[number] for number in quick], KERNELS)
+    return pytest.mark.parametrize("kernel", cases, ids=names)
 
 
 @functools.cache
@@ -76,7 +84,7 @@ def exact_draws(temperature):
     return np.interp(np.random.default_rng(1).uniform(size=NUM_CHAINS), cdf, GRID), cdf
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__ + "-whitened" * kernel.whiten)
+@kernels(0, 2)
 def test_exact_draws_stay_exact(kernel):
     """Detailed balance: a wrong acceptance rule shows at once. False alarm: 1e-6."""
     temperature = 0.6
@@ -104,7 +112,7 @@ def three_correlated(z):
     return Point(z, -0.5 * z @ z, -0.5 * residual @ residual, -z, LOADINGS.T @ residual / NOISE)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: type(kernel).__name__ + "-whitened" * kernel.whiten)
+@kernels(3, 5, 6)
 def test_exact_draws_of_correlated_latents_stay_exact(kernel):
     """As above, in three dimensions with a scale for each; whitening a standard normal prior changes nothing."""
     temperature = 0.6
@@ -137,6 +145,7 @@ def test_exact_draws_of_correlated_latents_stay_exact(kernel):
         assert distance(projection, norm.cdf(GRID)) < ks_bound(NUM_CHAINS, 1e-6 / len(directions))
 
 
+@pytest.mark.slow
 def test_at_temperature_zero_the_prior_is_left_alone():
     u = np.random.default_rng(1).uniform(size=NUM_CHAINS)
     cdf = np.asarray(jax.jit(PRIOR.cdf)(jnp.asarray(GRID)))

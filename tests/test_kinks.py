@@ -1,5 +1,7 @@
 """References whose density has a kink: quadrature panels end there, wherever it lies, and if only a program knows."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import scipy.special
 import scipy.stats
 from prior_cases import BASES, element, make_basis, quick_jit, random_energy
 from reference_density import ReferenceDensity
+from speed import slow_unless
 
 from numpyro_kaem import BSpline, KAMixture, KAPrior, UnivariateEnergy
 from numpyro_kaem.cut_panels import CutPanels
@@ -28,8 +31,13 @@ KINKED = {
         (-3.0, 3.0),
     ),
 }
-FAST = {("inside a cell", "mixture", np.float32), ("far from zero", "univariate", np.float32)}
-FAST |= {("asymmetric", "univariate", np.float64)}
+FAST = {("inside a cell", "mixture", np.float32), ("asymmetric", "univariate", np.float64)}
+# Every kink in both forms and both dtypes, though not in all four combinations.
+EVERY = [
+    (name, form, dtype)
+    for name, dtypes in zip(KINKED, itertools.cycle([(np.float64, np.float32), (np.float32, np.float64)]), strict=False)
+    for form, dtype in zip(("univariate", "mixture"), dtypes, strict=True)
+]
 
 
 def probabilities(dtype):
@@ -39,12 +47,7 @@ def probabilities(dtype):
 
 @pytest.mark.parametrize(
     ("name", "form", "dtype"),
-    [
-        pytest.param(name, form, dtype, marks=() if (name, form, dtype) in FAST else pytest.mark.slow)
-        for name in KINKED
-        for form in ("univariate", "mixture")
-        for dtype in (np.float32, np.float64)
-    ],
+    slow_unless(FAST, EVERY),
 )
 def test_quantiles_densities_and_moments_with_a_kink(request, name, form, dtype):
     """The bounds of every other reference, for energies of standard deviation 5; parameters are traced."""
@@ -159,6 +162,7 @@ def test_gradients_of_a_learned_kink_are_those_of_finite_differences(x64):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_different_locations_for_each_component_and_each_coordinate(x64):
     """A mixture whose components have their kinks elsewhere is the weighted sum of these components."""
     locs = np.array([[0.137, -1.31], [0.45, 0.4501]])

@@ -1,7 +1,7 @@
 """What NumPyro asks of a continuous distribution, of KAPrior and KAMixture, over a table of parameterisations.
 
-A row of the table is a form (one density, or a mixture), a basis, a reference and a batch shape. By default every third
-basis of `prior_cases` is met in one row, references and batch shapes in turn; `make test-slow` runs the others too.
+A row of the table is a form (one density, or a mixture), a reference, a batch shape and a basis: every combination of
+the first three once, with the bases of `prior_cases` in turn.
 """
 
 import copy
@@ -20,6 +20,7 @@ from numpyro.distributions import biject_to, kl_divergence
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.infer.util import log_density
 from prior_cases import BASES, CASES, quick_jit, random_energy
+from speed import slow_unless
 
 from numpyro_kaem import KAMixture, KAPrior
 
@@ -27,22 +28,22 @@ REFERENCES = ("normal", "log-normal", "uniform")
 BATCH_SHAPES = ((), (3,), (2, 1))
 
 
-# One combination in seven: every basis with every reference and every batch shape, though not all at once.
-ROWS = list(itertools.product(("prior", "mixture"), BASES, REFERENCES, BATCH_SHAPES))[::7]
-ROW_OF_EACH_BASIS = [
-    *zip(itertools.repeat("prior"), BASES, itertools.cycle(REFERENCES), itertools.cycle(BATCH_SHAPES), strict=False),
-    ("mixture", "b-spline", "uniform", (3,)),
+ROWS = [
+    (form, basis, *rest)
+    for (form, *rest), basis in zip(
+        itertools.product(("prior", "mixture"), REFERENCES, BATCH_SHAPES), itertools.cycle(BASES), strict=False
+    )
 ]
 
 
-def rows(quick):
-    """All rows of the table; all but every third one of the quick ones are marked as slow."""
-    ordered = dict.fromkeys([*quick, *ROWS])
+def rows(*quick, step=1):
+    """Rows of the table, those that are not named by their numbers marked as slow."""
     return pytest.mark.parametrize(
         "row",
         [
-            pytest.param(row, marks=() if row in quick[::3] else pytest.mark.slow, id=", ".join(map(str, row)))
-            for row in ordered
+            pytest.param(row, marks=() if number in quick else pytest.mark.slow, id=", ".join(map(str, row)))
+            for number, row in enumerate(ROWS)
+            if number in quick or number % step == 0
         ],
     )
 
@@ -55,14 +56,13 @@ def make(row, dtype=np.float32, seed=0, std=1.5):
     return KAMixture(prior, jnp.asarray([0.4, -0.2], dtype)) if form == "mixture" else prior
 
 
-row_of_each_basis = rows(ROW_OF_EACH_BASIS)
 # Where a check does not depend on what the functions are.
 one_of_each_form = pytest.mark.parametrize(
     "row", [("prior", "b-spline", "normal", (3,)), ("mixture", "b-spline", "uniform", (3,))], ids=["prior", "mixture"]
 )
 
 
-@rows([("mixture", "b-spline", "uniform", (2, 1))])
+@rows(17, step=4)
 def test_shapes_with_sample_and_batch_dimensions_in_front(row):
     d, batch_shape = make(row), row[-1]
     assert d.batch_shape == batch_shape and d.event_shape == ()
@@ -87,7 +87,7 @@ def test_shapes_with_sample_and_batch_dimensions_in_front(row):
     jax.eval_shape(check)  # traced, not computed
 
 
-@row_of_each_basis
+@rows(8, 12)
 def test_functions_are_consistent_with_each_other(x64, row):
     """log_prob is the derivative of cdf, icdf inverts it, derivatives of log_prob are those of finite differences."""
     d = make(row, np.float64)
@@ -125,7 +125,7 @@ def test_functions_are_consistent_with_each_other(x64, row):
         np.testing.assert_allclose(quotient, expected, rtol=1e-5, atol=2e-6)
 
 
-@rows([("prior", "b-spline", "log-normal", (3,))])
+@rows(4, step=2)
 def test_draws_have_the_moments_and_the_entropy(row):
     d = make(row)
     num_draws = 20_000
@@ -187,8 +187,7 @@ def test_shapes_are_inferred_from_shapes():
     assert KAMixture.infer_shapes(components=(4,), logits=(2, 5, 4)) == ((2, 5), ())
 
 
-@pytest.mark.parametrize("case", ["log-normal", "uniform"])
-@pytest.mark.parametrize("form", ["prior", "mixture"])
+@pytest.mark.parametrize(("form", "case"), [("prior", "log-normal"), ("mixture", "uniform")])
 def test_values_outside_the_support_are_reported_where_arguments_are_validated(form, case):
     d = quick_jit(lambda d: d.tabulate())(make((form, "b-spline", case, ())))
     outside, inside = np.array([-5.0, 0.5], np.float32), np.array([0.25, 0.5], np.float32)
@@ -212,7 +211,7 @@ def test_arguments_are_validated_where_that_is_asked_for():
     KAPrior(components.energy, components.reference, validate_args=True).validate_args()
 
 
-@one_of_each_form
+@pytest.mark.parametrize("row", [("mixture", "b-spline", "uniform", (3,))], ids=["mixture"])
 def test_wrappers_of_numpyro(row):
     """expand, to_event and mask: log-densities are broadcast, summed, and zero where masked."""
     d = make(row)
@@ -260,7 +259,7 @@ def test_unconstrained_values_lead_into_the_support(row):
     assert np.all(np.isfinite(feasible))
 
 
-@row_of_each_basis
+@rows(0, 16)
 def test_pytrees_copies_and_pickles_are_the_same_distribution(row):
     d = make(row).expand((2, *make(row).batch_shape[1:]) if row[-1] == (2, 1) else row[-1])
     leaves, structure = jax.tree.flatten(d)
@@ -293,7 +292,7 @@ def test_a_pickled_distribution_computes_the_same(row):
     np.testing.assert_array_equal(d.log_prob(z), again.log_prob(z))
 
 
-@row_of_each_basis
+@rows(0, 16)
 def test_repr_names_the_distribution_and_its_shapes(row):
     d = make(row)
     text = repr(d)
@@ -312,12 +311,11 @@ ARGUMENTS = {"prior": ("energy", "reference"), "mixture": ("components", "logits
 MAPPED = [
     (form, argument, axis) for form, names in ARGUMENTS.items() for argument in (*names, "all") for axis in (0, 1)
 ]
-QUICKLY_MAPPED = [("prior", "energy", 0), ("mixture", "logits", 1)]
 
 
 @pytest.mark.parametrize(
     ("form", "argument", "axis"),
-    [pytest.param(*case, marks=() if case in QUICKLY_MAPPED else pytest.mark.slow) for case in MAPPED],
+    slow_unless([("prior", "energy", 0)], MAPPED[::3]),
 )
 def test_distributions_are_mapped_along_the_axes_that_vmap_over_names(form, argument, axis):
     d = make((form, "b-spline", "normal", (3,)))
@@ -369,7 +367,7 @@ def at_time(form, energy, t):
     }[form]
 
 
-@pytest.mark.parametrize("form", ["batch of references", "expanded mixture", "prior", "expanded", "joint", "mixture"])
+@pytest.mark.parametrize("form", ["batch of references", "expanded mixture", "joint"])
 @pytest.mark.slow
 def test_scan_stacks_distributions_along_time(form):
     """NumPyro's `scan` gives one site with a time axis in front of its batch shape, and every step's density."""

@@ -72,8 +72,10 @@ def labels(x):
         numpyro.sample("x", dist.Bernoulli(logits=z), obs=x)
 
 
-@pytest.mark.parametrize(("label", "reason"), [(2.0, "outside of its support, Boolean"), (np.nan, "NaN: mask what is")])
-@pytest.mark.parametrize("name", ["importance", "smc"])
+@pytest.mark.parametrize(
+    ("name", "label", "reason"),
+    [("importance", 2.0, "outside of its support, Boolean"), ("smc", np.nan, "NaN: mask what is")],
+)
 def test_data_out_of_support_have_no_likelihood_and_are_told(name, label, reason):
     with pytest.warns(RuntimeWarning, match=rf"first at index 1 \(whose observed site 'x' (is|has) {reason}"):
         posterior = SAMPLERS[name].run(KEY, labels, {}, np.where([False, True, False], np.float32(label), LABELS))

@@ -148,11 +148,13 @@ def float32_losses():
     return train(None)
 
 
+@pytest.mark.slow
 def test_losses_in_bfloat16_follow_those_in_float32(float32_losses):
     # A relative error of 2^-8 in a mean g(z), over noise of 0.5, is 0.01 in the exponent's root; nats of 3 dimensions.
     np.testing.assert_allclose(train(jnp.bfloat16), float32_losses, atol=0.03)
 
 
+@pytest.mark.slow
 def test_losses_in_float64_are_those_in_float32_but_for_rounding(float32_losses, x64):
     np.testing.assert_allclose(train(None), float32_losses, atol=1e-4)
 

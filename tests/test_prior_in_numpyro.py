@@ -165,6 +165,7 @@ def test_bounds_of_guides_reach_the_evidence(name):
     np.testing.assert_allclose(z.mean(0), mean, atol=0.35)
 
 
+@pytest.mark.slow
 def test_a_delta_guide_finds_the_mode():
     one, two, log_joint = grid_of_posterior()
     guide = AutoDelta(two_latents)

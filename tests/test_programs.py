@@ -1,7 +1,6 @@
 """Compiled programs are reused where a call computes the same as an earlier one, and only there."""
 
 import gc
-import itertools
 import weakref
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import Trace_ELBO
+from speed import slow_unless
 
 from numpyro_kaem import (
     ULA,
@@ -76,11 +76,13 @@ BOUND = {
 }
 
 
-def closure(kind="scalar"):
-    """A model, and what it closes over; a KAPrior, which takes long to compile, where that is what matters."""
+EVERY_KIND = list(BOUND)
+
+
+def closure():
+    """A model, and what it closes over."""
     parts = SimpleNamespace(**{name: first for name, (first, _) in BOUND.items()})
-    if kind != "prior":
-        parts.prior = dist.Normal(0.0, 1.0)
+    parts.prior = dist.Normal(0.0, 1.0)
 
     def model(x):
         scale = numpyro.param("scale", 1.0)
@@ -135,40 +137,43 @@ def train(objective, model, key=0, x=DATA, **options):
     return np.hstack([result.history["held_out_log_likelihood"], result.history["loss"], result.params["scale"]])
 
 
-def check_rebinding(run, kind):
-    """Where a name is bound to another value the result is that of programs compiled anew."""
-    model, parts = closure(kind)
-    before, after = BOUND[kind]
-    first = run(model)
-    setattr(parts, kind, after)
-    second = run(model)
-    assert not np.allclose(first, second, rtol=1e-3)
-    setattr(parts, kind, before)
-    np.testing.assert_array_equal(run(model), first)
-    setattr(parts, kind, after)
+def check_rebinding(run, kinds):
+    """Names are bound to other values, one after the other: no result is an old one, the last that of a new program."""
+    model, parts = closure()
+    at_first = dict(vars(parts))
+    results = [run(model)]
+    for kind in kinds:
+        # The prior is a normal one at first, for which programs compile sooner.
+        for value in BOUND[kind][kind != "prior" :]:
+            setattr(parts, kind, value)
+            results.append(run(model))
+            assert not np.allclose(results[-1], results[-2], rtol=1e-3), kind
+    at_last = dict(vars(parts))
+    vars(parts).update(at_first)
+    np.testing.assert_array_equal(run(model), results[0])
+    vars(parts).update(at_last)
     clear_caches()
-    np.testing.assert_allclose(run(model), second, rtol=1e-5)
+    np.testing.assert_allclose(run(model), results[-1], rtol=1e-5)
 
 
-def slow_unless(quick, cases):
-    """All cases, those that are not quick marked as slow."""
-    return [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+def rebindings(quick, every):
+    """Cases that run by default, and everything that a model may close over among the slow tests."""
+    cases = [*quick.items(), *(pytest.param(name, EVERY_KIND, marks=pytest.mark.slow) for name in every)]
+
+    def label(value):
+        return value if isinstance(value, str) else "all" if value == EVERY_KIND else ", ".join(value)
+
+    return pytest.mark.parametrize(("name", "kinds"), cases, ids=label)
 
 
-QUICK = [("importance", kind) for kind in BOUND] + [("langevin", "scalar"), ("tempering", "array"), ("smc", "function")]
+@rebindings({"importance": EVERY_KIND, "langevin": ["scalar"]}, ["langevin", "tempering", "smc"])
+def test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now(name, kinds):
+    check_rebinding(lambda model: sample(name, model), kinds)
 
 
-@pytest.mark.parametrize(("sampler", "kind"), slow_unless(QUICK, itertools.product(SAMPLERS, BOUND)))
-def test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now(sampler, kind):
-    check_rebinding(lambda model: sample(sampler, model), kind)
-
-
-QUICK = [("importance", "function"), ("langevin", "module"), ("elbo", "array")]
-
-
-@pytest.mark.parametrize(("objective", "kind"), slow_unless(QUICK, itertools.product(OBJECTIVES, BOUND)))
-def test_fit_sees_what_a_name_in_the_model_is_bound_to_now(objective, kind):
-    check_rebinding(lambda model: train(objective, model), kind)
+@rebindings({"importance": ["function"], "elbo": ["array"]}, OBJECTIVES)
+def test_fit_sees_what_a_name_in_the_model_is_bound_to_now(name, kinds):
+    check_rebinding(lambda model: train(name, model), kinds)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -197,7 +202,7 @@ def test_arviz_groups_of_another_run_compile_nothing():
     np.testing.assert_array_equal(groups.observed_data["x"], DATA + 1)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", slow_unless(["importance", "langevin", "elbo"], OBJECTIVES))
 def test_fit_that_does_the_same_again_compiles_nothing(objective):
     model, _ = closure()
     first = train(objective, model)
@@ -226,7 +231,11 @@ def learned(x):
     [
         ("closure", {"mesh": True, "held_out": DATA[:3]}),
         ("closure", {"stream": True}),
-        ("learned", {"grid_adaptation": GridAdaptation(name="energy", energy=ENERGY, site="z", every=1)}),
+        pytest.param(
+            "learned",
+            {"grid_adaptation": GridAdaptation(name="energy", energy=ENERGY, site="z", every=1)},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["a mesh and padded rows", "a stream", "a grid that adapts"],
 )

@@ -77,9 +77,9 @@ def test_edges_are_graded_towards_a_close_end_of_the_support_only():
     ("reference", "exact"),
     [
         (lambda: dist.LogNormal(0.0, 1.0), stats.lognorm(1.0)),
-        (lambda: dist.LogNormal(0.0, 0.5), stats.lognorm(0.5)),
-        (lambda: dist.Gamma(0.5, 1.0), stats.gamma(0.5)),
-        (lambda: dist.Beta(0.5, 2.0), stats.beta(0.5, 2.0)),
+        pytest.param(lambda: dist.LogNormal(0.0, 0.5), stats.lognorm(0.5), marks=pytest.mark.slow),
+        pytest.param(lambda: dist.Gamma(0.5, 1.0), stats.gamma(0.5), marks=pytest.mark.slow),
+        pytest.param(lambda: dist.Beta(0.5, 2.0), stats.beta(0.5, 2.0), marks=pytest.mark.slow),
         (lambda: dist.Exponential(1.0), stats.expon()),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 from prior_cases import quick_jit
+from speed import slow_unless
 
 from numpyro_kaem.distributions.tails import mass_below, survival, tail_quantile
 
@@ -53,6 +54,8 @@ TAILS = {
     ),
 }
 DTYPES = [np.float32, np.float64]
+# By default of each kind of tail.
+SOME = ["student t, 3", "laplace", "gamma", "beta", "truncated far out", "decreasing"]
 # SciPy has no more digits than these next to the ends of some supports, and some tails as 1 - cdf.
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-9}
 
@@ -94,7 +97,7 @@ def test_masses_on_either_side_have_full_relative_precision(x64, name, dtype):
         assert np.all(np.abs(found - expected) <= TOLERANCE[dtype] * expected + slack(scipy_reference, z))
 
 
-@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize("name", slow_unless(SOME, TAILS))
 def test_a_number_is_as_good_as_an_array(name):
     """As the ends of a domain are given; parameters may be numbers, too."""
     reference, scipy_reference = TAILS[name]
@@ -106,7 +109,7 @@ def test_a_number_is_as_good_as_an_array(name):
         np.testing.assert_allclose(number, array[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize("name", slow_unless(SOME, TAILS))
 def test_the_derivative_of_a_mass_is_the_density(x64, name):
     """At the middle of symmetric references and at kinks, too: a domain may end there, and parameters be learned."""
     reference, scipy_reference = TAILS[name]
@@ -192,6 +195,7 @@ def test_power_laws_of_both_signs_and_of_none(x64):
         np.testing.assert_allclose(quantile, np.broadcast_to(z, below.shape), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_truncated_gammas_are_parts_of_gammas(x64):
     base, exact = dist.Gamma(2.0, 1.0), scipy.stats.gamma(2.0)
     cases = [

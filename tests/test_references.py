@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from prior_cases import quick_jit
+from speed import slow_unless
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "choosing-a-basis.md").read_text()
@@ -22,7 +23,9 @@ STATED = dict(re.findall(r"^\| `(\w+)` \| (closed form|bisection|no) \|", PAGE, 
 SAME_VERSION = f"NumPyro {numpyro.__version__}" in PAGE
 # Shared by the distributions of one reference: only their numbers differ.
 there_and_back = quick_jit(references.there_and_back)
-FAST = {"Normal", "Weibull", "LeftTruncatedDistribution"}
+SOME_PROBABILITIES = references.PROBABILITIES[4::20]
+# Half a minute to compile each; `test_reference_tails.py` has their tails.
+LONG = {"LeftTruncatedGamma", "RightTruncatedGamma", "TwoSidedTruncatedGamma"}
 
 
 def test_the_table_has_every_distribution_that_numpyro_has():
@@ -55,17 +58,12 @@ def test_tails_are_inverted_as_the_page_says(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-        for name, tails in STATED.items()
-        if tails != "no"
-    ],
+    slow_unless(["Normal", "Weibull"], [name for name, tails in STATED.items() if tails != "no" and name not in LONG]),
 )
 def test_a_tilted_reference_inverts_its_cdf_and_its_energy_zero_is_the_reference(name):
     prior = references.make_prior(name)
-    assert references.round_trip(prior, there_and_back) < 3e-6
+    assert references.round_trip(prior, there_and_back, SOME_PROBABILITIES) < 3e-6
     reference = references.REFERENCES[name][0]()
     zero = type(prior)(prior.energy.init(jax.random.key(0), basis=prior.energy.basis, scale=0.0), reference)
-    z, _ = there_and_back(zero)  # has been compiled for the tilted one
-    hundredths = slice(19, None, 20)
-    np.testing.assert_allclose(quick_jit(reference.cdf)(z)[hundredths], references.PROBABILITIES[hundredths], atol=5e-6)
+    z, _ = there_and_back(zero, SOME_PROBABILITIES)  # has been compiled for the tilted one
+    np.testing.assert_allclose(quick_jit(reference.cdf)(z), SOME_PROBABILITIES, atol=5e-6)

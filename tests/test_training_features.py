@@ -365,6 +365,7 @@ def test_steps_after_an_adaptation_are_no_longer_than_before_it():
     assert after.max() < 1.02 and after[-1] > 0.98
 
 
+@pytest.mark.slow
 def test_the_moving_average_of_an_energy_moves_to_the_new_grid():
     @quick_jit
     def energy(params, z):
