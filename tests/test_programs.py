@@ -70,19 +70,17 @@ BOUND = {
     "scalar": (1.0, 0.5),
     "array": (np.array(0.3, np.float32), np.array(0.9, np.float32)),
     "jax_array": (jnp.zeros(5_000), jnp.ones(5_000)),
-    "prior": (tilted(ENERGY), tilted(eqx.tree_at(lambda f: f.coefficients, ENERGY, replace_fn=jnp.negative))),
+    "prior": (dist.Normal(0.0, 1.0), dist.Normal(0.7, 1.0)),
     "module": (WEIGHTS, jax.tree.map(lambda leaf: leaf + 1.0, WEIGHTS)),
     "function": (shifted(0.0), shifted(0.7)),
 }
-
-
+LEARNED_PRIORS = tilted(ENERGY), tilted(eqx.tree_at(lambda f: f.coefficients, ENERGY, replace_fn=jnp.negative))
 EVERY_KIND = list(BOUND)
 
 
 def closure():
     """A model, and what it closes over."""
     parts = SimpleNamespace(**{name: first for name, (first, _) in BOUND.items()})
-    parts.prior = dist.Normal(0.0, 1.0)
 
     def model(x):
         scale = numpyro.param("scale", 1.0)
@@ -143,9 +141,9 @@ def check_rebinding(run, kinds):
     at_first = dict(vars(parts))
     results = [run(model)]
     for kind in kinds:
-        # The prior is a normal one at first, for which programs compile sooner.
-        for value in BOUND[kind][kind != "prior" :]:
-            setattr(parts, kind, value)
+        name, values = ("prior", LEARNED_PRIORS) if kind == "learned prior" else (kind, BOUND[kind][1:])
+        for value in values:
+            setattr(parts, name, value)
             results.append(run(model))
             assert not np.allclose(results[-1], results[-2], rtol=1e-3), kind
     at_last = dict(vars(parts))
@@ -158,20 +156,29 @@ def check_rebinding(run, kinds):
 
 def rebindings(quick, every):
     """Cases that run by default, and everything that a model may close over among the slow tests."""
-    cases = [*quick.items(), *(pytest.param(name, EVERY_KIND, marks=pytest.mark.slow) for name in every)]
+    slow = (pytest.param(name, kinds, marks=pytest.mark.slow) for name, kinds in every.items())
 
     def label(value):
-        return value if isinstance(value, str) else "all" if value == EVERY_KIND else ", ".join(value)
+        return value if isinstance(value, str) else "all" if len(value) >= len(EVERY_KIND) else ", ".join(value)
 
-    return pytest.mark.parametrize(("name", "kinds"), cases, ids=label)
+    return pytest.mark.parametrize(("name", "kinds"), [*quick.items(), *slow], ids=label)
 
 
-@rebindings({"importance": EVERY_KIND, "langevin": ["scalar"]}, ["langevin", "tempering", "smc"])
+# A learned prior takes longer to compile than all others together.
+WITH_LEARNED = [*EVERY_KIND, "learned prior"]
+
+
+@rebindings(
+    {"importance": WITH_LEARNED, "langevin": ["scalar"]}, dict.fromkeys(["langevin", "tempering", "smc"], EVERY_KIND)
+)
 def test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now(name, kinds):
     check_rebinding(lambda model: sample(name, model), kinds)
 
 
-@rebindings({"importance": ["function"], "elbo": ["array"]}, OBJECTIVES)
+@rebindings(
+    {"importance": ["function"], "elbo": ["array"]},
+    dict.fromkeys(OBJECTIVES, EVERY_KIND) | {"importance": WITH_LEARNED},
+)
 def test_fit_sees_what_a_name_in_the_model_is_bound_to_now(name, kinds):
     check_rebinding(lambda model: train(name, model), kinds)
 
