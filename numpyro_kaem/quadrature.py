@@ -156,8 +156,7 @@ class Trapezoid(QuadratureRule):
 def default_rule(dtype, basis: Basis) -> GaussLegendre:
     """The rule that holds the stated bounds for energies of a standard deviation of up to 5 nats.
 
-    In float32 they hold up to 10, and at 20 for all bases but splines of degree 1, whose u-error is up to 3e-6 there
-    (`python -m benchmarks.u_error`).
+    In float32 they hold up to 10 (`python -m benchmarks.u_error`).
     """
     is_fine = basis.steep_cells or np.dtype(dtype).itemsize > 4
     return GaussLegendre(10, 10 if is_fine else 4)
