@@ -3,7 +3,7 @@
 F is the CDF of the same parameters in float64 on four times as many panels; the tests hold it to SciPy. In float32 a
 quantile z is itself a rounded number, which costs p(z) ulp(z) whatever the method: printed is what comes on top of it.
 
-Run with `python -m benchmarks.u_error`; it takes about five minutes.
+Run with `python -m benchmarks.u_error`; it takes some ten minutes.
 """
 
 import equinox as eqx

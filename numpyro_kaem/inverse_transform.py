@@ -208,8 +208,8 @@ def table_icdf(
 def _invert(coefficients: list[Array], share: Array) -> Array:
     """Solve Q(t) = share for t in [0, 1]: Halley's method from the inverse of a rational quadratic.
 
-    Two or three steps reach the rounding error where a density changes by a few nats; where it changes by many more,
-    each step comes closer by a tenth of the panel or less.
+    Few steps reach the rounding error where a density changes by a few nats; where it changes by many more, each step
+    goes over a small part of the panel only.
 
     The rational quadratic has the values and slopes of Q at both ends (Gregory and Delbourgo 1982).
     """

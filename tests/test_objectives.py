@@ -231,23 +231,23 @@ def deep_linear_gaussian(x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("objective", "known_to"),
+    ("objective", "num_keys"),
     # The evidence's gradient by the ladder's chains varies more than that by single ones.
     [
-        (LangevinMLE(MALA_STEP, 30, num_draws=20), 0.06),
-        (ThermodynamicMLE(LADDER, MALA_STEP, 20, num_draws=20), 0.12),
+        (LangevinMLE(MALA_STEP, 30, num_draws=20), 2_000),
+        (ThermodynamicMLE(LADDER, MALA_STEP, 20, num_draws=20), 6_000),
     ],
     ids=["langevin", "tempering"],
 )
-def test_prior_that_is_not_normalised_is_learned_by_negative_samples(objective, known_to):
+def test_prior_that_is_not_normalised_is_learned_by_negative_samples(objective, num_keys):
     params, x = {"theta": jnp.array([0.9]), "noise": 0.8}, jnp.array([1.5, -0.2, 0.4])
 
     def exact(p):
         return dist.Normal(p["theta"], jnp.sqrt(1 + p["noise"] ** 2)).log_prob(x).sum()
 
-    samples = gradients(objective, deep_linear_gaussian, params, x, num_keys=2_000)
+    samples = gradients(objective, deep_linear_gaussian, params, x, num_keys=num_keys)
     # After 80 steps of 0.1 the draws' mean lacks 2e-4 of theta.
-    assert_mean_is(samples, quick_jit(jax.grad(exact))(params), slack=1e-3, known_to=known_to)
+    assert_mean_is(samples, quick_jit(jax.grad(exact))(params), slack=1e-3, known_to=0.06)
 
 
 # Persistent chains, in NumPyro's own SVI.

@@ -24,7 +24,7 @@ SAME_VERSION = f"NumPyro {numpyro.__version__}" in PAGE
 # Shared by the distributions of one reference: only their numbers differ.
 there_and_back = quick_jit(references.there_and_back)
 SOME_PROBABILITIES = references.PROBABILITIES[4::20]
-# Half a minute to compile each; `test_reference_tails.py` has their tails.
+# They take long to compile; `test_reference_tails.py` has their tails.
 LONG = {"LeftTruncatedGamma", "RightTruncatedGamma", "TwoSidedTruncatedGamma"}
 
 
