@@ -254,9 +254,8 @@ def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"correlated": True}], ids=["copula"])
-def test_nuts_draws_from_the_prior_as_it_samples_itself(draws, options):
-    prior = fit_posterior(draws, "beta", **options)
+def test_nuts_draws_from_a_copula_as_it_samples_itself(draws):
+    prior = fit_posterior(draws, "beta", correlated=True)
     mcmc = MCMC(NUTS(lambda: numpyro.sample("z", prior)), num_warmup=500, num_samples=4_000, progress_bar=False)
     mcmc.run(jax.random.key(1))
     z, exact = np.asarray(mcmc.get_samples()["z"]), np.asarray(sample(prior, 20_000))

@@ -37,7 +37,7 @@ ROWS = [
 
 
 def rows(*quick, step=1):
-    """Rows of the table, those that are not named by their numbers marked as slow."""
+    """The rows of these numbers, and among the slow tests every one, or one in `step`, of the others."""
     return pytest.mark.parametrize(
         "row",
         [
@@ -211,10 +211,9 @@ def test_arguments_are_validated_where_that_is_asked_for():
     KAPrior(components.energy, components.reference, validate_args=True).validate_args()
 
 
-@pytest.mark.parametrize("row", [("mixture", "b-spline", "uniform", (3,))], ids=["mixture"])
-def test_wrappers_of_numpyro(row):
+def test_wrappers_of_numpyro():
     """expand, to_event and mask: log-densities are broadcast, summed, and zero where masked."""
-    d = make(row)
+    d = make(("mixture", "b-spline", "uniform", (3,)))
     mask = np.array([True, False, True])
 
     @quick_jit
