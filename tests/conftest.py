@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# With XLA's older way to write code for fused operations it compiles in two thirds of the time.
-QUICK = "--xla_cpu_use_fusion_emitters=false"
+# XLA compiles in two thirds of the time with its older way to write code for fused operations, and in one thread.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def quick_flags() -> str:
@@ -33,6 +33,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a run is compilation. What was compiled is kept for the next run, and for the stages of one, in files.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Nearly every program of a test runs once. What must be compiled as users have it asks for `optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Two threads of one small product wait for each other, spinning, wherever pytest's processes share the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -78,6 +80,15 @@ def few_compiled_kernels():
         numpyro_kaem.clear_caches()
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def optimised():
+    """Compile within one test as JAX does by default: other instructions, and so other roundings."""
+    disabled = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", disabled)
 
 
 @pytest.fixture

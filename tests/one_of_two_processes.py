@@ -8,7 +8,8 @@ import sys
 
 if __name__ == "__main__":
     folder, (process, num_processes, port, num_epochs) = sys.argv[1], map(int, sys.argv[2:])
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -180,7 +180,7 @@ def converted_of(name):
     return of_sampler(name).to_arviz(**QUIET)
 
 
-QUICK = ["Langevin", "ParallelTempering", "TemperedSMC"]
+QUICK = ["Langevin", "TemperedSMC"]
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, SAMPLERS))

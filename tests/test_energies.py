@@ -10,6 +10,7 @@ import pytest
 from numpyro.contrib.module import eqx_module, random_eqx_module
 from prior_cases import BASES, quick_jit, random_energy
 from reference_density import ACTIVATIONS, energy_values
+from speed import slow_unless
 
 from numpyro_kaem import BSpline, UnivariateEnergy
 
@@ -50,7 +51,7 @@ def test_values_are_the_formula_s(x64, basis, activation):
     # A learned scale is one float, and what it lacks in digits all values lack.
     [*((basis, 5.0) for basis in BASES if basis != "learned scale"), ("b-spline", 0.1), ("rbf", 0.1), ("rbf", 100.0)],
 )
-def test_values_at_fixed_points_have_more_digits_than_one_float(basis, std):
+def test_values_at_fixed_points_have_more_digits_than_one_float(optimised, basis, std):
     energy = random_energy(BASES[basis](DOMAIN), (20,), std)
     cells, places, points = every_place(energy.basis)
     coarse, fine = (np.asarray(part, np.float64) for part in jax.jit(lambda e: e.at_places(cells, places))(energy))
@@ -67,7 +68,11 @@ def test_values_at_fixed_points_have_more_digits_than_one_float(basis, std):
     assert np.array_equal(difference[near].astype(np.float32).astype(np.float64), difference[near])
 
 
-@pytest.mark.parametrize("basis", BASES)
+# One of each kind.
+SOME = ["b-spline", "degree 0", "knots", "learned scale", "fourier", "chebyshev", "morlet"]
+
+
+@pytest.mark.parametrize("basis", slow_unless(SOME, BASES))
 def test_values_at_fixed_points_have_the_gradients_of_the_energy(x64, basis):
     energy = random_energy(BASES[basis](DOMAIN), (2,), 1.0, dtype=np.float64)
     cells, places, points = every_place(energy.basis)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from prior_cases import quick_jit
+from speed import slow_unless
 
 from numpyro_kaem import GaussLegendre
 from numpyro_kaem.cdf_table import build_table, log_integral, table_cdf
@@ -101,7 +102,7 @@ def test_panel_masses_and_ends_are_consistent(x64):
     np.testing.assert_allclose(np.abs(1.0 / inverse.slope), table.mass, rtol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", slow_unless([np.float32], [np.float32, np.float64]))
 def test_a_guide_changes_where_the_search_begins_and_nothing_else(x64, dtype):
     inverse = quick_jit(lambda: build_inverse(tabulate(dtype), None))()
     u = np.concatenate([np.linspace(0.0, 1.0, 2001), np.geomspace(1e-30, 0.1, 200), 1.0 - np.geomspace(1e-7, 0.1, 200)])

@@ -16,7 +16,7 @@ from numpyro_kaem.checkpoints import CheckpointStore
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 16, 10
 NUM_STEPS = NUM_EPOCHS * STEPS_PER_EPOCH
-MIN_KILLS = 5
+MIN_KILLS = 3
 SCRIPT = f"""
 import sys
 import jax

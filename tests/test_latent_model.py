@@ -273,8 +273,13 @@ FOUR_ROWS = {"data[index]": (indexed, (X,), {}), "numpyro.subsample": (subsample
 GLOBAL = {"global latent": (global_latent, (X,), {}), "no plate": (no_plate, (X, Y), {})}
 
 
+# What others have too, beside more.
+SLOW = {
+    *("one latent", "hard-coded size", "numpyro.subsample of all rows", "conditional prior", "constrained parameters"),
+    *("eqx_module", "flax_module"),
+}
 CASES = [
-    pytest.param(num_rows, plate, *case, id=name)
+    pytest.param(num_rows, plate, *case, id=name, marks=pytest.mark.slow if name in SLOW else ())
     for group, num_rows, plate in ((SIX_ROWS, N, "data"), (FOUR_ROWS, 4, "data"), (GLOBAL, 1, None))
     for name, case in group.items()
 ]

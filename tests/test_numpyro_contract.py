@@ -87,7 +87,7 @@ def test_shapes_with_sample_and_batch_dimensions_in_front(row):
     jax.eval_shape(check)  # traced, not computed
 
 
-@rows(8, 12)
+@rows(8, 12, step=2)
 def test_functions_are_consistent_with_each_other(x64, row):
     """log_prob is the derivative of cdf, icdf inverts it, derivatives of log_prob are those of finite differences."""
     d = make(row, np.float64)

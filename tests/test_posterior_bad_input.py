@@ -74,7 +74,11 @@ def labels(x):
 
 @pytest.mark.parametrize(
     ("name", "label", "reason"),
-    [("importance", 2.0, "outside of its support, Boolean"), ("smc", np.nan, "NaN: mask what is")],
+    [
+        ("importance", 2.0, "outside of its support, Boolean"),
+        ("importance", np.nan, "NaN: mask what is"),
+        pytest.param("smc", np.nan, "NaN: mask what is", marks=pytest.mark.slow),
+    ],
 )
 def test_data_out_of_support_have_no_likelihood_and_are_told(name, label, reason):
     with pytest.warns(RuntimeWarning, match=rf"first at index 1 \(whose observed site 'x' (is|has) {reason}"):

@@ -49,7 +49,7 @@ def smc(**kwargs):
     ("dim", "sampler"),
     [
         (10, tempering(num_steps=3000)),
-        (10, smc()),
+        slow(10, smc()),
         slow(10, smc(waste_free=True, num_particles=2000, num_mcmc_steps=19, num_runs=8)),
         slow(10, smc(persistent=True, num_particles=500, max_rungs=30, num_runs=8)),
         slow(1, smc()),
@@ -194,7 +194,6 @@ TEN_MODES_PRIOR = _ten_modes_prior()
     [
         slow(smc(num_particles=4000, num_runs=1)),
         slow(tempering(num_steps=4000)),
-        slow(smc(num_particles=20_000, num_runs=1, waste_free=True, num_mcmc_steps=9)),
     ],
     ids=lambda s: type(s).__name__,
 )
@@ -250,6 +249,7 @@ class _MALAByParts(MALA):
     evaluates_once = False
 
 
+@pytest.mark.slow
 def test_moves_and_prior_draws_may_be_evaluated_in_one_call():
     keys = jax.random.split(KEY, 3)
     spans = (-20, 0, True), (0, 20, False)
@@ -469,7 +469,8 @@ def impossible_second(x):
         numpyro.factor("x", jnp.where(jnp.abs(x - z) < 10.0, -jnp.log(20.0), -jnp.inf))
 
 
-@pytest.mark.parametrize("make", [slow(smc), tempering], ids=["smc", "tempering"])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [smc, tempering], ids=["smc", "tempering"])
 def test_impossible_data_are_flagged_and_harm_no_others(make):
     sampler = make(num_particles=100) if make is smc else make(num_steps=50)
     x = np.array([0.0, 100.0, 1.0], np.float32)
@@ -491,8 +492,8 @@ def test_a_ladder_that_does_not_arrive_says_so():
 def test_ula_takes_the_steps_of_the_paper():
     """Twenty unadjusted steps from the prior, as the KAEM paper has them: every state is kept."""
     sampler = Langevin(ULA(step_size=0.01), num_steps=20, num_chains=3, warmup=0, progress=False)
-    posterior = sampler.run(KEY, two_modes, {}, TWO_MODES)
-    assert posterior.latents["z"].shape == (3, 60)
+    posterior = sampler.run(KEY, THREE_MODEL, {}, THREE)
+    assert posterior.latents["z"].shape == (3, 60, 2)
     np.testing.assert_allclose(posterior.rungs.step_size, 0.01, rtol=1e-6)
 
 

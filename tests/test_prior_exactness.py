@@ -44,7 +44,7 @@ FLOAT32 = {
     ("log-normal", "chebyshev", "univariate"),
     ("shifted normal", "knots", "mixture"),
 }
-FLOAT64 = {("log-normal", "b-spline", "mixture")}
+FLOAT64 = {("log-normal, big tails", "b-spline", "univariate")}
 # Optimised code has a rounding of its own, where bounds are a few roundings wide, but takes long to compile.
 # A series of high degree adds many terms: in code that is not optimised its mass is off by more.
 OPTIMISED = {
@@ -82,7 +82,7 @@ def with_moments(prior, u, points):
 
 
 # Programs for all the numbers of a dtype, of one distribution each.
-optimised, quick, quick_with_moments = (
+plain, quick, quick_with_moments = (
     jax.jit(quantiles_and_densities),
     quick_jit(quantiles_and_densities),
     quick_jit(with_moments),
@@ -123,10 +123,13 @@ def bounds_of_float32(case, basis, form):
 
 
 @rows(FLOAT32, ["univariate", "mixture"])
-def test_quantiles_are_exact_and_the_density_integrates_to_one_in_float32(case, basis, form):
+def test_quantiles_are_exact_and_the_density_integrates_to_one_in_float32(request, case, basis, form):
     names = case, basis, form
     is_optimised = names in OPTIMISED or (basis in EVERY_BASIS[:2] and names not in FLOAT32)
-    check_quantiles_and_mass(*names, np.float32, optimised if is_optimised else quick, **bounds_of_float32(*names))
+    if is_optimised:
+        request.getfixturevalue("optimised")
+    program = plain if is_optimised else quick
+    check_quantiles_and_mass(*names, np.float32, program, **bounds_of_float32(*names))
 
 
 # Cells that are crossed in one go, cells of uneven width, and those of a smooth function.
@@ -149,11 +152,11 @@ def test_quantiles_of_rough_energies_in_float32(basis):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "basis", "form"), sorted(FLOAT32 - OPTIMISED)[::2])
-def test_optimised_code_is_as_exact(case, basis, form):
-    check_quantiles_and_mass(case, basis, form, np.float32, optimised, **bounds_of_float32(case, basis, form))
+def test_optimised_code_is_as_exact(optimised, case, basis, form):
+    check_quantiles_and_mass(case, basis, form, np.float32, plain, **bounds_of_float32(case, basis, form))
 
 
-@rows(FLOAT64, ["univariate", "mixture"], EVERY_BASIS[:1], EVERY_BASIS[3::2])
+@rows(FLOAT64, ["univariate", "mixture"], EVERY_BASIS[:1], EVERY_BASIS[3::3])
 def test_quantiles_densities_and_moments_are_exact_in_float64(x64, case, basis, form):
     found, densities = check_quantiles_and_mass(
         case, basis, form, np.float64, quick_with_moments, 1e-12, bound=1e-10, relative=1e-6, mass_bound=1e-12

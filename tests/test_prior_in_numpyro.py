@@ -12,7 +12,7 @@ import scipy.stats
 from numpyro.contrib.module import eqx_module
 from numpyro.handlers import condition, mask, scale, seed, substitute, trace
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, init_to_median
-from numpyro.infer.autoguide import AutoBNAFNormal, AutoDelta, AutoLowRankMultivariateNormal, AutoNormal
+from numpyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoNormal
 from numpyro.infer.inspect import get_model_relations
 from numpyro.infer.util import log_density
 from prior_cases import CASES, quick_jit, random_energy
@@ -139,7 +139,6 @@ GUIDES = {
     # name: guide, steps, how far below the log-evidence its bound may end
     "normal": (AutoNormal, 1500, 1.0),
     "low-rank normal": (AutoLowRankMultivariateNormal, 1500, 0.3),
-    "flow": (lambda model: AutoBNAFNormal(model, num_flows=1), 3000, 0.1),
 }
 
 

@@ -24,8 +24,11 @@ SAME_VERSION = f"NumPyro {numpyro.__version__}" in PAGE
 # Shared by the distributions of one reference: only their numbers differ.
 there_and_back = quick_jit(references.there_and_back)
 SOME_PROBABILITIES = references.PROBABILITIES[4::20]
-# They take long to compile; `test_reference_tails.py` has their tails.
-LONG = {"LeftTruncatedGamma", "RightTruncatedGamma", "TwoSidedTruncatedGamma"}
+# They take long to compile, and others are made of the same functions; `test_reference_tails.py` has their tails.
+LONG = {
+    *("LeftTruncatedGamma", "RightTruncatedGamma", "TwoSidedTruncatedGamma", "InverseGamma", "Chi2"),
+    *("BetaProportion", "LeftTruncatedDistribution", "RightTruncatedDistribution"),
+}
 
 
 def test_the_table_has_every_distribution_that_numpyro_has():
