@@ -101,7 +101,7 @@ def test_density_and_latents_are_learned_together():
 
 
 @pytest.mark.slow
-def test_credible_bands_cover_the_truth_as_often_as_they_say():
+def test_credible_bands_cover_the_truth_as_often_as_they_say(optimised):
     """Densities drawn from the prior itself, and data from them: 90 per cent bands cover nine tenths of the truth."""
     num_problems, num_data, num_samples = 40, 100, 200
     model = model_of(num_problems, num_data)

@@ -176,7 +176,7 @@ def test_training_loss_is_the_marginal_likelihood(two_populations):
     assert abs(-loss.mean() - penalty - two_populations.scores["learned"]) < bound
 
 
-def test_the_claims_hold_on_other_data():
+def test_the_claims_hold_on_other_data(optimised):
     result = study(1, num_data=2_000)
     assert result.scores["learned"] <= result.scores["bound"]
     assert result.scores["bound"] - result.scores["learned"] < 0.01

@@ -67,7 +67,7 @@ def test_eight_schools_agree_with_nuts():
 
 
 @pytest.mark.slow
-def test_logistic_regression_on_real_data_agrees_with_nuts():
+def test_logistic_regression_on_real_data_agrees_with_nuts(optimised):
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()

@@ -117,7 +117,7 @@ def mean_gradient(num_samples, num_keys, params, x):
 
 
 @pytest.mark.slow
-def test_distance_to_the_gradient_of_log_p_falls_as_one_over_the_draws():
+def test_distance_to_the_gradient_of_log_p_falls_as_one_over_the_draws(optimised):
     params = {
         "location": PARAMS["location"][:2],
         "weight": PARAMS["weight"][:2, :2],

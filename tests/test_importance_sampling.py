@@ -232,7 +232,7 @@ def test_resampled_posterior_has_equal_weights_and_keeps_evidence_and_diagnostic
 
 @pytest.mark.parametrize("method", ["systematic", "stratified", "multinomial", "residual"])
 @pytest.mark.slow
-def test_no_particle_of_weight_zero_is_drawn(method):
+def test_no_particle_of_weight_zero_is_drawn(optimised, method):
     def model(x):
         with numpyro.plate("data", x.shape[0]):
             z = numpyro.sample("z", dist.Normal())
