@@ -79,7 +79,8 @@ def _shapes(log_density: Float[Array, "*batch num_panels num_nodes"], rule: Quad
     largest = jnp.max(lax.stop_gradient(log_density), axis=-1)
     scale = jnp.where(jnp.isneginf(largest), 0.0, largest)
     density = jnp.exp(log_density - scale[..., None])
-    return _Shapes(density, jnp.sum(density * rule.weights.astype(density.dtype), axis=-1), largest)
+    weights = rule.weights.astype(density.dtype)
+    return _Shapes(density, jnp.matmul(density, weights, precision=lax.Precision.HIGHEST), largest)
 
 
 def _masses(shapes: _Shapes, sizes, log_lower_tail, log_upper_tail):
@@ -113,10 +114,8 @@ def build_table(
     _, mass, lower_tail, upper_tail = _masses(shapes, sizes, log_lower_tail, log_upper_tail)
     total = lower_tail + jnp.sum(mass, axis=-1) + upper_tail
     lower_tail, upper_tail, mass = lower_tail / total, upper_tail / total, mass / total[..., None]
-    ends = jnp.stack([lower_tail, upper_tail])[..., None]
-    steps = jnp.stack([mass[..., :-1], mass[..., :0:-1]])  # from both ends
-    lower, upper = ends + jnp.pad(jnp.cumsum(steps, axis=-1), [(0, 0)] * mass.ndim + [(1, 0)])
-    upper = upper[..., ::-1]
+    before, after = _sums_on_either_side(mass)
+    lower, upper = lower_tail[..., None] + before, upper_tail[..., None] + after
 
     # Without the barrier XLA would recompute the table inside every look-up.
     return lax.optimization_barrier(
@@ -129,6 +128,26 @@ def build_table(
             lower_tail=lower_tail,
             upper_tail=upper_tail,
         )
+    )
+
+
+def _sums_on_either_side(mass: Float[Array, "*batch num_panels"]) -> tuple[Array, Array]:
+    """Sums of what is to the left and to the right of each panel, each from its own end.
+
+    Of blocks of panels, and of the panels of a block, as matrix products: a scan is made of many small operations.
+    """
+    num_panels, block = mass.shape[-1], 16
+    blocks = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(0, -num_panels % block)])
+    blocks = blocks.reshape(*mass.shape[:-1], -1, block)
+
+    def sums(values):
+        left = np.triu(np.ones((values.shape[-1], values.shape[-1])), 1)
+        both = np.concatenate([left, left.T], axis=1).astype(mass.dtype)
+        return jnp.split(jnp.matmul(values, both, precision=lax.Precision.HIGHEST), 2, axis=-1)
+
+    return tuple(
+        (within + of_blocks[..., None]).reshape(*mass.shape[:-1], -1)[..., :num_panels]
+        for within, of_blocks in zip(sums(blocks), sums(jnp.sum(blocks, axis=-1)), strict=True)
     )
 
 

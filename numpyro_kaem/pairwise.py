@@ -199,7 +199,7 @@ def _unwrap(fn: dist.Distribution) -> tuple[dist.Distribution, list[tuple[Any, i
 
 def _product(a: Array, b: Array) -> Array:
     """The product a b^T by blocks of columns: the rounding error of one long sum grows with its length."""
-    block = max(256, -(-a.shape[1] // 12))
+    block = max(1024, -(-a.shape[1] // 12))
     parts = [slice(start, start + block) for start in range(0, a.shape[1], block)]
     return sum(jnp.matmul(a[:, part], b[:, part].T, precision=lax.Precision.HIGHEST) for part in parts)
 

@@ -388,4 +388,4 @@ def test_chains_do_not_start_at_broken_draws():
     with pytest.raises(
         ValueError, match=r"log-likelihood is NaN or \+inf, .* at 4 of 4 draws from the guide of datum 0"
     ):
-        Langevin(num_steps=5, progress=False, **broken).run(KEY, model, {}, x)
+        Langevin(num_steps=5, warmup=5, progress=False, **broken).run(KEY, model, {}, x)

@@ -239,7 +239,7 @@ def deep_linear_gaussian(x):
     ],
     ids=["langevin", "tempering"],
 )
-def test_prior_that_is_not_normalised_is_learned_by_negative_samples(objective, num_keys):
+def test_prior_that_is_not_normalised_is_learned_by_negative_samples(optimised, objective, num_keys):
     params, x = {"theta": jnp.array([0.9]), "noise": 0.8}, jnp.array([1.5, -0.2, 0.4])
 
     def exact(p):

@@ -352,7 +352,7 @@ def test_step_sizes_reach_the_best_acceptance_rate(kernel):
 
 
 @pytest.mark.slow
-def test_adapted_rungs_are_equally_far_apart():
+def test_adapted_rungs_are_equally_far_apart(optimised):
     """Half of the rungs' swap rates are alike after adaptation, of a ladder that was evenly spaced before it."""
     ladder = Ladder(np.linspace(0.0, 1.0, 8))
     model, x, *_ = linear_gaussian(10, num_data=20)

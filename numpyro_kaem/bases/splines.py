@@ -218,7 +218,8 @@ class BSpline(Basis):
         if not isinstance(rest, float):
             differences = differences + rest[..., windows]
         local = self._local_polynomials().astype(coefficients.dtype)
-        polynomials = jnp.sum(differences[..., None, :] * local, axis=-1)
+        # Function by function: sums over a short last axis are slow.
+        polynomials = sum(differences[..., g, None] * local[..., g] for g in range(self.degree + 1))
         return jnp.concatenate([middle, polynomials], axis=-1)
 
     def _extended_knots(self) -> np.ndarray | Array:

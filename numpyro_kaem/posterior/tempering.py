@@ -267,7 +267,7 @@ class ParallelTempering(ByValue):
         warn_if_outside(~possible & ~impossible[:, None])
         log_weights = np.where(possible | impossible[:, None], 0.0, -np.inf)
         if best is not None:
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 log_weights = log_weights + (best.log_evidence - np.log(possible.mean(1)))[:, None]
                 log_weights = np.where(impossible[:, None], -np.inf, log_weights)
         with np.errstate(invalid="ignore"):
