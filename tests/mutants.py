@@ -57,8 +57,15 @@ MUTANTS = [
     Mutant(
         "survival probabilities lack the upper tail",
         "cdf_table.py",
-        "ends = jnp.stack([lower_tail, upper_tail])[..., None]",
-        "ends = jnp.stack([lower_tail, 0.0 * upper_tail])[..., None]",
+        "upper_tail[..., None] + after",
+        "0.0 * upper_tail[..., None] + after",
+        "test_inverse_transform.py::test_panel_masses_and_ends_are_consistent",
+    ),
+    Mutant(
+        "a panel's own mass lies on either side of it",
+        "cdf_table.py",
+        "left = np.triu(np.ones((values.shape[-1], values.shape[-1])), 1)",
+        "left = np.triu(np.ones((values.shape[-1], values.shape[-1])), 0)",
         "test_inverse_transform.py::test_panel_masses_and_ends_are_consistent",
     ),
     Mutant(
