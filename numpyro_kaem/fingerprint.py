@@ -17,6 +17,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # Constants up to this size are compared by content, JAX's larger ones by identity: these may be data sets.
 _MOST_NUMBERS = 4096
+# Types whose values are equal where they are the same.
+_PLAIN = frozenset({bool, int, str, type(None)})
 # The rules of custom derivatives, which are made anew at every trace.
 _WITH_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
@@ -134,6 +136,11 @@ def _of_jaxpr(jaxpr: Jaxpr, consts: Any, known: dict[int, Hashable]) -> Hashable
 
 def _of_value(value: Any, known: dict[int, Hashable] | None = None) -> Hashable:
     """A constant or a parameter of an equation as a value."""
+    kind = type(value)
+    if kind in _PLAIN:  # most of them
+        return kind, value
+    if kind is float:  # in which NaN is equal to itself, and 0.0 not to -0.0
+        return kind, value.hex()
     known = {} if known is None else known
     # From JAX 0.11 on the two are one class.
     if isinstance(value, ClosedJaxpr | Jaxpr):
@@ -146,7 +153,7 @@ def _of_value(value: Any, known: dict[int, Hashable] | None = None) -> Hashable:
         return tuple((key, _of_value(part, known)) for key, part in value.items())
     if isinstance(value, functools.partial):
         return _of_value((value.func, value.args, value.keywords), known)
-    if isinstance(value, bool | int | float | complex) or eqx.is_array(value):
+    if isinstance(value, int | float | complex) or eqx.is_array(value):
         return _of_numbers(value)
     try:
         hash(value)
