@@ -17,7 +17,9 @@ def quick_flags() -> str:
     known = ROOT / ".cache" / f"xla-{importlib.metadata.version('jaxlib')}-takes-quick-flag"
     if not known.exists():
         tried = subprocess.run(
-            [sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"XLA_FLAGS": QUICK}
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | {"XLA_FLAGS": QUICK},
+            stderr=subprocess.DEVNULL,
         )
         known.parent.mkdir(exist_ok=True)
         known.write_text(QUICK if tried.returncode == 0 else "")
@@ -45,6 +47,7 @@ install_import_hook("numpyro_kaem", "beartype.beartype")
 
 import jax
 import pytest
+from speed import optimisation
 
 import numpyro_kaem
 
@@ -84,11 +87,9 @@ def few_compiled_kernels():
 
 @pytest.fixture
 def optimised():
-    """Compile within one test as JAX does by default: other instructions, and so other roundings."""
-    disabled = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", disabled)
+    """Compile within one test as JAX does by default: for roundings, or because it runs longer than it compiles."""
+    with optimisation():
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,20 @@
-"""Which cases of a test run by default."""
+"""Which cases of a test run by default, and how well their programs are optimised."""
 
+import contextlib
+
+import jax
 import pytest
+
+
+@contextlib.contextmanager
+def optimisation():
+    """Compile as JAX does by default: other instructions, and so other roundings."""
+    disabled = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", disabled)
 
 
 def slow_unless(quick, cases):

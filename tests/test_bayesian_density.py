@@ -84,6 +84,11 @@ def sample(model, x, num_samples, num_warmup=300):
     return mcmc.get_samples()
 
 
+def predictive(model, num_samples):
+    """Draws from the prior and of data, as one program."""
+    return quick_jit(lambda key: Predictive(model, num_samples=num_samples)(key))
+
+
 @pytest.mark.slow
 def test_density_and_latents_are_learned_together():
     """From noisy draws of two bumps, a density with a dip between them, and latents nearer to the truth."""
@@ -103,10 +108,10 @@ def test_density_and_latents_are_learned_together():
 @pytest.mark.slow
 def test_credible_bands_cover_the_truth_as_often_as_they_say(optimised):
     """Densities drawn from the prior itself, and data from them: 90 per cent bands cover nine tenths of the truth."""
-    num_problems, num_data, num_samples = 40, 100, 200
+    num_problems, num_data, num_samples = 40, 100, 120
     model = model_of(num_problems, num_data)
-    truth = Predictive(model, num_samples=1)(jax.random.key(0))
-    draws = sample(model, truth["x"][0], num_samples, num_warmup=250)
+    truth = predictive(model, 1)(jax.random.key(0))
+    draws = sample(model, truth["x"][0], num_samples, num_warmup=200)
     z = jnp.linspace(-2.0, 2.0, 25)[:, None] + jnp.zeros(num_problems)
     expected = densities(truth["energy/coefficients"], z[None])[0]
     found = densities(draws["energy/coefficients"], jnp.broadcast_to(z, (num_samples, *z.shape)))
@@ -116,7 +121,7 @@ def test_credible_bands_cover_the_truth_as_often_as_they_say(optimised):
     # of these below 0.9 is a false alarm with probability 3e-7.
     assert covered.mean() > 0.9 - 5 * 0.047
     # Bands say something: they are much narrower than those of the prior.
-    prior = Predictive(model, num_samples=num_samples)(jax.random.key(2))
+    prior = predictive(model, num_samples)(jax.random.key(2))
     before = densities(prior["energy/coefficients"], jnp.broadcast_to(z, (num_samples, *z.shape)))
     assert np.mean(high - low) < 0.6 * np.mean(np.subtract(*np.quantile(before, [0.95, 0.05], axis=0)))
     latents = np.quantile(draws["z"], [0.05, 0.95], axis=0)

@@ -125,7 +125,7 @@ def test_functions_are_consistent_with_each_other(x64, row):
         np.testing.assert_allclose(quotient, expected, rtol=1e-5, atol=2e-6)
 
 
-@rows(4, step=2)
+@rows(4, step=3)
 def test_draws_have_the_moments_and_the_entropy(row):
     d = make(row)
     num_draws = 20_000

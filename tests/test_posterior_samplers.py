@@ -52,9 +52,7 @@ def smc(**kwargs):
         slow(10, smc()),
         slow(10, smc(waste_free=True, num_particles=2000, num_mcmc_steps=19, num_runs=8)),
         slow(10, smc(persistent=True, num_particles=500, max_rungs=30, num_runs=8)),
-        slow(1, smc()),
         slow(40, tempering(10, num_steps=4000)),
-        slow(40, smc(num_mcmc_steps=20)),
         slow(40, Langevin(HMC(), num_steps=4000, progress=False)),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
@@ -95,7 +93,7 @@ SAMPLERS = [
     slow(ImportanceSampling(20_000)),
     slow(tempering(num_steps=4000, kernel=PCNL())),
     slow(smc(num_particles=2000, kernel=MALA(whiten=True))),
-    slow(Langevin(EllipticalSlice(), num_steps=10_000, progress=False)),
+    slow(Langevin(EllipticalSlice(), num_steps=6_000, progress=False)),
 ]
 
 
