@@ -54,6 +54,8 @@ import numpyro_kaem
 # Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
 MEMORY_MAPS = Path("/proc/self/maps")
 MANY_MEMORY_MAPS = 14_000
+# What was compiled for a file of tests is of little use to the next one: this many are 1 GiB.
+MEMORY_MAPS_TO_KEEP = 4_000
 # It takes milliseconds to read them.
 PROGRAMS_BETWEEN_READINGS = 50
 num_programs = 0
@@ -71,18 +73,29 @@ jax.monitoring.register_event_duration_secs_listener(count_program)
 gc.set_threshold(100_000, 50, 50)
 
 
+def forget_programs(most):
+    """Drop what JAX has compiled if there are more memory maps than that."""
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > most:
+        numpyro_kaem.clear_caches()
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def few_compiled_kernels():
     """Drop what JAX has compiled before it fills the process's table of memory maps."""
     global num_programs
     yield
-    if num_programs < PROGRAMS_BETWEEN_READINGS:
-        return
-    num_programs = 0
-    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > MANY_MEMORY_MAPS:
-        numpyro_kaem.clear_caches()
-        jax.clear_caches()
-        gc.collect()
+    if num_programs >= PROGRAMS_BETWEEN_READINGS:
+        num_programs = 0
+        forget_programs(MANY_MEMORY_MAPS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_memory():
+    """Drop what JAX has compiled for a file before it adds up to gigabytes."""
+    yield
+    forget_programs(MEMORY_MAPS_TO_KEEP)
 
 
 @pytest.fixture
