@@ -66,7 +66,9 @@ def check_correlation(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
     correlation = covariance / np.outer(scale, scale)
     smallest, vectors = np.linalg.eigh(correlation)
     if smallest[0] < 1e-6:
-        involved = [int(index) for index in np.flatnonzero(np.abs(vectors[:, 0]) > 0.1)]
+        # Of all dependences: which vectors span these is a matter of rounding.
+        largest = np.max(np.abs(vectors[:, smallest < 1e-6]), axis=1)
+        involved = [int(index) for index in np.flatnonzero(largest > 0.1)]
         raise ValueError(
             f"the draws' correlation matrix is singular: coordinates {involved} (counted from 0, flattened) are "
             f"linearly dependent, or {len(samples)} draws are too few for {samples.shape[1]} coordinates; leave one of "
