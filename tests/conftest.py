@@ -54,8 +54,8 @@ import numpyro_kaem
 # Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
 MEMORY_MAPS = Path("/proc/self/maps")
 MANY_MEMORY_MAPS = 14_000
-# What was compiled for a file of tests is of little use to the next one: this many are 1 GiB.
-MEMORY_MAPS_TO_KEEP = 4_000
+# What was compiled for a file of tests is of little use to the next one.
+MEMORY_MAPS_TO_KEEP = 6_000
 # It takes milliseconds to read them.
 PROGRAMS_BETWEEN_READINGS = 50
 num_programs = 0

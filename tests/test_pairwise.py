@@ -9,9 +9,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from numpyro.handlers import mask, scale
 from prior_cases import quick_jit
 
+from numpyro_kaem import pairwise
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.pairwise import pairwise_log_likelihood
 
@@ -453,6 +455,31 @@ def test_bernoulli_products_are_within_a_hundredth_of_a_nat(dimension, size):
     x = np.float32(rng.random((8, dimension)) < 0.3)
     logits = np.float32((2 * x - 1) * np.abs(rng.normal(size=x.shape)) * size)
     assert matching_error(dist.BernoulliLogits, x, logits) <= 1e-2
+
+
+@quick_jit
+def matrix_and_bound(z, x, scale):
+    """The matrix of a Normal or, without a scale, a Bernoulli likelihood, and the bound of its rounding error."""
+    base = dist.BernoulliLogits(z) if scale is None else dist.Normal(z, scale)
+    form = pairwise._MATRIX_FORMS[type(base)]
+    return form(base, lambda parameter: parameter, jnp.ones(x.shape[1]), x)
+
+
+@pytest.mark.parametrize("standard_deviation", [None, 1.0, 0.01])
+@pytest.mark.parametrize("dimension", [10, 784, 1025, 12_288])
+def test_the_rounding_error_of_a_product_is_within_its_bound(dimension, standard_deviation):
+    rng = np.random.default_rng(dimension)
+    if standard_deviation is None:
+        x = np.float32(rng.random((40, dimension)) < 0.3)
+        z = np.float32((2 * x - 1) * np.abs(10.0 * rng.normal(size=x.shape)))
+        scale, exact = None, x * np.float64(z) - np.logaddexp(0.0, np.float64(z))
+    else:
+        x = np.float32(rng.normal(size=(40, dimension)))
+        z = np.float32(x + standard_deviation * rng.normal(size=x.shape))
+        scale = np.full_like(x, standard_deviation)
+        exact = scipy.stats.norm(np.float64(z), np.float64(scale)).logpdf(x)
+    matrix, bound = matrix_and_bound(z, x, scale)
+    assert np.max(np.abs(np.diag(matrix) - exact.sum(-1))) < bound
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LIKELIHOODS if "logits" in kind or "by a constant" in kind])

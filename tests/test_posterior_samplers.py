@@ -333,21 +333,26 @@ def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [MALA(), PCNL()], ids=lambda kernel: type(kernel).__name__)
-def test_step_sizes_reach_the_best_acceptance_rate(kernel):
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        smc(kernel=MALA(), target_ess=0.3),
+        smc(kernel=PCNL(), target_ess=0.3),
+        tempering(kernel=MALA(), num_steps=500, warmup=1000),
+    ],
+    ids=["MALA's particles", "PCNL's particles", "MALA's chains"],
+)
+def test_step_sizes_reach_the_best_acceptance_rate(sampler):
     """At every rung, of a ladder that SMC makes short on purpose and of one for chains.
 
     Near the prior PCNL accepts more than that with the largest step size that there is.
     """
     model, x, *_ = linear_gaussian(10)
-    runs = [smc(kernel=kernel, target_ess=0.3).run(KEY, model, {}, x)]
-    if isinstance(kernel, MALA):
-        runs.append(tempering(kernel=kernel, num_steps=500, warmup=1000).run(KEY, model, {}, x))
-    for rungs in (run.rungs for run in runs):
-        there = np.isfinite(rungs.temperatures[:, 1:])
-        excess = (rungs.acceptance[:, 1:] - kernel.target_acceptance)[there]
-        at_limit = kernel.step_limit is not None and rungs.step_size[:, 1:][there] > 0.95 * kernel.step_limit
-        assert np.all((np.abs(excess) < 0.15) | (at_limit & (excess > 0)))
+    rungs, kernel = sampler.run(KEY, model, {}, x).rungs, sampler.kernel
+    there = np.isfinite(rungs.temperatures[:, 1:])
+    excess = (rungs.acceptance[:, 1:] - kernel.target_acceptance)[there]
+    at_limit = kernel.step_limit is not None and rungs.step_size[:, 1:][there] > 0.95 * kernel.step_limit
+    assert np.all((np.abs(excess) < 0.15) | (at_limit & (excess > 0)))
 
 
 @pytest.mark.slow
@@ -469,6 +474,7 @@ def impossible_second(x):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("make", [smc, tempering], ids=["smc", "tempering"])
 def test_impossible_data_are_flagged_and_harm_no_others(make):
     sampler = make(num_particles=100) if make is smc else make(num_steps=50)
