@@ -430,7 +430,7 @@ def noisy_latents(distribution, x):
     return LatentModel(model, {}, x, check=False)
 
 
-@partial(quick_jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def matching_error(distribution, x, z, *parameters):
     """Distance on matching pairs from the element-wise form of the same precision."""
     of_latents = lambda z: distribution(z, *parameters)  # noqa: E731
@@ -441,7 +441,7 @@ def matching_error(distribution, x, z, *parameters):
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("standard_deviation", [3.0, 0.3, 0.1, 1e-2, 1e-4])
 @pytest.mark.parametrize("dimension", [10, 784, 3072])
-def test_normal_products_are_within_a_hundredth_of_a_nat(dimension, standard_deviation, offset):
+def test_normal_products_are_within_a_hundredth_of_a_nat(dimension, standard_deviation, offset, optimised):
     rng = np.random.default_rng(dimension)
     x = np.float32(rng.normal(size=(8, dimension)) + offset)
     z = np.float32(x + standard_deviation * rng.normal(size=x.shape))
@@ -450,14 +450,14 @@ def test_normal_products_are_within_a_hundredth_of_a_nat(dimension, standard_dev
 
 @pytest.mark.parametrize("size", [1.0, 10.0, 100.0, 1e4])
 @pytest.mark.parametrize("dimension", [784, 3072])
-def test_bernoulli_products_are_within_a_hundredth_of_a_nat(dimension, size):
+def test_bernoulli_products_are_within_a_hundredth_of_a_nat(dimension, size, optimised):
     rng = np.random.default_rng(dimension)
     x = np.float32(rng.random((8, dimension)) < 0.3)
     logits = np.float32((2 * x - 1) * np.abs(rng.normal(size=x.shape)) * size)
     assert matching_error(dist.BernoulliLogits, x, logits) <= 1e-2
 
 
-@quick_jit
+@jax.jit
 def matrix_and_bound(z, x, scale):
     """The matrix of a Normal or, without a scale, a Bernoulli likelihood, and the bound of its rounding error."""
     base = dist.BernoulliLogits(z) if scale is None else dist.Normal(z, scale)
@@ -467,7 +467,7 @@ def matrix_and_bound(z, x, scale):
 
 @pytest.mark.parametrize("standard_deviation", [None, 1.0, 0.01])
 @pytest.mark.parametrize("dimension", [10, 784, 1025, 12_288])
-def test_the_rounding_error_of_a_product_is_within_its_bound(dimension, standard_deviation):
+def test_the_rounding_error_of_a_product_is_within_its_bound(dimension, standard_deviation, optimised):
     rng = np.random.default_rng(dimension)
     if standard_deviation is None:
         x = np.float32(rng.random((40, dimension)) < 0.3)
