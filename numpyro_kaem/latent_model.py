@@ -14,7 +14,12 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro_kaem.fingerprint import SameProgram
 from numpyro_kaem.model_structure import scaled_log_prob
 from numpyro_kaem.row_program import Latents, RowProgram
-from numpyro_kaem.self_check import check_constants_are_constant, check_rows_stand_alone
+from numpyro_kaem.self_check import (
+    check_constants_are_constant,
+    check_latents_are_drawn,
+    check_priors_are_proper,
+    check_rows_stand_alone,
+)
 from numpyro_kaem.staging import StagedFunction
 
 
@@ -100,6 +105,14 @@ class LatentModel:
         if check:
             check_rows_stand_alone(program)
             check_constants_are_constant(program)
+            check_latents_are_drawn(program)
+            check_priors_are_proper(program)
+
+    def __reduce__(self) -> tuple:
+        program = self.program
+        settings = {"plate": program.plate_name, "rng_key": program.rng_key, "check": False}
+        given = program.model, jax.device_get(program.params), jax.device_get(program.data)
+        return _read_again, (*given, jax.device_get(program.model_kwargs), settings)
 
     @cached_property
     def as_argument(self) -> SameProgram:
@@ -116,7 +129,9 @@ class LatentModel:
             )
 
     def log_prior(self, z: Latents, *x: Any, unconstrained: bool = False) -> Float[Array, ""]:
-        r"""$\log p(z)$ of one datum, in unconstrained coordinates plus $\log|\det \partial z / \partial u|$.
+        r"""$\log p(z)$ of one datum, the density of its draws; in unconstrained coordinates plus a log-determinant.
+
+        That is $\log|\det \partial z / \partial u|$.
 
         Args:
             z: one value per latent site, of shapes `latent_shapes`.
@@ -132,7 +147,7 @@ class LatentModel:
         """
         row = self._row(x, "log_prior", lambda: self.prior_depends_on_data)
         sites, log_det = self._run(z, row, unconstrained)
-        return self._sum(sites, z) + log_det
+        return self._prior(sites) + log_det
 
     def unnormalized_log_prior(self, z: Latents, *x: Any) -> Float[Array, ""]:
         r"""The part of $\log p(z)$ that is known up to a constant only: of `unnormalized_sites`, zero without any.
@@ -145,6 +160,9 @@ class LatentModel:
 
     def log_likelihood(self, z: Latents, *x: Any, unconstrained: bool = False) -> Float[Array, ""]:
         r"""$\log p(x \mid z)$ of one datum: its observed sites and factors.
+
+        A latent site that is masked or scaled is drawn from its whole distribution, which is its `log_prior`; what
+        NumPyro's joint density has more or less than that is part of the likelihood.
 
         Args:
             z: one value per latent site, of shapes `latent_shapes`.
@@ -159,12 +177,12 @@ class LatentModel:
             ValueError: where shapes or sites do not fit, or the row is missing.
         """
         sites, _ = self._run(z, self._row(x, "log_likelihood", lambda: True), unconstrained)
-        return self._sum(sites, self.observed_names)
+        return self._likelihood(sites)
 
     def log_parts(self, z: Latents, *x: Any, unconstrained: bool = False) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """`log_prior` and `log_likelihood` of one datum, of one run of the model; arguments are those of the latter."""
         sites, log_det = self._run(z, self._row(x, "log_likelihood", lambda: True), unconstrained)
-        return self._sum(sites, z) + log_det, self._sum(sites, self.observed_names)
+        return self._prior(sites) + log_det, self._likelihood(sites)
 
     def sample_prior(self, key: Array, num_samples: int, *x: Any) -> Latents:
         """Draw from the prior of one datum.
@@ -190,6 +208,12 @@ class LatentModel:
         # Staged, only the prior's equations are run: the decoder costs nothing.
         staged = StagedFunction(lambda key: self.program.draw_latents(key, rows, unconstrained=unconstrained), key)
         return staged.evaluate(lambda z: z, key)
+
+    def draw_and_tell(self, key: Array, *x: Any) -> tuple[Latents, Latents]:
+        """As `draw_prior` in unconstrained coordinates, and which of these lie on the very end of their support."""
+        rows = self.program.lead(self._row(x, "sample_prior", lambda: self.prior_depends_on_data))
+        staged = StagedFunction(lambda key: self.program.draw_and_tell(key, rows), key)
+        return staged.evaluate(lambda drawn: drawn, key)
 
     def constrain(self, u: Latents, *x: Any) -> Latents:
         """The latents at unconstrained coordinates `u` of one datum (`biject_to` of each support)."""
@@ -263,6 +287,21 @@ class LatentModel:
         self.program.check_latent_names(z)
         return self.program.run(self.program.lead(z), self.program.lead(x), unconstrained=unconstrained)
 
+    def _prior(self, sites: dict[str, dict]) -> Array:
+        """The log-density with which the latents of a datum are drawn."""
+        return jnp.asarray(sum(jnp.sum(self.program.draw_terms(sites, name)) for name in self.latent_shapes))
+
+    def _likelihood(self, sites: dict[str, dict]) -> Array:
+        """Everything else that a datum counts for."""
+        return self._sum(sites, self.observed_names) + jnp.sum(self.program.correction(sites))
+
     def _sum(self, sites: dict[str, dict], names: Any) -> Array:
         """The sites' log-probabilities in a run on one datum."""
         return jnp.asarray(sum((jnp.sum(self.program.site_terms(sites, name)) for name in names), 0.0))
+
+
+def _read_again(
+    model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any], settings: dict[str, Any]
+) -> LatentModel:
+    """A latent model that was pickled."""
+    return LatentModel(model, params, *data, **settings, **model_kwargs)

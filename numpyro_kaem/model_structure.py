@@ -1,6 +1,7 @@
 """The structure of a NumPyro model: its sites, plates and parameters, and which plate is the data's."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
+from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
@@ -23,7 +25,7 @@ CURES = (
 
 
 class SampleSite(NamedTuple):
-    """What is static about a sample site: plates maps plate names to batch dimensions."""
+    """What is static about a sample site: plates maps plate names to batch dimensions; masked out is all of it."""
 
     is_observed: bool
     plates: dict[str, int]
@@ -31,6 +33,10 @@ class SampleSite(NamedTuple):
     event_dim: int
     dtype: Any
     is_normalized: bool
+    is_factor: bool
+    is_masked: bool
+    is_masked_out: bool
+    is_unbounded: bool
 
 
 class ParameterSite(NamedTuple):
@@ -149,11 +155,39 @@ def scaled_log_prob(site: dict) -> Array:
     return log_prob if site["scale"] is None else site["scale"] * log_prob
 
 
+def masks_of(fn: Any) -> list[Any]:
+    """The masks in a distribution that hide anything: False, or arrays."""
+    masks = []
+    while fn is not None:
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            masks.append(fn._mask)
+        fn = getattr(fn, "base_dist", None)
+    return masks
+
+
+def unmasked(fn: Any) -> Any:
+    """The distribution that a site is drawn from: without its masks."""
+    if isinstance(fn, MaskedDistribution):
+        return unmasked(fn.base_dist)
+    base = getattr(fn, "base_dist", None)
+    bare = base if base is None else unmasked(base)
+    if bare is base:
+        return fn
+    fn = copy(fn)
+    fn.base_dist = bare
+    return fn
+
+
 def _plates(site: dict) -> dict[str, int]:
     return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
 
 
 def _sample_site(site: dict) -> SampleSite:
+    if not (hasattr(site["value"], "dtype") or jnp.isscalar(site["value"])):
+        raise TypeError(
+            f"site {site['name']!r} has a {type(site['value']).__name__} for its value, which must be an array: pass "
+            "numpy.array(...) of numbers"
+        )
     fn, dtype = site["fn"], jnp.result_type(site["value"])
     if not site["is_observed"] and fn.support is not None and fn.support.is_discrete:
         raise ValueError(
@@ -175,7 +209,20 @@ def _sample_site(site: dict) -> SampleSite:
             f"observed site {site['name']!r} has a density that is not normalised: its likelihood is known up to a "
             "factor only, which may depend on latents and parameters; give it a normalised distribution"
         )
-    return SampleSite(site["is_observed"], _plates(site), tuple(fn.shape()), fn.event_dim, dtype, normalized)
+    masks = masks_of(fn)
+    return SampleSite(
+        is_observed=site["is_observed"],
+        # What `handlers.lift` makes of a parameter has none of the dimensions of the plates around it.
+        plates={name: dim for name, dim in _plates(site).items() if len(fn.batch_shape) >= -dim},
+        shape=tuple(fn.shape()),
+        event_dim=fn.event_dim,
+        dtype=dtype,
+        is_normalized=normalized,
+        is_factor=isinstance(_innermost(fn), dist.Unit),
+        is_masked=bool(masks),
+        is_masked_out=any(mask is False for mask in masks),
+        is_unbounded=getattr(fn.support, "base_constraint", fn.support) is constraints.real,
+    )
 
 
 def _innermost(fn: Any) -> Any:

@@ -110,7 +110,9 @@ def pairwise_log_likelihood(
 
     observed = jax.vmap(observe)(jnp.arange(num_rows), program.checked_rows(rows))
     matrices = (_site_matrix(program, sites, name, values, chunk_size) for name, values in observed.items())
-    return jnp.broadcast_to(sum(matrices, 0.0), (num_draws, num_rows))
+    # Masks and scales of latents, whose prior does not depend on the data, are the same for all of these.
+    correction = jnp.reshape(program.correction(sites), (-1, 1))
+    return jnp.broadcast_to(sum(matrices, correction), (num_draws, num_rows))
 
 
 def _obstacle_to_sharing(program: RowProgram) -> str | None:

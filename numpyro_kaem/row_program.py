@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions.transforms import Transform, biject_to
 from numpyro.handlers import seed, substitute, trace
 
+from numpyro_kaem.given_data import as_arrays
 from numpyro_kaem.model_fingerprint import model_fingerprint
 from numpyro_kaem.model_structure import (
     CURES,
@@ -19,11 +21,16 @@ from numpyro_kaem.model_structure import (
     check_parameter_names,
     find_data_plate,
     inspect_model,
+    masks_of,
     scaled_log_prob,
+    unmasked,
 )
+from numpyro_kaem.scans import CountScans, step_of_scan
 from numpyro_kaem.staging import StagedFunction
 
 Latents = dict[str, ArrayLike]
+# End of the names of sites by which latents hand on the log-determinants of their transforms.
+_LOG_DET = "$log_det"
 
 
 class RowProgram:
@@ -58,7 +65,10 @@ class RowProgram:
         plate: str | None,
         rng_key: Array,
     ):
-        self.model, self.params, self.model_kwargs, self.rng_key = model, params, model_kwargs, rng_key
+        self.model, self.params, self.rng_key = model, params, rng_key
+        self.plate_name = plate
+        data = as_arrays("data", data)
+        self.model_kwargs = model_kwargs = as_arrays("model_kwargs", model_kwargs)
         # Inside a jit, NumPy arrays would become traced values; here they stay known.
         with jax.core.eval_context():
             self.data = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, data)
@@ -138,7 +148,6 @@ class RowProgram:
         """
         row_indices = self.one_index if row_indices is None else row_indices
         values = {**(self.params if params is None else params), **self.structure.plate_indices}
-        log_dets = []
 
         def value_of(site: dict) -> Any:
             name = site["name"]
@@ -148,11 +157,16 @@ class RowProgram:
                 return row_indices
             if name not in latents:
                 return values.get(name)
+            step = step_of_scan(site)
             if unconstrained:
                 transform = biject_to(site["fn"].support)
                 u = self._insert_rows(latents[name], self._unconstrained_axis(name, transform))
+                u = u if step is None else u[step]
                 value = transform(u)
-                log_dets.append(jnp.sum(transform.log_abs_det_jacobian(u, value)))
+                # What is traced in the body of a scan or cond comes out of it as the value of a site.
+                numpyro.deterministic(name + _LOG_DET, jnp.sum(transform.log_abs_det_jacobian(u, value)))
+                if step is not None:
+                    return value
             else:
                 value = self._insert_rows(latents[name], self._axes[name])
             shape = self._datum_shape(name, jnp.shape(value))
@@ -160,9 +174,9 @@ class RowProgram:
                 raise ValueError(
                     f"latent site {name!r} has shape {self.latent_shapes[name]} for one datum, got {shape}"
                 )
-            return value
+            return value if step is None else value[step]
 
-        model = seed(substitute(self.model, substitute_fn=value_of), self.rng_key if key is None else key)
+        model = seed(substitute(CountScans(self.model), substitute_fn=value_of), self.rng_key if key is None else key)
         sites = trace(model).get_trace(*self._arguments(rows), **self.model_kwargs)
         for name, site in self.structure.sites.items():
             if self.plate in site.plates:
@@ -170,7 +184,11 @@ class RowProgram:
                 size, num_rows = sites[self.plate]["args"]
                 if size != num_rows:
                     sites[name]["scale"] = sites[name]["scale"] / (size / num_rows)
-        return sites, sum(log_dets, 0.0)
+        if not unconstrained:
+            return sites, 0.0
+        # `handlers.scope` has put its prefix before these, too.
+        log_dets = [sites.pop(name)["value"] for name in list(sites) if name.endswith(_LOG_DET)]
+        return sites, sum(map(jnp.sum, log_dets))
 
     def site_log_probs(self, sites: dict[str, dict], name: str) -> Array:
         """The log-probability of a site, without the plate's scale, for each row of a run."""
@@ -178,7 +196,53 @@ class RowProgram:
 
     def site_terms(self, sites: dict[str, dict], name: str) -> Array:
         """The terms of `site_log_probs`, along a last axis."""
-        terms = scaled_log_prob(sites[name])
+        return self._terms(sites, name, scaled_log_prob(sites[name]))
+
+    def draw_terms(self, sites: dict[str, dict], name: str) -> Array:
+        """The terms of the log-density with which a latent site is drawn: without masks and scales."""
+        site = sites[name]
+        return self._terms(sites, name, unmasked(site["fn"]).log_prob(site["value"]))
+
+    def correction(self, sites: dict[str, dict]) -> ArrayLike:
+        """What masks and scales of latent sites add to the log-likelihood of each row of a run.
+
+        Of a scale, what NumPyro's joint density has more or less than the density of draws. Of a mask the same where an
+        observed value or a factor depends on the site, which counts it there; nothing where none does: what is masked
+        is drawn and counted nowhere.
+        """
+        total = 0.0
+        for name in self.latent_shapes:
+            if is_adjusted(sites[name]):
+                total += jnp.sum(self._correction_terms(sites, name), -1)
+        return total
+
+    def _correction_terms(self, sites: dict[str, dict], name: str) -> Array:
+        kept, drawn, fn = self.site_terms(sites, name), self.draw_terms(sites, name), sites[name]["fn"]
+        if masks_of(fn) and name not in self.counted_sites:
+            return kept - self._terms(sites, name, fn.log_prob(sites[name]["value"]))
+        # Outside of the support the prior is zero, and nothing makes up for that.
+        return jnp.where(jnp.isfinite(drawn), kept - drawn, 0.0)
+
+    @cached_property
+    def adjusted_sites(self) -> tuple[str, ...]:
+        """The latent sites that a mask or a handler's scale alters, by a run that is traced to find out."""
+        found = []
+
+        def run(latents: Latents, rows: tuple) -> None:
+            sites, _ = self.run(latents, rows)
+            found.extend(name for name in latents if is_adjusted(sites[name]))
+
+        jax.eval_shape(run, *self.staged.args)
+        return tuple(found)
+
+    @cached_property
+    def counted_sites(self) -> tuple[str, ...]:
+        """The latent sites that an observed value or a factor depends on."""
+        factors = [name for name in self.observed_names if self.structure.sites[name].is_factor]
+        latents, _ = self.staged.uses(lambda out: (out["observed"], [out["likelihood"][name] for name in factors]))
+        return tuple(name for name, used in latents.items() if used)
+
+    def _terms(self, sites: dict[str, dict], name: str, terms: Array) -> Array:
         if self.plate is None:
             return terms.reshape(-1)
         _, num_rows = sites[self.plate]["args"]
@@ -245,6 +309,30 @@ class RowProgram:
         if unconstrained:
             return {name: self.unconstrained_datum(name, sites[name]) for name in self.latent_shapes}
         return {name: self.datum(name, sites[name]["value"]) for name in self.latent_shapes}
+
+    def draw_and_tell(self, key: Array, rows: tuple) -> tuple[Latents, Latents]:
+        """One draw in unconstrained coordinates, and which of these rounding has put on the end of their support."""
+        sites, _ = self.run({}, rows, key=key)
+        coordinates = {name: self.unconstrained_datum(name, sites[name]) for name in self.latent_shapes}
+        return coordinates, {name: self._is_at_end(name, sites[name]) for name in self.latent_shapes}
+
+    def _is_at_end(self, name: str, site: dict) -> Array:
+        """Of each unconstrained coordinate, whether numbers are too few about a value for it to move."""
+        transform, value = biject_to(site["fn"].support), site["value"]
+        u = transform.inv(value)
+        if self.structure.sites[name].is_unbounded:
+            at_end = jnp.zeros(u.shape, bool)
+        else:
+            # NumPyro takes what underflows for the smallest number that there is, of which this is the logarithm.
+            at_end = ~(jnp.abs(u) < -0.97 * jnp.log(jnp.finfo(u.dtype).tiny))
+            # Elsewhere an end is where the next number is far away. Every other element has its turn, because sums and
+            # differences of neighbours count in some supports.
+            turn = jnp.arange(value.size).reshape(value.shape) % 2
+            for moved in (0, 1):
+                beside = jnp.where(turn == moved, value * (1 - jnp.finfo(value.dtype).eps), value)
+                at_end |= ~(jnp.abs(transform.inv(beside) - u) < 0.5)
+        axis = self._unconstrained_axis(name, transform)
+        return at_end if axis is None else jnp.squeeze(at_end, axis)
 
     def datum(self, name: str, value: Array) -> Array:
         """The value of a latent site in a run on one row, without the data plate's axis."""
@@ -313,6 +401,13 @@ class RowProgram:
         """The axis of the data plate in the values of a site."""
         site = self.structure.sites[name]
         return site.plates[self.plate] - site.event_dim
+
+
+def is_adjusted(site: dict) -> bool:
+    """Whether a latent site has a mask or a handler's scale, and so counts for more or less than it is drawn with."""
+    scale = site["scale"]
+    is_scaled = not (scale is None or (isinstance(scale, int | float) and scale == 1.0))
+    return is_scaled or bool(masks_of(site["fn"]))
 
 
 def _is_cut(leaf: Any) -> bool:

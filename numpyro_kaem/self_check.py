@@ -1,6 +1,7 @@
 """The self-check of a latent model: does each row stand alone?"""
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,9 @@ from numpyro.primitives import Messenger
 
 from numpyro_kaem.compiler_options import RUN_ONCE, known_options
 from numpyro_kaem.model_structure import CURES, inspect_model
-from numpyro_kaem.programs import passes_once
+from numpyro_kaem.programs import jit_by_program, passes_once
 from numpyro_kaem.row_program import RowProgram
+from numpyro_kaem.staging import StagedFunction
 
 
 def check_rows_stand_alone(program: RowProgram) -> None:
@@ -64,6 +66,89 @@ def check_constants_are_constant(program: RowProgram) -> None:
                 "unknown normalising constant depends on them too, and posteriors would be wrong; give it a normalised "
                 "distribution, or make its energy and reference parameters"
             )
+
+
+def check_latents_are_drawn(program: RowProgram) -> None:
+    """Check that latents are drawn, and not fixed by a handler that samplers would not respect.
+
+    Raises:
+        ValueError: naming a site whose draws do not depend on the random key.
+    """
+
+    def check() -> None:
+        _, rows = program.staged.args
+        staged = StagedFunction(lambda key, rows: program.draw_latents(key, rows), program.rng_key, rows)
+        for name, shape in program.latent_shapes.items():
+            if 0 not in shape and not staged.depends(lambda z, name=name: z[name], 0):
+                raise ValueError(
+                    f"draws of latent site {name!r} do not depend on the random key: handlers.seed, substitute or "
+                    "replay, or dist.Delta, has fixed its value. Pass the model without handlers.seed; to fix a site "
+                    "use handlers.condition, which counts its density, or handlers.do, which does not"
+                )
+
+    passes_once((program.fingerprint, "draws"), check)
+
+
+def check_priors_are_proper(program: RowProgram) -> None:
+    """Check that what a mask hides of a latent site is counted elsewhere, or that nothing observed depends on it.
+
+    Values are needed where masks are arrays: with traced ones there is no check.
+
+    Raises:
+        ValueError: naming a site that a mask has left without a prior, though data depend on it, or whose elements are
+            counted elsewhere in part only.
+    """
+    for name, site in program.structure.latent_sites.items():
+        if not site.is_masked:
+            continue
+        if name in program.counted_sites:
+            if _masked_elements(program, name, informed=False):
+                raise ValueError(
+                    f"latent site {name!r} is masked, and has elements that no observed value counts either, so that "
+                    "their prior is improper: make a latent of the missing values alone, or leave the latent unmasked "
+                    "and mask the observed site where values are missing"
+                )
+            continue
+        latents, _ = program.staged.uses(lambda out: out["likelihood"])
+        if latents[name] and (site.is_masked_out or _masked_elements(program, name, informed=True)):
+            raise ValueError(
+                f"latent site {name!r} is masked, and so has an improper prior, from which nothing can be drawn, "
+                "though observed sites depend on it: give it a proper distribution without a mask, such as a wide "
+                "dist.Normal; a mask for missing data belongs on observed sites"
+            )
+
+
+def _masked_elements(program: RowProgram, name: str, informed: bool) -> bool:
+    """Whether a latent site has elements in any row that its mask hides and the likelihood depends on, or does not."""
+    if _is_traced((program.params, program.data, program.model_kwargs, program.rng_key)):
+        return False
+
+    def of_draw(params: dict, key: Array, row: tuple) -> Array:
+        rows = program.lead(row)
+        z = program.draw_latents(key, rows, params)
+
+        def gradient(terms: Callable) -> Array:
+            def total(value: Array) -> Array:
+                sites, _ = program.run(program.lead({**z, name: value}), rows, params=params)
+                return sum((jnp.sum(x) for x in terms(sites)), jnp.zeros(()))
+
+            return jax.grad(total)(z[name])
+
+        drawn = gradient(lambda sites: [program.draw_terms(sites, name)])
+        counted = gradient(lambda sites: [program.site_terms(sites, name)])
+        observed = gradient(lambda sites: [program.site_terms(sites, site) for site in program.observed_names])
+        return (drawn != 0) & (counted == 0) & ((observed != 0) == informed)
+
+    def check_priors(params: dict, keys: Array, rows: tuple) -> Array:
+        def of_row(key: Array, row: tuple) -> Array:
+            # A derivative may vanish at a draw.
+            draws = jax.vmap(lambda key: of_draw(params, key, row))(jax.random.split(key, 3))
+            return jnp.any(jnp.any(draws, 0) if informed else jnp.all(draws, 0))
+
+        return of_row(keys[0], rows) if program.plate is None else jnp.any(jax.vmap(of_row)(keys, rows))
+
+    keys = jax.random.split(jax.random.key(0), program.num_data)
+    return bool(jit_by_program(check_priors, compiler_options=RUN_ONCE)(program.params, keys, program.rows))
 
 
 class _CompletedSites(Messenger):

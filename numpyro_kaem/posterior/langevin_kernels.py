@@ -16,6 +16,10 @@ from numpyro_kaem.posterior.target import Point
 # import it when they are traced.
 
 
+# Minus the logarithm of the acceptance probability of a step that is the beginning of an explosion.
+_EXPLODING = 100.0
+
+
 class _Langevin(Kernel):
     """What `ULA` and `MALA` share: an Euler step of the Langevin diffusion, by BlackJAX's integrator."""
 
@@ -41,7 +45,9 @@ class ULA(_Langevin):
 
     There is no Metropolis test, so that draws come from a distribution that is off by a bias of the order of h. On a
     normal target of standard deviation s the variance is $s^2 / (1 - h / (2 s^2))$. A proposal of likelihood zero is
-    refused. Left to adaptation, the step size is the one at which `MALA` would accept 0.9 of its proposals.
+    refused, and so is one that `MALA` would accept with a probability below $e^{-100}$: from there on chains explode,
+    and their step size is too large. Left to adaptation, the step size is the one at which `MALA` would accept 0.9 of
+    its proposals.
 
     Args:
         step_size: h; None to adapt it.
@@ -66,8 +72,8 @@ class ULA(_Langevin):
         proposal = self._propose(key, point, temperature, step_size, scale, evaluate)
         log_ratio = _langevin_log_ratio(point, proposal, temperature, step_size, scale)
         acceptance = jnp.exp(jnp.minimum(log_ratio, 0.0))
-        density = proposal.log_density(temperature)
-        possible = jnp.isfinite(density)
+        # NaN is not above.
+        possible = jnp.isfinite(proposal.log_density(temperature)) & (log_ratio > -_EXPLODING)
         return Move(choose(possible, proposal, point), jnp.where(possible, acceptance, 0.0), ~possible)
 
 

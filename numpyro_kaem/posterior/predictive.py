@@ -49,7 +49,7 @@ def prior_draws(
 
         return jax.lax.map(of_datum, (keys, _rows(latent_model)), batch_size=batch_size)
 
-    return _run_with(latent_model, of_all, jax.random.split(key, latent_model.num_data))
+    return run_with(latent_model, of_all, jax.random.split(key, latent_model.num_data))
 
 
 def predictive_draws(
@@ -114,7 +114,7 @@ def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray])
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> PointwiseDensity:
         program = latent_model.program
         sites, _ = program.run(program.lead(z), program.lead(row))
-        log_prior = sum(jnp.sum(program.site_terms(sites, name)) for name in z)
+        log_prior = sum(jnp.sum(program.draw_terms(sites, name)) for name in z)
         return PointwiseDensity(log_prior, {name: terms(sites, name) for name in latent_model.observed_names})
 
     size = sum(math.prod(structure.sites[name].shape) for name in latent_model.observed_names)
@@ -208,11 +208,11 @@ def _map_draws(
         indices = jnp.repeat(jnp.arange(num_data), num_draws)
         return jax.lax.map(channels_last(of_pair), (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
 
-    results = _run_with(latent_model, of_all, jax.random.split(key, num_data * num_draws), latents)
+    results = run_with(latent_model, of_all, jax.random.split(key, num_data * num_draws), latents)
     return jax.tree.map(lambda x: x.reshape(num_data, num_draws, *x.shape[1:]), results)
 
 
-def _run_with(latent_model: LatentModel, function: Callable, *args: Any) -> Any:
+def run_with(latent_model: LatentModel, function: Callable, *args: Any) -> Any:
     """`function(latent_model, *args)` on the host, compiled once for all models that compute the same."""
     program, plate = latent_model.program, latent_model.plate
 

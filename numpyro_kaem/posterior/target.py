@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from numpyro.handlers import reparam
 
 from numpyro_kaem.convolutions import channels_last
@@ -52,6 +52,20 @@ class Point(NamedTuple):
 def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
     """T log p(x | z), which at t = 0 is zero also where the likelihood is."""
     return jnp.where(temperature == 0, 0.0, temperature * log_likelihood)
+
+
+class Flaws(NamedTuple):
+    """What is wrong with draws that chains or particles start from.
+
+    Attributes:
+        invalid: draws of each datum at which the log-likelihood is NaN or +inf, or the log-prior NaN.
+        at_end: draws of each datum that lie on the very end of their support, by coordinate.
+        num_draws: draws of each datum that these are among.
+    """
+
+    invalid: Int[Array, "*batch"]
+    at_end: Int[Array, "*batch dim"]
+    num_draws: Int[Array, "*batch"]
 
 
 def count_invalid(points: Point) -> tuple[Point, Array]:
@@ -140,6 +154,11 @@ class Target:
         self.whiten, self.gradients, self.batch_size = whiten, gradients, batch_size
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:
+            if adjusted := self.model.program.adjusted_sites:
+                raise ValueError(
+                    f"latent site {adjusted[0]!r} has a mask or a handler's scale, of which whitened coordinates would "
+                    "make another density: use a kernel with whiten=False, such as MALA()"
+                )
             self._reparam = ICDFReparam()
             try:
                 self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, self._reparam)), False)
@@ -151,7 +170,7 @@ class Target:
 
         def example() -> Array:
             u = self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
-            flat, self._unravel = ravel_pytree(u)
+            flat, self.unravel = ravel_pytree(u)
             return flat
 
         flat = jax.eval_shape(example)
@@ -162,6 +181,17 @@ class Target:
     def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
         """One exact draw from the prior of a datum, in flat coordinates."""
         return self._flatten(self.latent_model.draw_prior(key, *row, unconstrained=True))
+
+    def draw_and_tell(self, key: PRNGKeyArray, row: tuple) -> tuple[Float[Array, " dim"], Bool[Array, " dim"]]:
+        """As `draw`, and which coordinates rounding has put on the very end of their support, from where they move."""
+        u, at_end = self.latent_model.draw_and_tell(key, *row)
+        return self._flatten(u), ravel_pytree(at_end)[0]
+
+    def coordinate_names(self) -> list[str]:
+        """The latent site of each coordinate."""
+        row = self.latent_model.program.first_row
+        u = jax.eval_shape(lambda: self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True))
+        return [name for name in sorted(u) for _ in range(u[name].size)]
 
     def position(self, z: dict[str, Array], row: tuple) -> Float[Array, " dim"]:
         """The flat coordinates of latents as the model knows them; those out of the prior's support move inside."""
@@ -195,7 +225,7 @@ class Target:
         """The point at a position, with the log-likelihood as the model gives it."""
 
         def parts(u):
-            return self.latent_model.log_parts(self._unravel(u), *row, unconstrained=True)
+            return self.latent_model.log_parts(self.unravel(u), *row, unconstrained=True)
 
         if not self.gradients:
             zero = jnp.zeros_like(position)
@@ -212,7 +242,7 @@ class Target:
 
     def latents(self, position: Float[Array, " dim"], row: tuple) -> dict[str, Array]:
         """The latents at a position, as the model knows them."""
-        u = self._unravel(position)
+        u = self.unravel(position)
         if not self.whiten:
             return self.latent_model.constrain(u, *row)
         program = self.latent_model.program

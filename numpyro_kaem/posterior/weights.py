@@ -8,6 +8,7 @@ where the prior depends on the data), otherwise all data share the same draws.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -185,12 +186,23 @@ def log_evidence(
 
 
 def observed_values(latent_model: LatentModel) -> dict[str, Array]:
-    """Values of the observed sites of every datum, `(num_data, ...)`; factors have none."""
+    """Values of the observed sites of every datum, `(num_data, ...)`.
+
+    Factors have none, and those that depend on latents, such as what is imputed, are no data.
+    """
     program = latent_model.program
     latents, _ = program.staged.args
+    names = [
+        name
+        for name in program.observed_names
+        if not program.staged.depends(lambda out, name=name: out["observed"][name], 0)
+    ]
 
     def observed(_, row):
-        values = program.staged.evaluate(lambda outputs: outputs["observed"], latents, program.lead(row))
+        def select(out: dict[str, dict]) -> dict[str, Any]:
+            return {name: out["observed"][name] for name in names}
+
+        values = program.staged.evaluate(select, latents, program.lead(row))
         return {name: value for name, value in values.items() if value.size}
 
     axis = None if latent_model.plate is None else 0
