@@ -27,7 +27,7 @@ from numpyro_kaem.posterior import (
 )
 from numpyro_kaem.programs import clear_caches
 from numpyro_kaem.quadrature import GaussLegendre, Trapezoid
-from numpyro_kaem.training import FitResult, GridAdaptation, TensorBoardLogger, TrainingFailed, fit
+from numpyro_kaem.training import FitResult, GridAdaptation, IndexedBatch, TensorBoardLogger, TrainingFailed, fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "ICDFReparam",
     "ImportanceMLE",
     "ImportanceSampling",
+    "IndexedBatch",
     "KAMixture",
     "KAPrior",
     "Ladder",

@@ -6,6 +6,7 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
 from jax.core import Tracer
 from numpyro.util import is_prng_key
 
@@ -37,3 +38,12 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def check_not_masked(name: str, value: Any) -> None:
+    """Raise an error where a NumPy masked array has masked values, of which JAX would see what lies under them."""
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} has {np.ma.count_masked(value)} masked values, and JAX has no masked arrays: drop them with "
+            ".compressed(), or pass the values and ~numpy.ma.getmaskarray(...) and mask the observed site in the model"
+        )

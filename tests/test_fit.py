@@ -273,7 +273,7 @@ BAD_INPUT = {
     ),
     "empty": ({"data": DATA[:0]}, ValueError, "at least 1"),
     "scalar": ({"data": (DATA, 3.0)}, ValueError, r"data\[1\] must lead with the data axis"),
-    "text": ({"data": np.array(["a", "b"])}, TypeError, r"data\[0\] must be an array of numbers"),
+    "text": ({"data": np.array(["a", "b"])}, TypeError, r"data\[0\] must hold numbers"),
     "held-out shape": (
         {"held_out": np.zeros((5, 2), np.float32)},
         ValueError,
@@ -292,6 +292,7 @@ BAD_INPUT = {
         ValueError,
         r"data\[0\] must be finite, got 1e\+300 at index \(209,\), which is beyond float32",
     ),
+    "list of NumPy's numbers": ({"data": list(DATA)}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
     "list of numbers": ({"data": DATA.tolist()}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
     "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
     "number as key": (

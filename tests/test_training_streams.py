@@ -5,11 +5,18 @@ import os
 import signal
 import threading
 import time
+import warnings
 
+import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 from training_cases import DATA, KeptChains, gradient_descent, run
+
+from numpyro_kaem import IndexedBatch, LangevinMLE, fit
+from numpyro_kaem.objectives.objective import STATE
 
 RATE = 0.02
 BATCHES = DATA.reshape(3, 10)
@@ -121,6 +128,61 @@ def with_nan():
     return batches
 
 
+def test_a_short_last_batch_is_left_out_with_a_word():
+    with pytest.warns(
+        RuntimeWarning, match="the last batch of a pass has 7 rows, the others 10: it is left out"
+    ) as told:
+        result = run(Batches([*BATCHES, BATCHES[0, :7]]), num_epochs=3)
+    assert len(told) == 1
+    whole = run(Batches(BATCHES), num_epochs=3)
+    np.testing.assert_array_equal(result.history["loss"], whole.history["loss"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # An epoch that is more than a pass goes on with the next one.
+        longer = run(Batches([*BATCHES, BATCHES[0, :7]]), num_epochs=2, steps_per_epoch=4)
+    np.testing.assert_array_equal(longer.history["loss"][:3], whole.history["loss"][:3])
+    assert len(longer.history["loss"]) == 8
+
+
+def test_chains_are_kept_by_the_indices_of_a_stream():
+    def of_all(x):
+        location = numpyro.param("location", 3.0)
+        with numpyro.plate("data", 30, subsample_size=x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(location, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.01), obs=x)
+
+    x = np.linspace(-3.0, 9.0, 30, dtype=np.float32)
+    rows = np.random.default_rng(0).permutation(30).reshape(3, 10)
+    options = {"optimizer": optax.sgd(0.0), "num_epochs": 4, "progress": False}
+    batches = Batches([IndexedBatch(x[r], r) for r in rows[:2]])
+    result = fit(jax.random.key(0), of_all, batches, objective=LangevinMLE(persistent=True), **options)
+    kept = result.state.mutable_state[STATE]["per_datum"]
+    seen = np.isin(np.arange(30), rows[:2])
+    np.testing.assert_array_equal(kept["started"], seen)
+    # The chains of a datum are where its posterior is, whose standard deviation is 0.01.
+    assert np.abs(np.asarray(kept["positions"])[seen, 0, 0, 0] - x[seen]).max() < 0.1
+    for bad, message in (([0] * 10, "must be 10 different whole numbers"), (np.arange(5), "must be 10 different")):
+        with pytest.raises(ValueError, match=f"indices of batch 0 of data {message}"):
+            fit(jax.random.key(0), of_all, Batches([IndexedBatch(x[:10], bad)]), objective=LangevinMLE(), **options)
+
+
+class WithoutIter:
+    """What has batches, and no way to get at them."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: endless, "data must be arrays or an iterable of batches, got the function 'endless': call it"),
+        (WithoutIter, "got a WithoutIter, which has no __iter__: a loader needs one that yields the batches"),
+    ],
+    ids=["function", "loader"],
+)
+def test_what_is_no_stream_is_told(make, message):
+    with pytest.raises(TypeError, match=message):
+        run(make(), batch_size=10)
+
+
 BAD_STREAMS = {
     "ends early": (
         lambda: iter(BATCHES),
@@ -128,10 +190,10 @@ BAD_STREAMS = {
         "data ended after 3 batches, 1 of them in this epoch of 2: give an iterable that can be iterated again",
     ),
     "one pass, two epochs": (lambda: iter(BATCHES), {}, "data ended after 3 batches, 0 of them in this epoch"),
-    "short last batch": (
-        lambda: Batches([*BATCHES, BATCHES[0, :7]]),
+    "short batch": (
+        lambda: Batches([BATCHES[0], BATCHES[0, :7], BATCHES[1]]),
         {},
-        r"batch 3 of data has arrays float32\[7\], the first had float32\[10\]: drop a last batch that is short",
+        r"batch 1 of data has arrays float32\[7\], the first had float32\[10\]: only the last batch of a pass may be",
     ),
     "not a number": (
         lambda: Batches(with_nan()),
@@ -143,7 +205,7 @@ BAD_STREAMS = {
     "persistent chains": (
         Batches,
         {"objective": KeptChains()},
-        "persistent chains need data as arrays: an iterable does not tell which datum is which",
+        "persistent chains need data as arrays, or batches that are IndexedBatch",
     ),
     "steps_per_epoch of arrays": (lambda: DATA, {"steps_per_epoch": 2}, "steps_per_epoch is for an iterable"),
     "no batch_size of arrays": (lambda: (DATA,), {}, "batch_size must be given for data that are arrays"),

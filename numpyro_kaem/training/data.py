@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from numpyro_kaem.checkpoint_arrays import to_host
+from numpyro_kaem.given_data import as_arrays, is_table
 from numpyro_kaem.programs import jit_by_value
 from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.sharding import Layout
@@ -30,6 +33,20 @@ def is_stream(data: Any) -> bool:
     )
 
 
+def check_is_data(data: Any) -> None:
+    """Raise a TypeError for what is neither arrays nor an iterable of batches."""
+    if callable(data) and not isinstance(data, Iterable) and not hasattr(data, "__array__"):
+        raise TypeError(
+            f"data must be arrays or an iterable of batches, got the function {getattr(data, '__name__', data)!r}: "
+            "call it, fit(key, model, data(), ...), or for a fresh pass every epoch give an object with an __iter__"
+        )
+    if not (isinstance(data, Iterable) or hasattr(data, "__array__") or is_table(data)):
+        raise TypeError(
+            f"data must be arrays or an iterable of batches, got a {type(data).__name__}, which has no __iter__: a "
+            "loader needs one that yields the batches of an epoch"
+        )
+
+
 def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
     """The positional arguments as host or device arrays, and their number of rows.
 
@@ -38,13 +55,11 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
         data: array, or tuple of arrays or pytrees of arrays.
         like: arguments whose rows these must resemble.
     """
-    if isinstance(data, list) and any(
-        np.ndim(leaf) == 0 and not hasattr(leaf, "dtype") for leaf in jax.tree.leaves(data)
-    ):
+    if isinstance(data, list) and any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
         raise TypeError(
-            f"{name} must be an array or a tuple of arrays, got a list of numbers: pass numpy.array({name})"
+            f"{name} must be an array or a tuple of arrays, got a list of single values: pass numpy.array({name})"
         )
-    data = tuple(data) if isinstance(data, tuple | list) else (data,)
+    data = as_arrays(name, tuple(data) if isinstance(data, tuple | list) else (data,))
     data = jax.tree.map(
         lambda leaf: leaf if isinstance(leaf, jax.Array) or np.isscalar(leaf) else np.asarray(leaf), data
     )
@@ -146,6 +161,59 @@ class ArrayFeed:
         """Nothing to give back."""
 
 
+class IndexedBatch(NamedTuple):
+    """A batch of a stream that says which data its rows are, so that chains can be kept by datum.
+
+    The model's data plate has the number of all data for size, and the batch's for `subsample_size`.
+
+    Attributes:
+        data: the model's positional argument, or a tuple of them.
+        indices: of its rows among all data, from 0; no row twice.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        import numpyro
+        import numpyro.distributions as dist
+        import optax
+        from numpyro_kaem import IndexedBatch, LangevinMLE, fit
+
+        x = 2.0 + 1.1 * np.random.default_rng(0).normal(size=200)
+
+
+        class Batches:
+            def __iter__(self):
+                for rows in np.random.default_rng(1).permutation(200).reshape(4, 50):
+                    yield IndexedBatch(x[rows], rows)
+
+
+        def model(x):
+            location = numpyro.param("location", 0.0)
+            with numpyro.plate("data", 200, subsample_size=x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(location, 1.0))
+                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+        options = {"optimizer": optax.adam(0.1), "num_epochs": 15, "progress": False}
+        result = fit(jax.random.key(0), model, Batches(), objective=LangevinMLE(persistent=True), **options)
+        assert abs(result.params["location"] - x.mean()) < 0.3
+        ```
+    """
+
+    data: Any
+    indices: Any
+
+
+def check_indices(name: str, indices: Any, num_rows: int) -> np.ndarray:
+    """The indices of a batch, or an error that names what is wrong with them."""
+    indices = np.asarray(indices)
+    if indices.shape != (num_rows,) or indices.dtype.kind not in "iu" or len(np.unique(indices)) != num_rows:
+        raise ValueError(f"indices of {name} must be {num_rows} different whole numbers, got {indices!r}")
+    return indices.astype(np.int32)
+
+
 class StreamFeed:
     """Batches from an iterable on the host, checked, and brought to the device while the step before runs.
 
@@ -167,11 +235,13 @@ class StreamFeed:
         self._batches: Iterator | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="numpyro_kaem-batches")
         self._next: Future | None = None
-        self._count, self._like = 0, None
+        self._count, self._like, self._warned = 0, None, False
         self._submit()
-        self._first = first = self._next.result()
-        if first is None:
+        loaded = self._next.result()
+        if loaded is None:
             raise ValueError("data gives no batch: an iterable must give at least one")
+        first, self.indices = loaded
+        self._first = loaded
         self.batch_size = self.num_data = self.num_rows = len(jax.tree.leaves(first)[0])
         # A model that is read for its structure needs values, and what its parameters start from is to be the same in
         # every process.
@@ -182,7 +252,7 @@ class StreamFeed:
         """Compile a step, or find it compiled; returns the seconds that it took."""
         start = time.perf_counter()
         self._static = stepper, None if self.layout is None else self.layout.by_datum, shardings
-        self._step = _take_step.compiled((self._static, self._first, kwargs), state)
+        self._step = _take_step.compiled((self._static, *self._first, kwargs), state)
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
         return time.perf_counter() - start
 
@@ -230,7 +300,7 @@ class StreamFeed:
                         "or fewer epochs"
                     )
                 break
-            state, record = self._step((self._static, batch, self._kwargs), state)
+            state, record = self._step((self._static, *batch, self._kwargs), state)
             records.append(record)
             if int(state.bad_in_a_row) >= self._max_bad_steps:
                 break
@@ -273,20 +343,52 @@ class StreamFeed:
             batch = next(self._batches, None)
         if batch is None:
             return None
-        batch, num_rows = check_data(f"batch {self._count} of data", batch)
+        name, indices = f"batch {self._count} of data", None
+        if isinstance(batch, IndexedBatch):
+            batch, indices = batch
+        batch, num_rows = check_data(name, batch)
+        if indices is not None:
+            indices = check_indices(name, indices, num_rows)
         shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
         if self._like is not None and shapes != self._like:
+            if _is_shorter(shapes, self._like) and self._pass_is_over():
+                return self._load_after_short(num_rows)
             raise ValueError(
                 f"batch {self._count} of data has arrays {_describe(shapes)}, the first had {_describe(self._like)}: "
-                "drop a last batch that is short, or fill it up, for batches of one shape"
+                "only the last batch of a pass may be short, and is left out"
             )
         self._like, self._count = shapes, self._count + 1
         if self.layout is None:
-            return jax.tree.map(jnp.asarray, batch)
+            return jax.tree.map(jnp.asarray, (batch, indices))
+        if indices is not None:
+            raise ValueError("an IndexedBatch needs one device: with a mesh pass all data as arrays")
         self.layout.check_batch("the rows of a batch of data, of all processes,", num_rows * jax.process_count())
-        return jax.tree.map(
+        batch = jax.tree.map(
             lambda leaf: jax.make_array_from_process_local_data(self.layout.by_datum, np.asarray(leaf)), batch
         )
+        return batch, None
+
+    def _pass_is_over(self) -> bool:
+        """Whether no batch follows in this pass; one that does is kept for the next call."""
+        ahead = next(self._batches, None)
+        if ahead is not None:
+            self._batches = itertools.chain([ahead], self._batches)
+        return ahead is None
+
+    def _load_after_short(self, num_rows: int) -> tuple | None:
+        """What follows the short last batch of a pass, which is left out."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the last batch of a pass has {num_rows} rows, the others {self._like[0][0][0]}: it is left out, as "
+                "batches of one compiled step have one shape (shuffle, so that no row is left out every time)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if self.num_steps is None or self.is_iterator:
+            return None
+        self._batches = iter(self.source)
+        return self._load()
 
 
 # The state goes into the memory of the one before it, which may be most of what there is.
@@ -315,9 +417,10 @@ def _take_steps(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, A
 @partial(jit_by_value, first_donated=1)
 def _take_step(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
     """A step on a batch of a stream."""
-    (stepper, by_datum, shardings), batch, kwargs = kept
+    (stepper, by_datum, shardings), batch, indices, kwargs = kept
+    rows = slice(None) if indices is None else indices
     with spreading(by_datum):
-        state, record = stepper.step(stepper.svi(state, batch, kwargs), state, batch, slice(None), kwargs)
+        state, record = stepper.step(stepper.svi(state, batch, kwargs), state, batch, rows, kwargs)
     return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings), record
 
 
@@ -325,6 +428,14 @@ def _take_step(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Ar
 def _shuffle(key: PRNGKeyArray, num_data: int, num_steps: int, batch_size: int) -> Int[Array, "num_steps batch_size"]:
     """The rows of the batches of an epoch."""
     return jax.random.permutation(key, num_data)[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+
+def _is_shorter(shapes: list, like: list) -> bool:
+    """Whether arrays differ from others only in having fewer rows."""
+    return len(shapes) == len(like) and all(
+        shape[1:] == other[1:] and shape[0] < other[0] and dtype == other_dtype
+        for (shape, dtype), (other, other_dtype) in zip(shapes, like, strict=True)
+    )
 
 
 def _describe(shapes: list) -> str:
