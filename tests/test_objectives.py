@@ -204,7 +204,7 @@ def bounded(x):
 
 
 @pytest.mark.slow
-def test_bounded_latents_of_two_sites_in_a_plate_that_subsamples():
+def test_bounded_latents_of_two_sites_in_a_plate_that_subsamples(optimised):
     """The log-determinant, which knows `length`, stays out; the plate's scale makes up for the data left out."""
 
     def exact(p):
@@ -288,7 +288,10 @@ def rows_of_next_step(rng_key, model, x):
 
 
 def test_chains_are_kept_by_the_indices_of_the_plate():
-    model, objective = partial(kept, batch_size=500), LangevinMLE(STILL, 1, persistent=True, num_chains=2)
+    model, objective = (
+        partial(kept, batch_size=500),
+        LangevinMLE(STILL, 1, persistent=True, num_chains=2, start="prior"),
+    )
     update, state = make_svi(model, objective, MANY)
     assert not arrays(own(state))["per_datum"]["started"].any()
     seen = np.zeros(len(MANY), bool)

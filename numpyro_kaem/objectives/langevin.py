@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.checks import check_count, check_flag
@@ -14,13 +15,21 @@ from numpyro_kaem.fingerprint import ByValue
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
-from numpyro_kaem.objectives.population import Walk
+from numpyro_kaem.objectives.population import Tuning, Walk
+from numpyro_kaem.posterior.diagnostics import check_draws_are_inside
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
-from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.predictive import run_with
+from numpyro_kaem.posterior.target import Flaws, Target
 from numpyro_kaem.posterior.weights import negative_phase, sample_prior
 
 STARTS = ("prior", "importance")
+# Positions of earlier visits that a preconditioner remembers: the posteriors move while the model learns.
+_MEMORY = 100.0
+# Draws from the prior that are looked at before training.
+_DRAWS_TO_CHECK = 500
+# Steps that the step size of a chain that goes on stands for.
+_AGE = 20.0
 
 
 class ChainObjective(ByValue, Objective):
@@ -28,9 +37,9 @@ class ChainObjective(ByValue, Objective):
 
     kernel: Kernel | None
     num_steps: int
-    persistent: bool
+    persistent: bool | None
     num_chains: int
-    start: str
+    start: str | None
     num_draws: int
 
     def __post_init__(self):
@@ -40,9 +49,10 @@ class ChainObjective(ByValue, Objective):
             raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
         for name in ("num_steps", "num_chains", "num_draws"):
             self._set(**{name: check_count(name, getattr(self, name), 1)})
-        if self.start not in STARTS:
+        if self.start not in (None, *STARTS):
             raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
-        check_flag("persistent", self.persistent)
+        if self.persistent is not None:
+            check_flag("persistent", self.persistent)
 
     @property
     def num_rungs(self) -> int:
@@ -53,12 +63,30 @@ class ChainObjective(ByValue, Objective):
         """The state before the first step; chains that have not started yet are marked as such."""
         target = population.frozen_target(latent_model, self.kernel)
         state = super().initial_state(latent_model, num_data)
-        step_size = jnp.full(self.num_rungs, self.kernel.initial_step_size(target.dim))
-        state["shared"] = {"step": jnp.zeros((), int), "log_step_size": jnp.log(step_size)}
-        if self.persistent:
-            positions = jnp.zeros((num_data, self.num_chains, self.num_rungs, target.dim), target.dtype)
-            state["per_datum"] = {"positions": positions, "started": jnp.zeros(num_data, bool)}
+        log_step_size = jnp.full(self.num_rungs, jnp.log(self.kernel.initial_step_size(target.dim)))
+        state["shared"] = {"step": jnp.zeros((), int), "log_step_size": log_step_size}
+        if self.persistent is not False:
+            by_rung = (num_data, self.num_rungs)
+            state["per_datum"] = {
+                "positions": jnp.zeros((num_data, self.num_chains, self.num_rungs, target.dim), target.dtype),
+                "started": jnp.zeros(num_data, bool),
+                "log_step_size": jnp.zeros(by_rung),
+                "num_positions": jnp.zeros(num_data),
+                "mean": jnp.zeros((*by_rung, target.dim), target.dtype),
+                "variance": jnp.zeros((*by_rung, target.dim), target.dtype),
+            }
         return state
+
+    def check(self, latent_model: LatentModel) -> None:
+        """Refuse priors whose mass lies at an end of their support, or warn of them, as samplers do."""
+        first = population.frozen_target(latent_model, self.kernel)
+
+        def tell(at: LatentModel, keys: Array) -> Array:
+            target, row = population.frozen_target(at, self.kernel), at.program.first_row
+            return jnp.sum(jax.vmap(lambda k: target.draw_and_tell(k, row)[1])(keys), 0)
+
+        at_end = run_with(latent_model, tell, jax.random.split(jax.random.key(0), _DRAWS_TO_CHECK))
+        check_draws_are_inside(Flaws(np.zeros(1), at_end[None], np.array([_DRAWS_TO_CHECK])), first)
 
     def advance(
         self,
@@ -76,40 +104,107 @@ class ChainObjective(ByValue, Objective):
                 f"{what} a place between steps: train with fit, pass SVI guide=objective.guide(model), or use a kernel "
                 f"with a step_size, such as {type(self.kernel).__name__}(step_size=0.01), and persistent=False"
             )
-        key_draw, key_start, key_walk = jax.random.split(key, 3)
+        key_draw, key_start, key_walk, key_weigh = jax.random.split(key, 4)
         draws = population.draw_prior(
             key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
         )
-        chains, rows_at = {}, None
-        if self.persistent:
-            chains = state["per_datum"]
-            rows_at = _rows_of(latent_model, len(chains["started"]))
-        positions = self._starts(key_start, target, temperatures, draws.starts, chains, rows_at)
-        step_size = jnp.full(self.num_rungs, self.kernel.initial_step_size(target.dim))
-        if self.kernel.adapts_step_size:
-            step_size = jnp.exp(state["shared"]["log_step_size"])
+        starts = draws.starts
+        shared, kept, rows_at = {}, {}, None
+        if state is not None:
+            shared = state["shared"]
+            rows_at = self._rows_of(latent_model, state["per_datum"])
+        if rows_at is not None:
+            kept = jax.tree.map(lambda leaf: leaf[rows_at], state["per_datum"])
+        tuning = self._tuning(target, shared, kept, draws.scale)
+        if kept:
+            goes_on = kept["started"] & jnp.all(jnp.isfinite(kept["positions"]), (1, 2, 3))
+            starts = jnp.where(goes_on[:, None, None, None], kept["positions"].astype(target.dtype), starts)
+        weighed = population.importance_draws(key_weigh, target, self._num_weighed(target.model))
+        if self.start != "prior":
+            at_starts = jnp.full(starts.shape[:-1], -jnp.inf, starts.dtype)
+            if kept:
+                likelihood = population.log_likelihood_at(target, starts).astype(starts.dtype)
+                at_starts = jnp.where(goes_on[:, None, None], likelihood, at_starts)
+            starts = weighed.choose(key_start, temperatures, starts, at_starts)
         # The chains' moves are no function of the parameters that gradients should know of.
         walk = jax.lax.stop_gradient(
-            population.walk(key_walk, target, self.kernel, positions, temperatures, step_size, draws, self.num_steps)
+            population.walk(key_walk, target, self.kernel, starts, temperatures, tuning, draws.lowest, self.num_steps)
         )
+        gap = weighed.gap(walk.points.log_likelihood[:, :, -1])
+        metrics = {
+            "stuck": walk.stuck,
+            "importance_gap": jax.lax.stop_gradient(gap),
+            "step_size": jnp.exp(tuning.log_step_size.mean(0)),
+        }
         if state is None:
             return walk, None
-        shared = state["shared"] | {"step": state["shared"]["step"] + 1}
+        shared = shared | {"step": shared["step"] + 1}
         if self.kernel.adapts_step_size:
-            # One step of stochastic approximation; its gain does not fade, because the posteriors move while the
-            # model learns.
-            largest = jnp.log(self.kernel.largest_step_size(target.dim))
-            log_step_size = shared["log_step_size"] + walk.acceptance - self.kernel.target_acceptance
-            if exact:
-                log_step_size = log_step_size.at[0].set(shared["log_step_size"][0])
-            shared["log_step_size"] = jnp.minimum(log_step_size, largest)
+            shared["log_step_size"] = walk.log_step_size.mean(0)
         per_datum = state["per_datum"]
-        if self.persistent:
-            per_datum = {
-                "positions": chains["positions"].at[rows_at].set(walk.points.position),
-                "started": chains["started"].at[rows_at].set(True),
-            }
-        return walk, {"metrics": state["metrics"], "shared": shared, "per_datum": per_datum}
+        if rows_at is not None:
+            new = self._kept(walk, kept)
+            per_datum = {name: old.at[rows_at].set(new[name].astype(old.dtype)) for name, old in per_datum.items()}
+        return walk, {"metrics": metrics, "shared": shared, "per_datum": per_datum}
+
+    def _rows_of(self, latent_model: LatentModel, per_datum: dict[str, Array]) -> Array | slice | None:
+        """Where the rows of the batch are among the data whose chains are kept; None where none are."""
+        if not per_datum:
+            return None
+        try:
+            return _rows_of(latent_model, len(per_datum["started"]))
+        except ValueError:
+            if self.persistent:
+                raise
+            return None
+
+    def _num_weighed(self, model: LatentModel) -> int:
+        """Draws that are weighed: where the model has to run for each of them and each datum, no more than steps."""
+        is_shared = not (model.prior_depends_on_data or model.likelihood_depends_on_data)
+        return self.num_draws if is_shared else min(self.num_draws, self.num_steps)
+
+    def _tuning(self, target: Target, shared: dict, kept: dict, prior_scale: Float[Array, " dim"]) -> Tuning:
+        """Step sizes and preconditioners of the batch: those of its chains, or else what suits all data."""
+        num_data, adapts = target.latent_model.num_data, self.kernel.adapts_step_size
+        first = jnp.full(self.num_rungs, jnp.log(self.kernel.initial_step_size(target.dim)))
+        log_step_size = jnp.broadcast_to(shared["log_step_size"] if adapts else first, (num_data, self.num_rungs))
+        scale = jnp.broadcast_to(prior_scale, (num_data, self.num_rungs, target.dim))
+        age = jnp.zeros(num_data)
+        if kept:
+            started = kept["started"][:, None]
+            age = jnp.where(kept["started"], _AGE, 0.0)
+            if adapts:
+                log_step_size = jnp.where(started, kept["log_step_size"], log_step_size)
+            if self.kernel.precondition and not self.kernel.whiten:
+                # Shrunk towards the prior's shape, of the size that the chains have, as five more positions of that
+                # spread would; the size itself is the step size's matter.
+                relative = kept["variance"] / scale**2
+                size = jnp.exp(jnp.mean(jnp.log(relative + 1e-12), -1, keepdims=True))
+                count = kept["num_positions"][:, None, None]
+                relative = (count * relative / size + 5.0) / (count + 5.0)
+                scale = scale * jnp.where(started[..., None], jnp.sqrt(relative), 1.0)
+        return Tuning(log_step_size, scale, age)
+
+    def _kept(self, walk: Walk, kept: dict) -> dict[str, Array]:
+        """What is kept of the chains of the batch; those that have got lost start anew when their data come again."""
+        sound = jnp.all(jnp.isfinite(walk.points.position), (1, 2, 3))
+        sound &= jnp.all(jnp.isfinite(walk.points.log_density(1.0)[:, :, -1]), 1)
+        old, new = jnp.where(kept["started"], kept["num_positions"], 0.0), float(self.num_steps * self.num_chains)
+        total = jnp.minimum(old, _MEMORY) + new
+        share = (new / total)[:, None, None]
+        delta = walk.mean - kept["mean"]
+        variance = (1 - share) * (kept["variance"] + share * delta**2) + share * walk.variance
+        kept = {
+            "positions": walk.points.position,
+            "started": sound,
+            "log_step_size": walk.log_step_size,
+            "num_positions": total,
+            "mean": kept["mean"] + share * delta,
+            "variance": variance,
+        }
+        return {
+            name: jnp.where(sound.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)) for name, x in kept.items()
+        }
 
     def negative_phases(self, key: PRNGKeyArray, latent_model: LatentModel, target: Target) -> Float[Array, " B"]:
         """What maximum likelihood subtracts from log p(z) of each datum: zero, with the gradient of log Z."""
@@ -117,22 +212,6 @@ class ChainObjective(ByValue, Objective):
             return jnp.zeros(latent_model.num_data)
         draws = sample_prior(target.model, key, self.num_draws)
         return jnp.broadcast_to(negative_phase(latent_model, draws), latent_model.num_data)
-
-    def _starts(
-        self, key: PRNGKeyArray, target: Target, temperatures: Array, draws: Array, chains: dict[str, Array], rows_at
-    ) -> Float[Array, "B C K dim"]:
-        def fresh(key):
-            if self.start == "importance":
-                return population.importance_starts(key, target, temperatures, self.num_chains, self.num_draws)
-            return draws
-
-        if not chains:
-            return fresh(key)
-        started, positions = chains["started"][rows_at], chains["positions"][rows_at].astype(target.dtype)
-        by_datum = started[:, None, None, None]
-        return jax.lax.cond(
-            jnp.all(started), lambda key: positions, lambda key: jnp.where(by_datum, positions, fresh(key)), key
-        )
 
 
 def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
@@ -166,20 +245,29 @@ class LangevinMLE(ChainObjective):
     $-\text{scale} \sum_b [\log p(x_b \mid z_b) + \log p(z_b)]$ at those states, whose gradient it is; its value is no
     estimate of the likelihood: score held-out data for that.
 
-    Chains that have not converged bias the gradient towards where they start. Started from the prior they need as many
-    steps as it takes to forget it; persistent chains go on where they were when their datum was last seen, and the
-    model has to change slowly against them.
+    Chains that have not converged bias the gradient towards where they start. By default they start at draws from the
+    prior that the likelihood has chosen. Persistent chains go on where they were when their datum was last seen, or at
+    one of these draws where it is likelier, which leaves the posterior invariant; the model has to change slowly
+    against them. Step sizes adapt by datum and on the way, because posteriors differ in size.
+
+    `fit` records, of every step, `stuck`, the share of chains that are where they started, and `importance_gap`: how
+    far log p(x | z) at the chains' ends is from what weighted draws say of it, the mean over data for which these have
+    an effective sample size of ten, if they are a tenth of the batch; or over all data, where chains are below even
+    what too few draws have found (NaN where neither can be told). It warns where chains stand still, or are a nat
+    below.
 
     Args:
         kernel: how chains move, by default `MALA()`. A kernel with a step size, such as `ULA(step_size=0.01)`, keeps
-            it; one without finds that of its best acceptance rate while training, the same for all data.
+            it; one without finds that of its best acceptance rate, for each datum.
         num_steps: steps per training step, at least 1.
-        persistent: whether the chains of every datum are kept from one epoch to the next.
+        persistent: whether the chains of every datum are kept from one epoch to the next, with step sizes and
+            preconditioners of their own; None for wherever it is known which datum is which, as `fit` knows it of
+            arrays.
         num_chains: chains per datum, at least 1.
-        start: "prior" for exact draws from the prior, or "importance" for draws that are resampled by the likelihood
-            of each datum. Persistent chains start so when their datum is first seen.
-        num_draws: draws that "importance" resamples, and negative samples of a prior that is not normalised; shared
-            by the data.
+        start: "importance" (None) for draws from the prior that are resampled by the likelihood of each datum, or
+            "prior" for exact draws.
+        num_draws: draws that "importance" resamples (at most `num_steps` where the model must run for each of them and
+            each datum, as with covariates), and negative samples of a prior that is not normalised; shared by the data.
         plate: name of the data plate, where the model has several.
 
     Raises:
@@ -224,10 +312,10 @@ class LangevinMLE(ChainObjective):
 
     kernel: Kernel | None = None
     num_steps: int = 20
-    persistent: bool = False
+    persistent: bool | None = None
     _: KW_ONLY
     num_chains: int = 1
-    start: str = "prior"
+    start: str | None = None
     num_draws: int = 100
     plate: str | None = None
 
@@ -237,8 +325,9 @@ class LangevinMLE(ChainObjective):
         return 1
 
     def metric_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Mean acceptance, the kernel's step size, and the mean of log p(x | z) over chains and data."""
-        return {"acceptance": (), "step_size": (), "log_likelihood": ()}
+        """Mean acceptance, geometric mean of step sizes, mean of log p(x | z) over chains and data, and the checks."""
+        names = ("acceptance", "step_size", "log_likelihood", "stuck", "importance_gap")
+        return dict.fromkeys(names, ())
 
     def evaluate(
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
@@ -252,9 +341,9 @@ class LangevinMLE(ChainObjective):
         total = jnp.sum(jnp.mean(likelihood + prior, 1) - self.negative_phases(key_negative, latent_model, target))
         loss = -(latent_model.scale * total + latent_model.global_log_density())
         if new_state is not None:
-            new_state["metrics"] = {
+            new_state["metrics"] |= {
                 "acceptance": walk.acceptance[0],
-                "step_size": jnp.exp(state["shared"]["log_step_size"][0]),
+                "step_size": new_state["metrics"]["step_size"][0],
                 "log_likelihood": jax.lax.stop_gradient(likelihood.mean()),
             }
         return loss, new_state

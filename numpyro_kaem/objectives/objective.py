@@ -102,6 +102,9 @@ class Objective(ELBO):
         """What is recorded of every step, and its shape: `()` for a scalar."""
         raise NotImplementedError
 
+    def check(self, latent_model: LatentModel) -> None:
+        """What `fit` asks before it trains: raise an error where the objective does not suit the model."""
+
     def evaluate(
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
     ) -> tuple[Float[Array, ""], dict[str, Any] | None]:

@@ -17,6 +17,11 @@ from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 
 # Pairs of draws from the prior whose differences give the preconditioner, or one of each datum if these are more.
 _PRIOR_PAIRS = 64
+# Effective sample size of importance weights that chains can be compared with, and share of the data that must have it:
+# of a few, chosen by chance, single chains tell nothing.
+_TRUSTED, _SHARE_TRUSTED = 10, 0.1
+# Of a step size that adapts: the gain of its logarithm at the first step, and the power of steps by which it fades.
+_GAIN, _GAIN_POWER = 4.0, 0.75
 
 
 class Walk(NamedTuple):
@@ -27,12 +32,33 @@ class Walk(NamedTuple):
         acceptance: mean acceptance by rung.
         swap_acceptance: mean probability with which neighbouring rungs were exchanged; NaN for a single rung.
         log_likelihood: after every step.
+        log_step_size: logarithm of the step size to which each datum's chains have come, averaged over the last half.
+        mean, variance: of the positions of each datum's chains.
+        stuck: share of chains at t = 1 that are where they started.
     """
 
     points: Point
     acceptance: Float[Array, " K"]
     swap_acceptance: Float[Array, ""]
     log_likelihood: Float[Array, "T B C K"]
+    log_step_size: Float[Array, "B K"]
+    mean: Float[Array, "B K dim"]
+    variance: Float[Array, "B K dim"]
+    stuck: Float[Array, ""]
+
+
+class Tuning(NamedTuple):
+    """What moves the chains of each datum, at each rung.
+
+    Attributes:
+        log_step_size: logarithm of the kernel's step size.
+        scale: preconditioner.
+        age: steps that have already gone into a step size.
+    """
+
+    log_step_size: Float[Array, "B K"]
+    scale: Float[Array, "B K dim"]
+    age: Float[Array, " B"]
 
 
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
@@ -88,15 +114,74 @@ def draw_prior(
     return PriorDraws(starts.reshape(num_data, num_chains, num_rungs, dim), lowest, scale)
 
 
-def importance_starts(
-    key: PRNGKeyArray, target: Target, temperatures: Array, num_chains: int, num_draws: int
-) -> Float[Array, "B C K dim"]:
-    """Draws from the prior, shared by the data, resampled for each datum by p(x | z)^t at every rung t."""
+class ImportanceDraws(NamedTuple):
+    """Draws from the prior, with the likelihoods of the data there.
+
+    Attributes:
+        positions: shared by the data (B is then 1), or each datum's own.
+        log_likelihood: log p(x_b | z_s).
+    """
+
+    positions: Float[Array, "_ S dim"]
+    log_likelihood: Float[Array, "B S"]
+
+    def choose(
+        self,
+        key: PRNGKeyArray,
+        temperatures: Float[Array, " K"],
+        current: Float[Array, "B C K dim"],
+        log_likelihood: Float[Array, "B C K"],
+    ) -> Float[Array, "B C K dim"]:
+        """Where chains go on: each at one of the draws or where it is, by p(x | z)^t at its rung t.
+
+        This leaves p_t invariant whatever the number of draws (iterated sampling importance resampling; Andrieu, Doucet
+        and Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
+
+        Args:
+            key: random key.
+            temperatures: of the rungs.
+            current: where the chains are.
+            log_likelihood: there; -inf for chains that have not started.
+        """
+        num_data, num_draws = self.log_likelihood.shape
+        positions = jnp.broadcast_to(self.positions, (num_data, num_draws, self.positions.shape[-1]))
+
+        def of_chain(key, temperature, current, log_likelihood, positions, of_draws):
+            candidates = jnp.append(of_draws, log_likelihood)
+            # Where every likelihood is zero all draws are as good; and one that is zero is never chosen.
+            log_weights = jnp.where(candidates > -jnp.inf, temperature * candidates, -jnp.inf)
+            log_weights = jnp.where(jnp.isfinite(candidates).any(), log_weights, 0.0)
+            chosen = jax.random.categorical(key, log_weights)
+            return jnp.where(chosen < num_draws, positions[jnp.minimum(chosen, num_draws - 1)], current)
+
+        of_rungs = jax.vmap(of_chain, (0, 0, 0, 0, None, None))
+        of_chains = jax.vmap(of_rungs, (0, None, 0, 0, None, None))
+        keys = jax.random.split(key, log_likelihood.shape)
+        return jax.vmap(of_chains, (0, None, 0, 0, 0, 0))(
+            keys, temperatures, current, log_likelihood, positions, self.log_likelihood
+        )
+
+    def gap(self, log_likelihood: Float[Array, "B C"]) -> Float[Array, ""]:
+        """How far chains are, in nats, from what importance sampling says of E[log p(x | z)], the mean over data.
+
+        Of data whose weights have an effective sample size of `_TRUSTED` at least, if they are a tenth of all; or of
+        all, where the chains are below: too few draws say too little, and not too much. NaN where neither is.
+        """
+        weights = jax.nn.softmax(self.log_likelihood)
+        expected = jnp.sum(jnp.where(weights > 0, weights * self.log_likelihood, 0.0), -1)
+        is_trusted = jnp.sum(weights**2, -1) <= 1 / _TRUSTED
+        gaps = jnp.mean(log_likelihood, 1) - expected
+        of_all = jnp.mean(gaps)
+        of_trusted = jnp.where(is_trusted.mean() >= _SHARE_TRUSTED, jnp.mean(gaps, where=is_trusted), jnp.nan)
+        return jnp.fmin(of_trusted, jnp.where(of_all < 0, of_all, jnp.nan))
+
+
+def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> ImportanceDraws:
+    """Draws from the prior, shared by the data unless the prior differs by datum."""
     model = target.model
     num_data, rows = model.num_data, model.rows
-    key_draw, key_choose = jax.random.split(key)
     if draws_differ_by_datum(model):
-        keys = jax.random.split(key_draw, (num_data, num_draws))
+        keys = jax.random.split(key, (num_data, num_draws))
 
         def of_datum(keys, row):
             positions = jax.vmap(lambda k: target.draw(k, row))(keys)
@@ -105,18 +190,10 @@ def importance_starts(
         positions, latents = jax.vmap(of_datum, out_axes=(0, 1))(keys, rows)
     else:
         row = model.program.first_row
-        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key_draw, num_draws))
+        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))
         latents = jax.vmap(lambda u: target.latents(u, row))(positions)
-        positions = jnp.broadcast_to(positions, (num_data, *positions.shape))
-    likelihoods = log_likelihood(model, latents).T
-
-    def choose(key, positions, likelihoods):
-        log_weights = jnp.where(temperatures[:, None] == 0, 0.0, temperatures[:, None] * likelihoods)
-        # Where every likelihood is zero all draws are as good.
-        log_weights = jnp.where(jnp.isfinite(likelihoods).any(), log_weights, 0.0)
-        return positions[jax.random.categorical(key, log_weights, shape=(num_chains, len(temperatures)))]
-
-    return jax.vmap(choose)(jax.random.split(key_choose, num_data), positions, likelihoods)
+        positions = positions[None]
+    return ImportanceDraws(positions, log_likelihood(model, latents).T)
 
 
 def walk(
@@ -125,11 +202,13 @@ def walk(
     kernel: Kernel,
     positions: Float[Array, "B C K dim"],
     temperatures: Float[Array, " K"],
-    step_size: Float[Array, " K"],
-    draws: PriorDraws,
+    tuning: Tuning,
+    lowest: Float[Array, "T B C dim"] | None,
     num_steps: int,
 ) -> Walk:
     """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
+
+    Step sizes that adapt do so by datum and rung, by stochastic approximation whose gain fades.
 
     Args:
         key: random key.
@@ -137,39 +216,48 @@ def walk(
         kernel: how they move.
         positions: where they start.
         temperatures: of the rungs.
-        step_size: by rung.
-        draws: where the lowest rung, if it is the prior, is at every step; and the preconditioner.
+        tuning: what moves them.
+        lowest: where the lowest rung, if it is the prior, is at every step.
         num_steps: number of steps.
     """
     num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
-    temperatures, step_size = temperatures.astype(dtype), step_size.astype(dtype)
-    scale = jnp.broadcast_to(draws.scale, (num_rungs, dim)).astype(dtype)
-    lowest = draws.lowest
+    temperatures, scale = temperatures.astype(dtype), tuning.scale.astype(dtype)
     is_lowest = jnp.arange(num_rungs) == 0 if lowest is not None else jnp.zeros(num_rungs, bool)
+    largest = jnp.log(kernel.largest_step_size(dim))
+    center = positions.mean(1)
 
     def start(positions, row):
         return jax.vmap(jax.vmap(lambda u: target.evaluate(u, row)))(positions)
 
-    def move(i, keys, points, lowest):
+    def move(i, keys, points, step_size, lowest):
         if kernel.evaluates_once:
             places = positions if lowest is None else jnp.where(i < 0, positions, lowest[:, :, None])
-            over_data = jax.vmap(partial(move_or_place, target, kernel, temperatures), (0, 0, 0, None, None, 0, None))
+            over_data = jax.vmap(partial(move_or_place, target, kernel, temperatures), (0, 0, 0, 0, 0, 0, None))
             return over_data(keys, rows, points, step_size, scale, places, is_lowest | (i < 0))
-        axes = (0, 0, 0, None, None, None if lowest is None else 0)
+        axes = (0, 0, 0, 0, 0, None if lowest is None else 0)
         over_data = jax.vmap(partial(move_or_replace, target, kernel, temperatures), axes)
         return over_data(keys, rows, points, step_size, scale, lowest)
 
-    def step(points, at):
+    def step(carry, at):
+        points, log_step_size = carry
         i, lowest = at
         keys = jax.random.split(jax.random.fold_in(key, i), (num_data, num_chains * num_rungs + 1))
         move_keys = keys[:, 1:].reshape(num_data, num_chains, num_rungs)
-        points, acceptance, _ = move(i, move_keys, points, lowest)
+        points, acceptance, _ = move(i, move_keys, points, jnp.exp(log_step_size), lowest)
+        if kernel.adapts_step_size:
+            gain = _GAIN / (1.0 + tuning.age[:, None] + jnp.maximum(i, 0)) ** _GAIN_POWER
+            gain = jnp.where((i < 0) | is_lowest, 0.0, gain)
+            moved = log_step_size + gain * (acceptance - kernel.target_acceptance)
+            log_step_size = jnp.minimum(moved, largest).astype(dtype)
         probability = jnp.nan
         if num_rungs > 1:
             swap = propose_swaps(keys[:, 0], points.log_likelihood, temperatures, i, i >= 0)
             points, probability = jax.tree.map(swap.exchange, points), jnp.mean(swap.probability)
-        return points, (acceptance.mean(0), jnp.asarray(probability, dtype), points.log_likelihood)
+        deviations = points.position - center[:, None]
+        sums = deviations.sum(1), (deviations**2).sum(1)
+        records = acceptance.mean(0), jnp.asarray(probability, dtype), points.log_likelihood, log_step_size, sums
+        return (points, log_step_size), records
 
     steps = jnp.arange(num_steps)
     if kernel.evaluates_once:
@@ -178,9 +266,33 @@ def walk(
         steps, lowest = jnp.arange(-1, num_steps), jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), lowest)
     else:
         points = jax.vmap(start)(positions, rows)
-    points, records = jax.lax.scan(step, points, (steps, lowest))
-    acceptance, swaps, log_likelihoods = jax.tree.map(lambda x: x[-num_steps:], records)
-    return Walk(points, acceptance.mean(0), swaps.mean(), log_likelihoods)
+    (points, _), records = jax.lax.scan(step, (points, tuning.log_step_size.astype(dtype)), (steps, lowest))
+    acceptance, swaps, log_likelihoods, log_step_sizes, sums = jax.tree.map(lambda x: x[-num_steps:], records)
+    mean, square = (x.sum(0) / (num_steps * num_chains) for x in sums)
+    at_one = points.position[:, :, -1]
+    return Walk(
+        points,
+        acceptance.mean(0),
+        swaps.mean(),
+        log_likelihoods,
+        log_step_sizes[num_steps // 2 :].mean(0),
+        center + mean,
+        jnp.maximum(square - mean**2, 0.0),
+        jnp.mean(jnp.all(at_one == positions[:, :, -1], -1)),
+    )
+
+
+def log_likelihood_at(target: Target, positions: Float[Array, "B C K dim"]) -> Float[Array, "B C K"]:
+    """Log p(x | z) of chains; what is not a number counts as zero likelihood."""
+
+    def of_datum(positions, row):
+        latent_model = target.latent_model
+        return jax.vmap(jax.vmap(lambda u: latent_model.log_likelihood(target.unravel(u), *row, unconstrained=True)))(
+            positions
+        )
+
+    values = jax.vmap(of_datum)(positions, target.latent_model.rows)
+    return jnp.where(jnp.isfinite(values), values, -jnp.inf)
 
 
 def latents_of(target: Target, positions: Float[Array, "B N dim"]) -> dict[str, Array]:

@@ -63,7 +63,7 @@ class ThermodynamicMLE(ChainObjective):
         target_ess: of SMC, in (0, 1): each datum finds its own ladder, see `TemperedSMC`.
         num_chains: populations of chains per datum.
         persistent: whether the chains of every datum, at all rungs, are kept from one epoch to the next.
-        start: see `LangevinMLE`.
+        start: of tempering, see `LangevinMLE`.
         num_draws: see `LangevinMLE`.
         num_particles: of SMC, per datum.
         max_rungs: of SMC with `target_ess`: where a ladder that has not arrived ends; its step is not finite, and so
@@ -123,7 +123,7 @@ class ThermodynamicMLE(ChainObjective):
     target_ess: float | None = None
     num_chains: int = 1
     persistent: bool = False
-    start: str = "prior"
+    start: str | None = None
     num_draws: int = 100
     num_particles: int = 16
     max_rungs: int = 50
@@ -147,7 +147,7 @@ class ThermodynamicMLE(ChainObjective):
                 "ladder must be a Ladder or temperatures, such as Ladder.power(5); sampler='smc' may have "
                 "a target_ess instead"
             )
-        if is_smc and (self.persistent or self.adapt or self.start != "prior"):
+        if is_smc and (self.persistent or self.adapt or self.start == "importance"):
             raise ValueError("sampler='smc' starts at the prior: persistent, adapt and start are for 'tempering'")
         if self.adapt and schedule is not None:
             raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
@@ -171,7 +171,13 @@ class ThermodynamicMLE(ChainObjective):
         if self.sampler == "smc":
             names = ("log_evidence_smc", "log_evidence_thermodynamic", "acceptance", "num_rungs")
             return dict.fromkeys(names, ())
-        names = ("log_evidence_steppingstone", "log_evidence_thermodynamic", "swap_acceptance")
+        names = (
+            "log_evidence_steppingstone",
+            "log_evidence_thermodynamic",
+            "swap_acceptance",
+            "stuck",
+            "importance_gap",
+        )
         by_rung = ("acceptance", "step_size", "temperatures")
         return dict.fromkeys(names, ()) | dict.fromkeys(by_rung, (self.num_rungs,))
 
@@ -223,12 +229,11 @@ class ThermodynamicMLE(ChainObjective):
         positions = walk.points.position if self.gradient == "path" else walk.points.position[:, :, -1:]
         objective = self._objective(latent_model, target, positions, temperatures)
         if new_state is not None:
-            new_state["metrics"] = {
+            new_state["metrics"] |= {
                 "log_evidence_steppingstone": steppingstone.mean(),
                 "log_evidence_thermodynamic": thermodynamic.mean(),
                 "swap_acceptance": walk.swap_acceptance,
                 "acceptance": walk.acceptance,
-                "step_size": jnp.exp(state["shared"]["log_step_size"]),
                 "temperatures": temperatures,
             }
             if self.adapt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,14 +21,16 @@ from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
 from numpyro_kaem.fingerprint import SameProgram
+from numpyro_kaem.given_data import as_arrays
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.model_fingerprint import model_fingerprint
 from numpyro_kaem.objectives.objective import STATE, Objective
+from numpyro_kaem.posterior.description import describe_distributions, describe_settings
+from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
 from numpyro_kaem.posterior.weights import log_evidence
 from numpyro_kaem.programs import is_known_by_value, jit_by_program, jit_by_value
 from numpyro_kaem.sharded_inputs import spreading
-from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, is_stream
-from numpyro_kaem.training.description import describe_distributions, describe_objective
+from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, check_is_data, is_stream
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint
 from numpyro_kaem.training.processes import check_same_in_all_processes
@@ -206,7 +209,7 @@ def fit(
         raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
     if patience is not None and held_out is None:
         raise ValueError("patience needs held_out data, whose score it waits for")
-    kwargs = dict(model_kwargs or {})
+    kwargs = as_arrays("model_kwargs", dict(model_kwargs or {}))
     plate = getattr(objective, "plate", None) if plate is None else plate
     guide = _no_guide if guide is None else guide
     svi = SVI(model, guide, build_optimizer(optimizer, labels, accumulate), objective)
@@ -248,6 +251,7 @@ def fit(
     if held_out is not None:
         _check_held_out(lambda *data: LatentModel(model, initial, *data, plate=plate, check=False, **kwargs), held_out)
     if isinstance(objective, Objective):
+        objective.check(latent_model)
         state = _with_objective_state(state, objective, latent_model, feed)
 
     if grid_adaptation is not None:
@@ -294,7 +298,7 @@ def fit(
         store=store,
         description={
             "objective": type(objective).__name__,
-            "objective_settings": describe_objective(objective),
+            "objective_settings": describe_settings(objective),
             "distributions": distributions,
             "batch_size": feed.batch_size,
             "num_data": feed.num_data,
@@ -303,13 +307,15 @@ def fit(
         settings=Settings(num_epochs, held_out_every, patience, checkpoint_every, callbacks, progress),
     )
     try:
-        return run(state, keys, shardings, kwargs)
+        with contextlib.nullcontext() if store is None else store.held():
+            return run(state, keys, shardings, kwargs)
     finally:
         feed.close()
 
 
 def _make_feed(data: Any, batch_size: int | None, steps_per_epoch: int | None, layout: Layout | None):
     """Where batches come from."""
+    check_is_data(data)
     if is_stream(data):
         if batch_size is not None:
             raise ValueError(f"batch_size is that of the iterable's batches: leave it out, got {batch_size}")
@@ -374,6 +380,8 @@ def _initial_state(svi: SVI, key: PRNGKeyArray, args: tuple, init_params: Any, k
     except jax.errors.UnexpectedTracerError:
         # A constraint whose bounds are arrays made inside of the model: SVI has kept a traced one.
         state = svi.init(key, *args, init_params=init_params, **kwargs)
+    except NEEDS_VALUES as error:
+        raise explained(error) from error
     return state
 
 
@@ -381,9 +389,18 @@ def _with_objective_state(
     state: SVIState, objective: Objective, latent_model: LatentModel, feed: ArrayFeed | StreamFeed
 ) -> SVIState:
     """The state with what the objective keeps between steps."""
-    own = objective.initial_state(latent_model, feed.num_rows)
-    if own["per_datum"] and isinstance(feed, StreamFeed):
-        raise ValueError("persistent chains need data as arrays: an iterable does not tell which datum is which")
+    num_data, is_known = feed.num_rows, True
+    if isinstance(feed, StreamFeed):
+        is_known = feed.indices is not None
+        num_data = latent_model.program.structure.plates[latent_model.plate][0] if is_known else num_data
+    own = objective.initial_state(latent_model, num_data)
+    if own["per_datum"] and not is_known:
+        if getattr(objective, "persistent", True) is not None:
+            raise ValueError(
+                "persistent chains need data as arrays, or batches that are IndexedBatch(data, indices): an iterable "
+                "does not tell which datum is which"
+            )
+        own["per_datum"] = {}
     return SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
 
 

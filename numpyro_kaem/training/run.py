@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +15,7 @@ from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
 from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem.interrupts import interrupts
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed
 from numpyro_kaem.training.failure import TrainingFailed
 from numpyro_kaem.training.processes import any_process
@@ -28,6 +26,10 @@ from numpyro_kaem.training.step import Stepper, TrainState
 _SECONDS = 1.0
 # An ESS of `ImportanceMLE` below this means that single draws stand for whole posteriors.
 _COLLAPSED_ESS = 2.0
+# Share of chains that may stand still, and nats that they may be below importance sampling.
+_STUCK, _GAP = 0.1, -1.0
+# Standard deviation of log p(x | z) of a posterior of a few latents.
+_SPREAD = 2.0
 
 
 class Settings(NamedTuple):
@@ -82,7 +84,7 @@ class Run:
             self.compile_seconds = self.feed.compile(self.stepper, self.state, shardings, kwargs)
         is_first = jax.process_index() == 0
         with (
-            _interrupts() as interrupted,
+            interrupts() as interrupted,
             tqdm(
                 total=self.settings.num_epochs,
                 initial=self.epoch - 1,
@@ -128,6 +130,7 @@ class Run:
                 self._save()
                 return "interrupted"
         self._warn_of_collapse()
+        self._warn_of_chains()
         reason = self._end_epoch()
         bar.set_postfix_str(self._postfix(), refresh=False)
         if self._anywhere(bool(interrupted)):
@@ -257,6 +260,32 @@ class Run:
                 stacklevel=5,
             )
 
+    def _warn_of_chains(self) -> None:
+        """Say once that chains of an epoch did not move, or have not come to where the likelihood is."""
+        if "stuck" not in self.by_step or "chains" in self.warned or jax.process_index():
+            return
+        stuck, gap = (self._of_epoch(name) for name in ("stuck", "importance_gap"))
+        gap = gap[np.isfinite(gap)]
+        # Three standard errors on: single chains of converged data differ by nats, and a tenth of the batch may count.
+        chance = 3 * _SPREAD / np.sqrt(0.1 * self.feed.batch_size * max(len(gap), 1))
+        gap = gap.mean() + chance if len(gap) else 0.0
+        if stuck.mean() > _STUCK:
+            what = f"{stuck.mean():.0%} of the chains did not move in a training step: their step size is too large"
+        elif gap < _GAP:
+            what = (
+                f"log p(x | z) at the chains' ends is at least {-gap:.2g} nats below what importance sampling says of "
+                "it: the chains have not come to the posteriors"
+            )
+        else:
+            return
+        self.warned.add("chains")
+        warnings.warn(
+            f"{what} (epoch {self.epoch}; `history` has 'stuck' and 'importance_gap'). Leave the step size to "
+            "adaptation, or take more steps or ThermodynamicMLE",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
     def _postfix(self) -> str:
         losses = self.by_step["loss"][-1] if self.by_step else np.array([])
         text = f"loss {losses.mean() if len(losses) else np.nan:.5g}"
@@ -350,26 +379,3 @@ def _copied(params: dict[str, Any]) -> dict[str, Any]:
 def _is_true(answer: Any) -> bool:
     """Whether it is True, of Python, NumPy or JAX; what else a callback may return says nothing."""
     return isinstance(answer, bool | np.bool_ | jax.Array) and np.asarray(answer).dtype == bool and bool(np.all(answer))
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """A list that Ctrl-C puts something into; a second Ctrl-C is the usual KeyboardInterrupt."""
-    interrupted: list[bool] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is None:  # Python runs inside of another program, which handles its signals itself
-        yield interrupted
-        return
-
-    def handle(number, frame):
-        interrupted.append(True)
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, usual)
