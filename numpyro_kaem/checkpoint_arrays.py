@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
 def signature(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Shape and dtype of every leaf, as JSON has them; a typed key's dtype names its generator."""
     return {path: {"shape": list(np.shape(leaf)), "dtype": str(_dtype(leaf))} for path, leaf in leaves.items()}
+
+
+def checksum(tree: PyTree) -> int:
+    """A number of 32 bits that differs between trees of arrays and numbers whose shapes, dtypes or contents do."""
+    number = 0
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        number = zlib.crc32(f"{array.shape} {array.dtype}".encode(), number)
+        number = zlib.crc32(array.view(np.uint8), number)
+    return number
 
 
 def to_host(leaf: Any) -> np.ndarray:

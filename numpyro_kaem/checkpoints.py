@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from jaxtyping import PyTree
 from numpyro_kaem.checkpoint_arrays import leaves_by_path, read_arrays, signature, to_device, to_host, write_arrays
 from numpyro_kaem.checkpoint_manifest import MANIFEST, DamagedError, flush, is_whole, to_json, verify, write_manifest
 from numpyro_kaem.checks import check_count
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ARRAYS, HISTORY = "state", "history.npz"
 FOLDER_NAME = re.compile(r"(\d{10,})(\.writing|\.removed)?")
@@ -88,6 +94,33 @@ class CheckpointStore:
                 "checkpoint_dir must be a folder that can be created and written to, "
                 f"got {os.fspath(self._directory)!r}: {error.strerror}"
             ) from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from writing to the folder, for as long as this process does.
+
+        The operating system gives the lock back when the process ends, however it does.
+
+        Raises:
+            ValueError: where another run holds it.
+        """
+        if fcntl is None or jax.process_index():
+            yield
+            return
+        folder = os.open(self._directory, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"checkpoint_dir {os.fspath(self._directory)!r} is being written to by another run: wait for its "
+                    "end, or take another directory"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(folder)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that have all their files in full length, ascending."""

@@ -562,3 +562,14 @@ def test_two_processes_save_and_restore_what_they_share(tmp_path):
     finally:
         for process in processes:
             process.kill()
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    first, second = CheckpointStore(tmp_path), CheckpointStore(tmp_path)
+    with first.held():
+        message = "is being written to by another run: wait for its end, or take another"
+        with pytest.raises(ValueError, match=message), second.held():
+            pass
+        assert second.steps() == []  # reading is free
+    with second.held():
+        pass

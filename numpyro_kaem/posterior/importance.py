@@ -18,15 +18,17 @@ from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.compiler_options import LOOP
 from numpyro_kaem.convolutions import channels_last
 from numpyro_kaem.fingerprint import ByValue
+from numpyro_kaem.interrupts import interrupts
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import (
     check_call,
     check_log_likelihood,
     check_log_ratio,
+    check_observations,
     warn_if_impossible,
-    warn_if_nothing_observed,
 )
 from numpyro_kaem.posterior.proposal import Proposal
+from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.weights import (
     draws_differ_by_datum,
@@ -228,40 +230,49 @@ class ImportanceSampling(ByValue):
                 NaN or +inf.
         """
         params = check_call(key, params)
-        params, data, model_kwargs = compiler_sharded((params, data, model_kwargs))
-        latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
-        warn_if_nothing_observed(latent_model)
+        params = compiler_sharded(params)
 
+        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple:
+            data, model_kwargs = compiler_sharded((data, model_kwargs))
+            latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
+            return latent_model, latent_model.as_argument, data, model_kwargs
+
+        latent_model, model_argument, data, model_kwargs = read_model(
+            read, model, params, data, model_kwargs, self.plate
+        )
+        check_observations(latent_model)
         proposal = Proposal.of(self.guide, self.guide_params)
         proposal = None if proposal is None else proposal.as_argument(latent_model)
-        settings = latent_model.as_argument, proposal, self.plate, self.num_samples, self.chunk_size
+        settings = model_argument, proposal, self.plate, self.num_samples, self.chunk_size
         num_data = latent_model.num_data
         source = "prior" if self.guide is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
         batches, log_sums = [], np.full((2, num_data), -np.inf)
         bar = tqdm(total=len(keys), unit="batch", disable=not self.progress or self.target_ess is None)
-        for batch_key in keys:
-            draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
-                _weigh(*settings, batch_key, params, data, model_kwargs)
-            )
-            if self.guide is None:
-                log_weights = likelihood
-            else:
-                check_log_ratio(bad_ratio, self.num_samples)
-            check_log_likelihood(bad_likelihood, np.arange(num_data), self.num_samples, source)
-            batches.append((draws, likelihood, log_weights))
-            log_sums = np.logaddexp(log_sums, _log_sums(log_weights))
-            ess = _effective_sample_size(log_sums)
-            bar.update()
-            bar.set_postfix_str(f"{len(batches) * self.num_samples} draws, ESS {ess.min():.0f}")
-            if self.target_ess is not None and np.all(ess >= self.target_ess):
-                break
+        with interrupts() as interrupted:
+            for batch_key in keys:
+                draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
+                    _weigh(*settings, batch_key, params, data, model_kwargs)
+                )
+                if self.guide is None:
+                    log_weights = likelihood
+                else:
+                    check_log_ratio(bad_ratio, self.num_samples)
+                check_log_likelihood(bad_likelihood, np.arange(num_data), self.num_samples, source)
+                batches.append((draws, likelihood, log_weights))
+                log_sums = np.logaddexp(log_sums, _log_sums(log_weights))
+                ess = _effective_sample_size(log_sums)
+                bar.update()
+                bar.set_postfix_str(f"{len(batches) * self.num_samples} draws, ESS {ess.min():.0f}")
+                if self.target_ess is not None and (interrupted or np.all(ess >= self.target_ess)):
+                    break
         bar.close()
+        unfinished = f"{len(batches)} batches of draws, before every datum had its ESS" if interrupted else None
         all_draws, all_likelihoods, all_log_weights = zip(*batches, strict=True)
         draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
         likelihood = np.concatenate(all_likelihoods, axis=1)
         log_weights = likelihood if self.guide is None else np.concatenate(all_log_weights, axis=1)
-        return self._posterior(latent_model, draws, likelihood, log_weights, log_sums)
+        return self._posterior(latent_model, draws, likelihood, log_weights, log_sums, unfinished)
 
     def _posterior(
         self,
@@ -270,6 +281,7 @@ class ImportanceSampling(ByValue):
         likelihood: np.ndarray,
         log_weights: np.ndarray,
         log_sums: np.ndarray,
+        unfinished: str | None,
     ) -> Posterior:
         num_data, num_samples = log_weights.shape
         source = "prior draws" if self.guide is None else "draws from the guide"
@@ -311,5 +323,6 @@ class ImportanceSampling(ByValue):
             shares_draws=not by_datum,
             proposal_log_weights=raw_log_weights,
             reached_target=reached_target,
+            unfinished=unfinished,
             latent_model=latent_model,
         )

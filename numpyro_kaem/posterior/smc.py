@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -16,20 +18,28 @@ from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.fingerprint import ByValue
+from numpyro_kaem.interrupts import interrupts
+from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
+from numpyro_kaem.posterior.convergence import has_two_lumps
 from numpyro_kaem.posterior.diagnostics import (
     check_call,
+    check_draws_are_inside,
     check_log_likelihood,
+    check_observations,
+    warn_if_chains_disagree,
     warn_if_impossible,
-    warn_if_nothing_observed,
+    warn_if_in_lumps,
     warn_if_runs_disagree,
 )
 from numpyro_kaem.posterior.evidence import Evidence, finite_std
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
+from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
+from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.smc_evidence import smc_std_error, thermodynamic_along_smc
 from numpyro_kaem.posterior.swarm import Course, Plan, Rung, Tuning
 from numpyro_kaem.posterior.target import Target
@@ -65,13 +75,15 @@ class TemperedSMC(ByValue):
             a multiple of that divisor.
         persistent: weigh and resample the particles of all rungs so far. They are kept in memory, N times `max_rungs`;
             the standard error of the evidence needs two runs (that of one waste-free run is too small where moves mix
-            slowly; of several, it is that between them).
+            slowly; of several, it is that between them, with Student's t for their number).
         resampling: BlackJAX's "systematic", "stratified", "multinomial" or "residual".
         max_rungs: where an adaptive ladder that has not arrived is given up.
         chunk_size: particles (data x runs x N) that move at once; None for all. It bounds the memory and does not
             change the result.
         plate: name of the data plate, where the model has several.
         progress: whether to show a progress bar.
+        checkpoint_dir: directory for checkpoints, one per run, written twice a minute at most: after Ctrl-C, or the end
+            of the process, the same call goes on with the run, and at its end gives the same draws.
 
     Raises:
         ValueError: for both ladder and target_ess, numbers out of range, N that waste-free resampling cannot divide, an
@@ -120,6 +132,7 @@ class TemperedSMC(ByValue):
     chunk_size: int | None = None
     plate: str | None = None
     progress: bool = True
+    checkpoint_dir: str | os.PathLike | None = None
     # What `frozen` keeps; then there is neither a ladder nor a target_ess.
     tuning: Tuning | None = field(default=None, init=False, repr=False)
 
@@ -226,25 +239,32 @@ class TemperedSMC(ByValue):
 
         Returns:
             Draws with equal weights within each run, run by run; runs are weighted by their evidence. The evidence and
-            statistics by rung (of several runs, their means).
+            statistics by rung (of several runs, their means). After Ctrl-C the data so far, or particles on their way
+            with the weights that they lack, `unfinished` saying which.
 
         Warns:
             RuntimeWarning: if a datum has likelihood zero at every particle; its `log_evidence` is -inf. If
                 the evidences of its runs are so different that fewer than half of the runs count.
 
         Raises:
+            KeyboardInterrupt: by Ctrl-C before the first rung.
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
-                for a log-likelihood that is NaN or +inf at draws from the prior.
+                for a log-likelihood that is NaN or +inf at draws from the prior; where checkpoint_dir holds the
+                checkpoint of another run, or another run writes to it.
             RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
         """
         params = check_call(key, params)
         # Where one datum's particles are too many, its runs take turns; where those of a run are, they move in batches.
         few = self.chunk_size is not None and self.chunk_size < self.num_particles
         batch_size = self.chunk_size if few else 0
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
-        target = Target(*problem, whiten=self.kernel.whiten, check=True)
-        problem = problem._replace(model=target.model.as_argument)
-        warn_if_nothing_observed(target.model)
+
+        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
+            problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
+            target = Target(*problem, whiten=self.kernel.whiten, check=True)
+            return problem._replace(model=target.model.as_argument), target
+
+        problem, target = read_model(read, model, params, data, model_kwargs, self.plate)
+        check_observations(target.model)
         num_data = target.latent_model.num_data
         if self.tuning is not None and self.tuning.scale.shape[::2] != (num_data, target.dim):
             raise ValueError(
@@ -269,18 +289,41 @@ class TemperedSMC(ByValue):
         if self.target_ess is not None and chunk < num_data:
             order = np.argsort(self._difficulty(problem, plan, rows, keys, chunk), kind="stable")
         results = []
-        with tqdm(total=-(-num_data // chunk), unit="chunk", disable=not self.progress) as bar:
-            for first in range(0, num_data, chunk):
+        kept = RunCheckpoints(self.checkpoint_dir)
+        kept.describe(self, target, rows, key=key, tuning=self.tuning, order=order)
+        with (
+            kept.held(),
+            interrupts() as interrupted,
+            tqdm(total=-(-num_data // chunk), unit="chunk", disable=not self.progress) as bar,
+        ):
+            for number, first in enumerate(range(0, num_data, chunk)):
+                at = partial(kept.at, number), partial(kept.keep, number)
                 # The last chunk is filled up with its last datum, so that it has the shape of the others.
                 indices = order[np.minimum(np.arange(first, first + chunk), num_data - 1)]
                 rows_at, keys_at = take_rows(rows, keys, indices)
-                results.append(self._run_chunk(problem, plan, rows_at, keys_at, indices, bar))
+                result, temperature = self._run_chunk(problem, plan, rows_at, keys_at, indices, bar, interrupted, *at)
+                if temperature == 1.0 or (not results and temperature > 0.0):
+                    results.append(result)
+                    lowest = temperature
+                if interrupted:
+                    break
                 bar.update()
-        latents, log_likelihood, log_evidence, ess, rungs = self._join(results, num_data)
-        back = np.argsort(order)
-        return self._posterior(
-            target, plan, *jax.tree.map(lambda x: x[back], (latents, log_likelihood, log_evidence, ess, rungs))
-        )
+            kept.write()
+        if not results:
+            raise KeyboardInterrupt(f"no particles to return yet: all were at the prior ({kept.way_on})")
+        done = order[: chunk * len(results)]
+        unfinished, model = None, target.model
+        if len(done) < num_data or lowest < 1.0:
+            unfinished = f"{len(done)} of {num_data} data"
+            if len(done) < num_data:
+                unfinished += f", those of indices {np.sort(done).tolist()}"
+                model = first_data(target.model, np.sort(done))
+            if lowest < 1.0:
+                unfinished += f", particles at temperature {lowest:.3g} and weighted for what is left of the way"
+            warn_unfinished(unfinished, kept.way_on)
+        joined = self._join(results, len(done))
+        back = np.argsort(done)
+        return self._posterior(model, unfinished, plan, *jax.tree.map(lambda x: x[back], joined))
 
     def _difficulty(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, chunk: int) -> np.ndarray:
         """How far each datum's ladder is: minus its first temperature, of a few draws."""
@@ -293,14 +336,29 @@ class TemperedSMC(ByValue):
             temperatures.append(swarm.first_temperature(particles, plan.target_ess))
         return -np.concatenate(temperatures)[: len(keys)]
 
-    def _run_chunk(self, problem: Problem, plan: Plan, rows: tuple, keys: Array, indices: np.ndarray, bar: tqdm):
-        """Latents, log-likelihoods, evidence and rungs of some of the data, on the host."""
-        particles, bad = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
-        check_log_likelihood(np.asarray(bad).sum(1), indices, self.num_particles * self.num_runs)
-        course, rungs = Course(problem, self.kernel, plan, rows, keys), []
+    def _run_chunk(
+        self,
+        problem: Problem,
+        plan: Plan,
+        rows: tuple,
+        keys: Array,
+        indices: np.ndarray,
+        bar: tqdm,
+        interrupted: list[bool],
+        at: Callable,
+        keep: Callable,
+    ) -> tuple[tuple, float]:
+        """Latents, log-likelihoods, evidence, temperatures and rungs of some of the data, and how far all have come."""
+        particles, flaws = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
+        check_draws_are_inside(flaws, problem.target(self.kernel))
+        check_log_likelihood(np.asarray(flaws.invalid).sum(1), indices, self.num_particles * self.num_runs)
+        course = Course(problem, self.kernel, plan, rows, keys)
         dtype = particles.temperature.dtype
-        while not rungs or np.min(rungs[-1].temperature) < 1.0:
+        particles, _, records = at(particles)
+        rungs = [Rung(*of_rung) for of_rung in zip(*(records[name] for name in Rung._fields if records), strict=True)]
+        while not rungs or (np.min(rungs[-1].temperature) < 1.0 and not interrupted):
             if len(rungs) == self.max_rungs:
+                keep(particles, len(rungs), rungs, whole=True)
                 slow = np.argmin(rungs[-1].temperature.min(1))
                 raise RuntimeError(
                     f"datum {indices[slow]} is at temperature {rungs[-1].temperature[slow].min():.3g} after "
@@ -310,15 +368,19 @@ class TemperedSMC(ByValue):
             tuning = jax.tree.map(lambda x: jnp.asarray(x, dtype), self._tuning_at(number, indices))
             particles, rung = swarm.advance((course, jnp.asarray(number), tuning), particles)
             rungs.append(jax.device_get(rung))
+            keep(particles, len(rungs), rungs)
             bar.set_postfix_str(
                 f"rung {number + 1}, t {rungs[-1].temperature.min():.3g}, acceptance "
                 f"{rungs[-1].acceptance.mean():.2f}, ESS {rungs[-1].ess.mean():.0f}"
             )
+        keep(particles, len(rungs), rungs, whole=True)
         latents = chains.latents_along(problem, self.kernel, rows, particles.particles.position)
         log_likelihood = particles.particles.log_likelihood
         length = self.num_mcmc_steps + 1 if self.waste_free else 1
-        ess = swarm.effective_size(particles, latents, length)
-        return jax.device_get((latents, log_likelihood, particles.log_evidence, ess)), rungs
+        # The log-likelihood tells of modes that the means of latents do not.
+        ess = swarm.effective_size(particles, {**latents, "log p(x | z)": log_likelihood}, length)
+        result = jax.device_get((latents, log_likelihood, particles.log_evidence, ess, particles.temperature))
+        return (result, rungs), float(np.min(result[-1]))
 
     def _tuning_at(self, number: int, indices: np.ndarray) -> Tuning:
         """What is known of a rung, for some of the data."""
@@ -329,7 +391,7 @@ class TemperedSMC(ByValue):
     def _join(self, results: list, num_data: int) -> tuple:
         """The chunks' results one after the other; ladders that ended early are filled up with NaN."""
         parts, rungs = zip(*results, strict=True)
-        latents, log_likelihood, log_evidence, ess = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *parts)
+        parts = jax.tree.map(lambda *x: np.concatenate(x)[:num_data], *parts)
         longest = max(map(len, rungs))
 
         def stack(*steps):
@@ -345,24 +407,47 @@ class TemperedSMC(ByValue):
         joined = jax.tree.map(
             lambda x: np.where(arrived.reshape(arrived.shape + (1,) * (x.ndim - 3)), np.nan, x), joined
         )
-        return latents, log_likelihood, log_evidence, ess, joined
+        return *parts, joined
 
     def _posterior(
-        self, target: Target, plan: Plan, latents, log_likelihood, log_evidence, ess, rungs: Rung
+        self,
+        model: LatentModel,
+        unfinished: str | None,
+        plan: Plan,
+        latents,
+        log_likelihood,
+        log_evidence,
+        ess,
+        temperature,
+        rungs: Rung,
     ) -> Posterior:
         num_data = len(log_evidence)
+        # Of particles that have not arrived: what is left of the way is the matter of their weights.
+        rest = 1.0 - temperature[..., None].astype(float)
+        with np.errstate(invalid="ignore"):
+            left = np.where(rest > 0, rest * log_likelihood, 0.0)
+        largest = np.maximum(left.max(-1, keepdims=True), np.finfo(float).min)
+        weights = np.exp(left - largest)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at_temperature = log_evidence
+            log_evidence = log_evidence + np.log(weights.mean(-1)) + largest[..., 0]
+            ess = np.nan_to_num(ess * weights.sum(-1) ** 2 / np.sum(weights**2, -1) / self.num_particles)
         total = np.logaddexp.reduce(log_evidence.astype(float), axis=1) - np.log(self.num_runs)
         impossible = total == -np.inf
-        warn_if_impossible(impossible, "at every particle", target.model)
+        warn_if_impossible(impossible, "at every particle", model)
         # A run counts in proportion to its evidence, with which the runs estimate theirs together.
         with np.errstate(invalid="ignore"):
             share = np.where(impossible[:, None], 1.0, np.exp(log_evidence - log_evidence.max(1, keepdims=True)))
         warn_if_runs_disagree(share)
-        std_error = np.where(impossible, np.inf, smc_std_error(rungs, share, self.num_particles, plan))
+        std_error = smc_std_error(rungs, share, self.num_particles, plan)
+        # Where particles have weights, as many as are effective count.
+        with np.errstate(divide="ignore"):
+            of_weights = np.where(np.any(temperature < 1.0, 1), 1.0 / ess.sum(1) ** 0.5, 0.0)
+        std_error = np.where(impossible, np.inf, np.hypot(std_error, of_weights))
         with np.errstate(divide="ignore"):
             ess = share.sum(1) ** 2 / np.sum(share**2 / ess, 1)
         flat = log_likelihood.reshape(num_data, -1)
-        log_weights = np.repeat(log_evidence.astype(float), self.num_particles, axis=1)
+        log_weights = (at_temperature.astype(float)[..., None] + left).reshape(num_data, -1)
         # Particles that no move took out of where the likelihood is zero.
         log_weights = np.where(flat == -np.inf, -np.inf, log_weights)
         last = [flat.mean(1), finite_std(flat, 1)]
@@ -378,23 +463,24 @@ class TemperedSMC(ByValue):
             series[np.arange(num_data), np.sum(np.isfinite(mean(rungs.temperature)), 1)] = value
             return series
 
-        return Posterior(
+        evidence = {"smc": Evidence(total, std_error, np.zeros(num_data))}
+        if np.all(temperature >= 1.0):
+            evidence["thermodynamic"] = thermodynamic_along_smc(by_run, log_likelihood, plan)
+        posterior = Posterior(
             latents=latents,
             log_weights=log_weights,
             log_likelihood=flat,
             log_evidence=total,
             log_evidence_std_error=std_error,
             ess=np.where(impossible, 0.0, ess),
-            observed=jax.device_get(observed_values(target.latent_model)),
-            plate=target.latent_model.plate,
+            observed=jax.device_get(observed_values(model)),
+            plate=model.plate,
             num_chains=self.num_runs,
-            evidence={
-                "smc": Evidence(total, std_error, np.zeros(num_data)),
-                "thermodynamic": thermodynamic_along_smc(by_run, log_likelihood, plan),
-            },
+            evidence=evidence,
             run_log_evidence=log_evidence,
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
-            latent_model=target.model,
+            unfinished=unfinished,
+            latent_model=model,
             rungs=Rungs(
                 temperatures=np.concatenate([start, mean(rungs.temperature)], 1),
                 acceptance=np.concatenate([nan, mean(rungs.acceptance)], 1),
@@ -405,6 +491,9 @@ class TemperedSMC(ByValue):
                 scale=np.concatenate([np.full_like(rungs.scale[:, 0, :1], np.nan), mean(rungs.scale)], 1),
             ),
         )
+        warn_if_chains_disagree(posterior, "runs")
+        warn_if_in_lumps(has_two_lumps(flat, rare_upper=True)[:, None], np.ones((num_data, 1)))
+        return posterior
 
 
 def _mean_over_runs(series: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,13 +18,19 @@ from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.fingerprint import ByValue
+from numpyro_kaem.interrupts import interrupts
+from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Course, Population, Problem
+from numpyro_kaem.posterior.convergence import MIN_DRAWS, has_two_lumps
 from numpyro_kaem.posterior.diagnostics import (
     check_call,
+    check_draws_are_inside,
     check_log_likelihood,
+    check_observations,
+    warn_if_chains_disagree,
     warn_if_impossible,
-    warn_if_nothing_observed,
+    warn_if_in_lumps,
     warn_if_outside,
 )
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
@@ -30,13 +38,17 @@ from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.proposal import Proposal
+from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
 from numpyro_kaem.posterior.result import Posterior, Rungs
+from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.target import Target
 from numpyro_kaem.posterior.weights import observed_values
 from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
 
 # The progress bar moves this often in a run, and shows the lowest ESS of so many data.
 _UPDATES, _SHOWN = 50, 64
+# Independent draws of a rung's log-likelihoods that are few, where these gather in two lumps.
+_FEW = 400
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,6 +81,8 @@ class ParallelTempering(ByValue):
         guide: NumPyro guide q(z | x) with the model's arguments and latent sites, where chains start; None for the
             prior.
         guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
+        checkpoint_dir: directory for checkpoints, one per run, written twice a minute at most: after Ctrl-C, or the end
+            of the process, the same call goes on with the run, and at its end gives the same draws.
 
     Raises:
         ValueError: for numbers out of range, a ladder that does not increase to 1, and guide_params without a guide.
@@ -113,6 +127,7 @@ class ParallelTempering(ByValue):
     progress: bool = True
     guide: Callable | None = None
     guide_params: dict[str, Any] | None = None
+    checkpoint_dir: str | os.PathLike | None = None
 
     def __post_init__(self):
         self._set(ladder=as_ladder(self.ladder), kernel=MALA() if self.kernel is None else self.kernel)
@@ -146,7 +161,8 @@ class ParallelTempering(ByValue):
 
         Returns:
             Draws at t = 1, chain by chain, with equal weights (zero where the likelihood is), and statistics by rung.
-            With the rung t = 0 in the ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of
+            After Ctrl-C the draws so far, of the data so far, `unfinished` saying which. With the rung t = 0 in the
+            ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of
             thermodynamic integration too; otherwise `log_evidence` is None.
 
         Warns:
@@ -154,18 +170,23 @@ class ParallelTempering(ByValue):
                 likelihood zero at some draws, because a chain has not found where it is positive: they have no weight.
 
         Raises:
+            KeyboardInterrupt: by Ctrl-C before there are draws.
             ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
                 for a guide that has not the model's latent sites; for a log-likelihood that is NaN or +inf where chains
-                start.
+                start; where checkpoint_dir holds the checkpoint of another run, or another run writes to it.
         """
         params = check_call(key, params)
         per_datum = self.num_chains * len(self.ladder)
         # Where one datum's states are too many, they move in batches.
         batch_size = 0 if self.chunk_size is None or self.chunk_size >= per_datum else self.chunk_size
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
-        target = Target(*problem, whiten=self.kernel.whiten, check=True)
-        problem = problem._replace(model=target.model.as_argument)
-        warn_if_nothing_observed(target.model)
+
+        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
+            problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
+            target = Target(*problem, whiten=self.kernel.whiten, check=True)
+            return problem._replace(model=target.model.as_argument), target
+
+        problem, target = read_model(read, model, params, data, model_kwargs, self.plate)
+        check_observations(target.model)
         proposal = Proposal.of(self.guide, self.guide_params)
         proposal = None if proposal is None else proposal.as_argument(target.model)
         num_data = target.latent_model.num_data
@@ -173,13 +194,34 @@ class ParallelTempering(ByValue):
         chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
         # The last chunk is filled up with its last datum, so that it has the shape of the others.
         chunks = [np.minimum(np.arange(first, first + chunk), num_data - 1) for first in range(0, num_data, chunk)]
-        results = []
-        with tqdm(total=len(chunks) * (self.warmup + self.num_steps), unit="step", disable=not self.progress) as bar:
-            for indices in chunks:
+        results, num_steps = [], self.num_steps
+        kept = RunCheckpoints(self.checkpoint_dir)
+        kept.describe(self, target, rows, key=key, guide_params=self.guide_params)
+        total = len(chunks) * (self.warmup + self.num_steps)
+        with kept.held(), interrupts() as interrupted, tqdm(total=total, unit="step", disable=not self.progress) as bar:
+            for number, indices in enumerate(chunks):
+                at = partial(kept.at, number), partial(kept.keep, number)
                 rows_at, keys_at = take_rows(rows, keys, indices)
-                results.append(self._run_chunk(problem, proposal, rows_at, keys_at, indices, bar))
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_data], *results)
-        return self._posterior(target, *joined)
+                result, steps = self._run_chunk(problem, proposal, rows_at, keys_at, indices, bar, interrupted, *at)
+                is_whole = steps == self.num_steps
+                if is_whole or (steps and not results):
+                    results.append(result)
+                    num_steps = steps
+                if interrupted or not is_whole:
+                    break
+            kept.write()
+        if not results:
+            raise KeyboardInterrupt(
+                f"no draws to return yet: chains were in warm-up, or at their first steps after it ({kept.way_on})"
+            )
+        done = min(num_data, chunk * len(results))
+        unfinished, model = None, target.model
+        if done < num_data or num_steps < self.num_steps:
+            unfinished = f"{num_steps} of {self.num_steps} steps after warm-up, {done} of {num_data} data"
+            warn_unfinished(unfinished, kept.way_on)
+            model = target.model if done == num_data else first_data(target.model, np.arange(done))
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:done], *results)
+        return self._posterior(model, num_steps, unfinished, *joined)
 
     def _run_chunk(
         self,
@@ -189,49 +231,64 @@ class ParallelTempering(ByValue):
         keys: Array,
         indices: np.ndarray,
         bar: tqdm,
-    ) -> tuple:
-        """Latents, log-likelihoods and statistics of some of the data, on the host."""
+        interrupted: list[bool],
+        at: Callable,
+        keep: Callable,
+    ) -> tuple[tuple | None, int]:
+        """Latents, log-likelihoods and statistics of some of the data, on the host, and after how many steps.
+
+        After Ctrl-C in warm-up there are none.
+        """
         temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
         exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
         num_draws = self.num_steps // self.thin
-        population, bad = chains.start(
+        population, flaws = chains.start(
             problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws, proposal
         )
+        check_draws_are_inside(flaws, problem.target(self.kernel))
         source = "prior" if proposal is None else "guide"
-        check_log_likelihood(np.asarray(bad), indices, self.num_chains * len(self.ladder), source)
+        check_log_likelihood(np.asarray(flaws.invalid), indices, self.num_chains * len(self.ladder), source)
         course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
 
-        def advance(population: Population, first: int, last: int, adapting: bool) -> Population:
-            size = -(-(self.warmup + self.num_steps) // _UPDATES)
+        population, done, _ = at(population)
+        steps = 0
+        for number, (first, last, then) in enumerate(self._stretches()):
+            if number >= done and not interrupted:
+                span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(first < 0)
+                population = then(chains.advance((course, *span), population))
+                done = number + 1
+                keep(population, done)
+                if self.progress:
+                    bar.set_postfix_str(self._progress(population, max(last, 0) // self.thin), refresh=False)
+            if number < done:
+                bar.update(last - first)
+                steps = max(last, 0)
+        keep(population, done, whole=True)
+        num_draws = steps // self.thin
+        if num_draws < MIN_DRAWS and steps < self.num_steps:
+            return None, 0
+        latents = chains.latents_along(problem, self.kernel, rows, population.positions[:, :, :num_draws])
+        result = (
+            latents,
+            population.log_likelihood[:, :, :num_draws],
+            population.step_size,
+            population.acceptance,
+            population.swaps,
+            population.round_trips,
+            population.divergences,
+        )
+        return jax.device_get(result), num_draws * self.thin
+
+    def _stretches(self) -> Iterator[tuple[int, int, Callable]]:
+        """From which step to which the chains go at once, and what is done then; steps of warm-up are negative."""
+        size = -(-(self.warmup + self.num_steps) // _UPDATES)
+        for first, last in [*warmup_windows(self.warmup), (self.warmup, self.warmup + self.num_steps)]:
             for begin in range(first, last, size):
                 end = min(begin + size, last)
-                span = jnp.asarray(begin), jnp.asarray(end), jnp.asarray(adapting)
-                population = chains.advance((course, *span), population)
-                if self.progress:
-                    bar.set_postfix_str(self._progress(population, max(end, 0) // self.thin), refresh=False)
-                bar.update(end - begin)
-            return population
-
-        for first, last in warmup_windows(self.warmup):
-            population = advance(population, first - self.warmup, last - self.warmup, True)
-            if last < self.warmup:
-                population = chains.end_window(self.kernel, population)
-        if self.warmup:
-            population = chains.end_warmup(self.kernel, population)
-        population = advance(population, 0, self.num_steps, False)
-
-        latents = chains.latents_along(problem, self.kernel, rows, population.positions)
-        return jax.device_get(
-            (
-                latents,
-                population.log_likelihood,
-                population.step_size,
-                population.acceptance,
-                population.swaps,
-                population.round_trips,
-                population.divergences,
-            )
-        )
+                then = _go_on
+                if end == last <= self.warmup:
+                    then = partial(chains.end_window if last < self.warmup else chains.end_warmup, self.kernel)
+                yield begin - self.warmup, end - self.warmup, then
 
     def _progress(self, population: Population, num_draws: int) -> str:
         text = f"{len(self.ladder)} rungs, acceptance {float(population.acceptance[:, -1].mean()):.2f}"
@@ -243,7 +300,17 @@ class ParallelTempering(ByValue):
         return f"{text}, ESS {chain_ess(at_one).min():.0f}"
 
     def _posterior(
-        self, target: Target, latents, log_likelihood, step_size, acceptance, swaps, round_trips, divergences
+        self,
+        model: LatentModel,
+        num_steps: int,
+        unfinished: str | None,
+        latents,
+        log_likelihood,
+        step_size,
+        acceptance,
+        swaps,
+        round_trips,
+        divergences,
     ) -> Posterior:
         num_data = len(log_likelihood)
         t = self.ladder.temperatures
@@ -255,9 +322,10 @@ class ParallelTempering(ByValue):
             }
         at_one = log_likelihood[..., -1].reshape(num_data, -1)
         impossible = np.all(at_one == -np.inf, axis=1)
-        warn_if_impossible(impossible, "at every draw", target.model)
+        warn_if_impossible(impossible, "at every draw", model)
         elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
-        ess = np.min([chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1])], axis=0)
+        rung_ess = np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1)
+        ess = np.min([rung_ess[:, -1], *(chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1]))], axis=0)
         # One chain that never moved is one draw.
         stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
         ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
@@ -272,30 +340,40 @@ class ParallelTempering(ByValue):
                 log_weights = np.where(impossible[:, None], -np.inf, log_weights)
         with np.errstate(invalid="ignore"):
             mean = log_likelihood.mean((1, 2))
-        return Posterior(
+        by_rung = np.moveaxis(log_likelihood, -1, 1)
+        # What is rare and likelier far from the prior should not be rare there, if chains find their way.
+        lumps = has_two_lumps(by_rung.reshape(num_data, len(t), -1), rare_upper=True) & (t >= 0.5)
+        # Of single chains, because slow ones lie apart without any lump.
+        slow = rung_ess < _FEW
+        lumps[slow] |= has_two_lumps(by_rung[slow]).any(-1)
+        warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
+        posterior = Posterior(
             latents=latents,
             log_weights=log_weights,
             log_likelihood=at_one,
             log_evidence=None if best is None else best.log_evidence,
             log_evidence_std_error=None if best is None else best.std_error,
             ess=ess,
-            observed=jax.device_get(observed_values(target.latent_model)),
-            plate=target.latent_model.plate,
+            observed=jax.device_get(observed_values(model)),
+            plate=model.plate,
             num_chains=self.num_chains,
             evidence=evidence,
             divergences=divergences,
-            latent_model=target.model,
+            unfinished=unfinished,
+            latent_model=model,
             rungs=Rungs(
                 temperatures=np.broadcast_to(t, (num_data, len(t))),
                 acceptance=acceptance,
                 step_size=step_size,
-                ess=np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1),
+                ess=rung_ess,
                 log_likelihood_mean=mean,
                 log_likelihood_std=finite_std(log_likelihood, (1, 2)),
                 swap_acceptance=swaps,
-                round_trip_rate=round_trips / (self.num_steps * self.num_chains),
+                round_trip_rate=round_trips / (num_steps * self.num_chains),
             ),
         )
+        warn_if_chains_disagree(posterior, "chains")
+        return posterior
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -313,6 +391,7 @@ class Langevin(ParallelTempering):
         progress: whether to show a progress bar.
         guide: where chains start, as in `ParallelTempering`.
         guide_params: constrained values of the guide's parameter sites.
+        checkpoint_dir: directory for checkpoints, as in `ParallelTempering`.
 
     Raises:
         ValueError: for numbers out of range, and for guide_params without a guide.
@@ -356,6 +435,7 @@ class Langevin(ParallelTempering):
         progress: bool = True,
         guide: Callable | None = None,
         guide_params: dict[str, Any] | None = None,
+        checkpoint_dir: str | os.PathLike | None = None,
     ):
         super().__init__(
             Ladder([1.0]),
@@ -369,7 +449,12 @@ class Langevin(ParallelTempering):
             progress=progress,
             guide=guide,
             guide_params=guide_params,
+            checkpoint_dir=checkpoint_dir,
         )
+
+
+def _go_on(population: Population) -> Population:
+    return population
 
 
 def warmup_windows(warmup: int) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpyro.distributions import Distribution
-from numpyro.infer.elbo import ELBO
 
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder
@@ -23,7 +22,7 @@ def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:
         import numpyro
         import numpyro.distributions as dist
         from numpyro import handlers
-        from numpyro_kaem.training.description import describe_distributions
+        from numpyro_kaem.posterior.description import describe_distributions
 
         with handlers.seed(rng_seed=0), handlers.trace() as trace:
             numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
@@ -33,11 +32,11 @@ def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:
     return {name: _family(site["fn"]) for name, site in trace.items() if site["type"] == "sample"}
 
 
-def describe_objective(objective: ELBO) -> dict[str, Any]:
-    """What an objective is set to, as far as JSON can say it: schedules, which are functions, are left out."""
+def describe_settings(thing: Any) -> dict[str, Any]:
+    """What an objective or a sampler is set to, as far as JSON can say it: functions, as schedules, are left out."""
     settings = {}
-    for name in dict.fromkeys(("num_particles", "vectorize_particles", *vars(objective))):
-        value = getattr(objective, name, None)
+    for name in dict.fromkeys(("num_particles", "vectorize_particles", *vars(thing))):
+        value = getattr(thing, name, None)
         if isinstance(value, Ladder):
             settings[name] = np.asarray(value.temperatures).tolist()
         elif isinstance(value, Kernel):

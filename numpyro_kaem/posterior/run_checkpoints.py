@@ -1,0 +1,134 @@
+"""Checkpoints of a sampler's run, with which the same call goes on after Ctrl-C or the end of its process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from numpyro_kaem.checkpoint_arrays import checksum, to_device, to_host
+from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem.posterior.description import describe_settings
+from numpyro_kaem.posterior.target import Target
+
+# Seconds between two checkpoints, at least.
+_SECONDS = 30.0
+# What may change between a run and its continuation.
+_FREE = ("progress", "checkpoint_dir", "max_rungs")
+
+
+class RunCheckpoints:
+    """Where a run has come in each chunk of its data, on the disk if a directory is given.
+
+    A chunk is known by its state on the device, by the number of stages that it has behind it, and by what these have
+    told, one record a stage or none.
+
+    Args:
+        directory: of the checkpoints; None for none.
+
+    Raises:
+        ValueError: for a folder that cannot be written to; where JAX runs in several processes.
+    """
+
+    def __init__(self, directory: str | os.PathLike | None):
+        if directory is not None and jax.process_count() > 1:
+            raise ValueError("checkpoint_dir must be None where JAX runs in several processes, which sample apart")
+        self._store = None if directory is None else CheckpointStore(directory, keep=2)
+        self._chunks: list[tuple[list[np.ndarray], int, dict[str, np.ndarray]]] = []
+        self._description: dict[str, Any] | None = None
+        self._next = time.monotonic() + _SECONDS
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other runs from writing to the directory."""
+        return contextlib.nullcontext() if self._store is None else self._store.held()
+
+    @property
+    def way_on(self) -> str:
+        """How an interrupted run is gone on with."""
+        if self._store is None:
+            return "with a checkpoint_dir, the same call would go on"
+        return "the same call goes on from its checkpoint_dir"
+
+    def describe(self, sampler: Any, target: Target, rows: tuple, **given: PyTree) -> None:
+        """Say what a run and its continuation must have in common: settings, the model, the data, arrays `given`."""
+        if self._store is None:
+            return
+        row = jax.tree.map(lambda leaf: leaf[0], rows)
+        computed = jax.make_jaxpr(target.latent_model.log_parts)(
+            target.unravel(jnp.zeros(target.dim, target.dtype)), *row
+        )
+        # Without the addresses of functions, which are others in every process.
+        text = re.sub(r"0x[0-9a-f]+", "", str(computed.jaxpr))
+        settings = {name: value for name, value in describe_settings(sampler).items() if name not in _FREE}
+        self._description = {
+            "sampler": type(sampler).__name__,
+            "settings": settings,
+            "latents": {name: list(shape) for name, shape in target.latent_model.latent_shapes.items()},
+            "checksum": {
+                "model": checksum((np.frombuffer(text.encode(), np.uint8), computed.consts)),
+                "data": checksum(rows),
+                **{name: checksum(tree) for name, tree in given.items()},
+            },
+        }
+
+    def at(self, chunk: int, begin: PyTree) -> tuple[PyTree, int, dict[str, np.ndarray]]:
+        """State, number of stages and records of a chunk: as it begins, or as the checkpoint has it.
+
+        Raises:
+            ValueError: if the checkpoint is of another model, other data or other settings.
+        """
+        if self._store is not None and chunk == 0:
+            self._read()
+        if chunk >= len(self._chunks):
+            return begin, 0, {}
+        leaves, stages, records = self._chunks[chunk]
+        begun, structure = jax.tree.flatten(begin)
+        return jax.tree.unflatten(structure, map(to_device, leaves, begun)), stages, records
+
+    def keep(self, chunk: int, state: PyTree, stages: int, records: Sequence[Any] = (), whole: bool = False) -> None:
+        """Take down where a chunk is, if there is a place for it and it is time.
+
+        Args:
+            chunk: its number.
+            state: of it, as a pytree of arrays.
+            stages: how many it has behind it.
+            records: named tuples of arrays, of one class and the same shapes.
+            whole: whether it is at its end, or must stop here.
+        """
+        if self._store is None or not (whole or time.monotonic() >= self._next):
+            return
+        fields = records[0]._fields if records else ()
+        by_name = {name: np.stack([getattr(record, name) for record in records]) for name in fields}
+        self._chunks[chunk : chunk + 1] = [(list(map(to_host, jax.tree.leaves(state))), stages, by_name)]
+        if time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        """Write what has been taken down, if there is a place for it."""
+        if self._store is None or not self._chunks:
+            return
+        history = {"stages": np.array([stages for _, stages, _ in self._chunks])}
+        for i, (leaves, _, records) in enumerate(self._chunks):
+            history |= {f"{i}/state/{j}": leaf for j, leaf in enumerate(leaves)}
+            history |= {f"{i}/record/{name}": values for name, values in records.items()}
+        self._store.save(int(history["stages"].sum()), {}, history, self._description)
+        self._next = time.monotonic() + _SECONDS
+
+    def _read(self) -> None:
+        found = self._store.restore({}, self._description)
+        if found is None:
+            return
+        history = found[2]
+        for i, stages in enumerate(history["stages"]):
+            leaves = [history[f"{i}/state/{j}"] for j in range(sum(name.startswith(f"{i}/state/") for name in history))]
+            prefix = f"{i}/record/"
+            records = {name[len(prefix) :]: value for name, value in history.items() if name.startswith(prefix)}
+            self._chunks.append((leaves, int(stages), records))
