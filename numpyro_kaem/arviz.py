@@ -109,14 +109,16 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smoothed and normalised log-weights, and k-hat, by the installed ArviZ."""
-    if _IS_ARVIZ_0:
-        import arviz
+    # Candidates for the shape that do not fit at all overflow on their way to a weight of zero.
+    with np.errstate(over="ignore"):
+        if _IS_ARVIZ_0:
+            import arviz
 
-        return arviz.psislw(log_weights)
-    from arviz_stats.base import array_stats
+            return arviz.psislw(log_weights)
+        from arviz_stats.base import array_stats
 
-    # ArviZ 1.x takes log-likelihoods here and negates them into the log-weights of leave-one-out.
-    return array_stats.psislw(-log_weights, axis=-1)
+        # ArviZ 1.x takes log-likelihoods here and negates them into the log-weights of leave-one-out.
+        return array_stats.psislw(-log_weights, axis=-1)
 
 
 def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -290,7 +292,10 @@ def to_arviz(
     """
     model = posterior.latent_model
     if model is None:
-        raise ValueError("posterior must know its model, but its latent_model is None")
+        raise ValueError(
+            "posterior must know its model, but its latent_model is None, as after unpickling one whose model is "
+            "defined inside of a function: define the model in a module, or convert before you pickle"
+        )
     key = jax.random.key(0) if key is None else key
     draws = posterior
     by_chain = posterior.log_weights.reshape(posterior.num_data, posterior.num_chains, -1)

@@ -75,7 +75,9 @@ SAMPLERS = {
 }
 
 
+# Modes that chains do not pass between are what draws of several chains are made of here.
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the chains of:RuntimeWarning", "ignore:the log-likelihoods of:RuntimeWarning")
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_ranks_are_uniform(name):
     truth, x = simulate(jax.random.key(1))

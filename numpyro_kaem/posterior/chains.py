@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
 from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
-from numpyro_kaem.posterior.target import Point, Target, count_invalid, map_batched
+from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
 from numpyro_kaem.programs import jit_by_value
 
 # Draws of a datum whose spread is the first preconditioner.
@@ -102,33 +102,34 @@ def start(
     num_rungs: int,
     num_draws: int,
     proposal: Proposal | None = None,
-) -> tuple[Population, Array]:
-    """Chains at exact draws from the prior or else from a guide, and how many log-likelihoods are NaN or +inf there."""
+) -> tuple[Population, Flaws]:
+    """Chains at exact draws from the prior or else from a guide, and what is wrong with these."""
     target = problem.target(kernel)
     num_data = len(keys)
-    draw = target.draw
+    draw = target.draw_and_tell
     if proposal is not None:
         encoder = proposal.read(target.model)
 
         def draw(key, row):
             z = encoder.sample_prior(key, 1, *row)
-            return target.position(jax.tree.map(lambda leaf: leaf[0], z), row)
+            # Of a guide, what is out of the prior's support moves inside.
+            return target.position(jax.tree.map(lambda leaf: leaf[0], z), row), jnp.zeros(target.dim, bool)
 
     def of_datum(key, row):
         num_points = num_chains * num_rungs
         num_drawn = num_points + (_SPREAD_DRAWS if kernel.precondition and not kernel.whiten else 0)
         keys = jax.random.split(jax.random.fold_in(key, AT_START), num_drawn)
-        draws = jax.vmap(lambda k: draw(k, row))(keys)
+        draws, at_end = jax.vmap(lambda k: draw(k, row))(keys)
         scale = jnp.ones(target.dim, draws.dtype)
         if num_drawn > num_points:
             # Quantiles, because a prior or guide need not have a variance.
             low, high = jnp.quantile(draws[num_points:], jnp.array([0.16, 0.84]), axis=0)
             scale = jnp.where(high > low, (high - low) / 2, 1.0)
         evaluated = map_batched(lambda u: target.evaluate_raw(u, row), target.batch_size, draws[:num_points])
-        points, bad = count_invalid(evaluated)
-        return points, scale, bad
+        points, invalid = count_invalid(evaluated)
+        return points, scale, Flaws(invalid, at_end.sum(0), jnp.asarray(num_drawn))
 
-    points, scale, bad = map_batched(of_datum, 0, keys, rows)
+    points, scale, flaws = map_batched(of_datum, 0, keys, rows)
     points = jax.tree.map(lambda x: x.reshape(num_data, num_chains, num_rungs, *x.shape[2:]), points)
     dtype = points.position.dtype
     step_size = jnp.full((num_data, num_rungs), kernel.initial_step_size(target.dim), dtype)
@@ -148,7 +149,7 @@ def start(
         positions=jnp.zeros((num_data, num_chains, num_draws, target.dim), dtype),
         log_likelihood=jnp.zeros((num_data, num_chains, num_draws, num_rungs), points.log_likelihood.dtype),
     )
-    return population, bad
+    return population, flaws
 
 
 def move_datum(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from numpyro_kaem.checks import check_key
+from numpyro_kaem.checks import check_key, check_not_masked
 from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.posterior.target import Flaws, Target
+
+# Chains that disagree by more than this are not worth ten independent draws each.
+_RHAT_LIMIT = 1.05
+# Draws of a chain that tell how much it varies.
+_DRAWS_TO_JUDGE = 50
+# Shares of draws at the end of a support, of which less is lost in the errors of an evidence, and more is refused.
+_END_SHARES = 0.02, 0.1
+_CURES = {
+    "chains": "Take more steps, more rungs, or a kernel that suits the posterior better; expectations and errors are "
+    "not to be trusted yet",
+    "runs": "Use more particles or more moves per rung; expectations and errors are not to be trusted yet",
+}
 
 
 def check_call(key: Any, params: Any) -> dict[str, Any]:
@@ -32,11 +46,26 @@ def check_call(key: Any, params: Any) -> dict[str, Any]:
             "params must be a dict of values by parameter site, {} where the model has none, got "
             f"{type(params).__name__}: call run(key, model, params, *data)"
         )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, dict(params))
+    for path, leaf in jax.tree.leaves_with_path(dict(params)):
+        check_not_masked(f"params{jax.tree_util.keystr(path)}", leaf)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, numbers.Number) and not isinstance(leaf, bool) else leaf,
+        dict(params),
+    )
 
 
-def warn_if_nothing_observed(latent_model: LatentModel) -> None:
-    """Warn of a model without observed sites and factors, such as one that was not given its data."""
+def check_observations(latent_model: LatentModel) -> None:
+    """Refuse a model that sees some of its data only, and warn of one that observes nothing.
+
+    Raises:
+        ValueError: where a plate other than the data's own has fewer rows at hand than its size.
+    """
+    for name, (size, num_rows) in latent_model.program.structure.plates.items():
+        if name != latent_model.plate and num_rows != size:
+            raise ValueError(
+                f"plate {name!r} has {num_rows} of its {size} rows at hand: a posterior of latents that all rows share "
+                "needs all of them, leave subsample_size out (with a minibatch of the data, train by SVI instead)"
+            )
     if not (latent_model.observed_names or latent_model.program.global_names):
         warnings.warn(
             "the model observes nothing, so that its posterior is its prior: were all data passed?",
@@ -57,6 +86,33 @@ def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, s
             f"the {source} of datum {indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that "
             "is zero is -inf; NaN comes of parameters out of their range, such as a scale that is not positive"
         )
+
+
+def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
+    """Refuse priors with much of their mass on the very end of their support, where it underflows, or warn of some.
+
+    Chains move where numbers are finite, and would take the share that is not there for another.
+
+    Raises:
+        ValueError: where a tenth of the draws from a prior lie there.
+    """
+    counts = np.asarray(flaws.at_end).reshape(-1, target.dim).sum(0)
+    num_draws = int(np.sum(flaws.num_draws))
+    worst = int(np.argmax(counts))
+    share = counts[worst] / num_draws
+    if counts[worst] < 2 or share < _END_SHARES[0]:
+        return
+    cure = (
+        "Use a prior that has less of its mass there, such as dist.LogNormal, dist.HalfCauchy or dist.Gamma(1, ...) "
+        "for a vague positive number; ImportanceSampling, which does not move; or float64, which reaches further"
+    )
+    text = (
+        f"latent site {target.coordinate_names()[worst]!r}: {counts[worst]} of {num_draws} draws from its prior lie at "
+        f"an end of its support, closer than numbers of {target.dtype} tell, where chains and particles cannot move"
+    )
+    if share >= _END_SHARES[1]:
+        raise ValueError(f"{text}. {cure}")
+    warnings.warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}", RuntimeWarning, stacklevel=4)
 
 
 def check_log_ratio(bad: np.ndarray, num_draws: int) -> None:
@@ -122,6 +178,37 @@ def warn_if_outside(outside: np.ndarray) -> None:
             f"{some.sum()} of {len(some)} data have draws of likelihood zero, the first at index {first} "
             f"{int(outside[first].sum())} of {outside.shape[1]}: its chains have not found where it is positive, and "
             "these draws have no weight; take more steps, or a temperature ladder",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_chains_disagree(posterior: Any, kind: str) -> None:
+    """Warn of data whose chains or runs do not agree with one another."""
+    if posterior.num_particles < _DRAWS_TO_JUDGE * posterior.num_chains or posterior.rhat is None:
+        return
+    rhat = posterior.rhat
+    apart = (rhat > _RHAT_LIMIT) & (posterior.ess > 0)
+    if apart.any():
+        worst = int(np.argmax(np.where(apart, rhat, 0.0)))
+        warnings.warn(
+            f"the {kind} of {apart.sum()} of {len(apart)} data disagree: R-hat is {rhat[worst]:.2f} at index {worst} "
+            f"(`rhat` has all), above {_RHAT_LIMIT}. {_CURES[kind]}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_in_lumps(lumps: np.ndarray, temperatures: np.ndarray) -> None:
+    """Warn of data whose log-likelihoods gather in two lumps at some rung, `(num_data, num_rungs)`."""
+    if lumps.any():
+        datum, rung = (int(i) for i in np.argwhere(lumps)[0])
+        warnings.warn(
+            f"the log-likelihoods of {lumps.any(1).sum()} of {len(lumps)} data gather in two lumps that draws seldom "
+            f"pass between, the first at index {datum}, temperature {temperatures[datum, rung]:.3g}: the sign of a "
+            "phase transition, across which tempering finds the share of either lump slowly or never, and errors that "
+            "it reports are too small. Compare several runs from other keys, start with a guide that knows both, or "
+            "reparameterise the model",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -22,7 +22,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         log_evidence: estimate of log p(x_b).
-        std_error: its standard error.
+        std_error: its standard error, with the bias in it.
         bias: estimate of its bias; zero where there is none that is known.
     """
 
@@ -82,9 +82,10 @@ def thermodynamic(
     $$\log p(x) = \int_0^1 E_t[\log p(x \mid z)]\, dt \approx \sum_k \tfrac{t_{k+1} - t_k}{2} (E_k + E_{k+1})$$
 
     The integrand increases with derivative $V_t = \operatorname{Var}_t \log p(x \mid z)$. The rule's bias is estimated
-    from that of adjacent rungs, $\sum_k \tfrac{(t_{k+1} - t_k)^2}{12} (V_{k+1} - V_k)$; it is reported and not
-    subtracted, because the variances are noisy. Where the likelihood is zero at some draws the estimate does not apply,
-    and is NaN.
+    from that of adjacent rungs, $\sum_k \tfrac{(t_{k+1} - t_k)^2}{12} (V_{k+1} - V_k)$. It is not subtracted, because
+    the variances are noisy, and too large an estimate where rungs are far apart; it is reported, and part of the
+    standard error, $\sqrt{\text{noise}^2 + \text{bias}^2}$. Where the likelihood is zero at some draws the estimate
+    does not apply, and is NaN.
 
     Args:
         temperatures: increasing, from 0 to 1.
@@ -113,7 +114,7 @@ def thermodynamic(
     with np.errstate(invalid="ignore"):
         variances = log_likelihood.var((1, 2))
     bias = np.sum(steps**2 / 12 * np.diff(variances, axis=-1), -1)
-    return Evidence(integral.mean((1, 2)), _std_error(integral), bias)
+    return Evidence(integral.mean((1, 2)), np.hypot(_std_error(integral), bias), bias)
 
 
 def thermodynamic_of_rungs(

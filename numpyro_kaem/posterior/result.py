@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.posterior.convergence import MIN_DRAWS, rank_rhat
 from numpyro_kaem.posterior.evidence import Evidence
 
 RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
@@ -30,6 +33,20 @@ def _draw_indices(keys, weights, num_samples, method):
 
     resampler = getattr(resampling, method)
     return jax.vmap(lambda key, row: resampler(key, row, num_samples))(keys, weights)
+
+
+def _in_short(value: Any) -> str:
+    """An array on one line: its type, shape and, over what is finite, its mean and range."""
+    value = np.asarray(value)
+    text = f"{value.dtype}{list(value.shape)}"
+    if value.size and value.dtype.kind in "biuf":
+        numbers = value[np.isfinite(value)].astype(float)
+        if len(numbers) == 0:
+            return f"{text}, nothing finite"
+        text += f", mean {numbers.mean():.4g}, from {numbers.min():.4g} to {numbers.max():.4g}"
+        if missing := value.size - len(numbers):
+            text += f", {missing} not finite"
+    return text
 
 
 class Rungs(NamedTuple):
@@ -60,7 +77,7 @@ class Rungs(NamedTuple):
     scale: Float[np.ndarray, "num_data num_rungs dim"] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """Weighted draws from the posterior of every datum, with its evidence and how far to trust both.
 
@@ -82,8 +99,8 @@ class Posterior:
         log_evidence: estimate of log p(x_b); None where the sampler has none.
         log_evidence_std_error: its standard error.
         ess: effective sample size of the sampler that made the draws, at most its number of particles. Of chains and of
-            SMC, the smallest over the latents' elements; runs of SMC count by their evidence.
-        observed: values of the observed sites, with the data axis first.
+            SMC, the smallest over the latents' elements and log p(x | z); runs of SMC count by their evidence.
+        observed: values of the observed sites, with the data axis first; without those that depend on latents.
         plate: name of the data plate; None for a model with global latents.
         proposal_log_weights: log-weights of the importance sampler that made the draws, from which `pareto_k`
             is computed; None for other samplers. Resampling keeps them.
@@ -95,7 +112,9 @@ class Posterior:
             the mean; None for other samplers.
         divergences: steps of the chains of each datum that diverged; None for samplers without chains.
         rungs: statistics by temperature; None for samplers without temperatures.
-        latent_model: the model that was sampled.
+        unfinished: what Ctrl-C has left undone, in words; None for a whole run.
+        latent_model: the model that was sampled. A copy by `copy.deepcopy` shares it; pickled with the rest it is found
+            again by the model's name in its module, and None where there is no such name.
     """
 
     latents: dict[str, Shaped[np.ndarray, "num_data num_particles ..."]]
@@ -114,7 +133,44 @@ class Posterior:
     run_log_evidence: Float[np.ndarray, "num_data num_chains"] | None = None
     divergences: Shaped[np.ndarray, " num_data"] | None = None
     rungs: Rungs | None = None
+    unfinished: str | None = None
     latent_model: LatentModel | None = None
+
+    def __repr__(self) -> str:
+        chains = f", {self.num_chains} chains or runs" if self.num_chains > 1 else ""
+        where = "of one data set" if self.plate is None else f"of {self.num_data} data in plate {self.plate!r}"
+        fields = {f"latents[{name!r}]": value for name, value in self.latents.items()}
+        fields |= {f"observed[{name!r}]": value for name, value in self.observed.items()}
+        names = ("log_evidence", "log_evidence_std_error", "ess", "reached_target", "divergences")
+        fields |= {name: getattr(self, name) for name in (*names, "log_likelihood", "log_weights")}
+        fields |= {f"rungs.{name}": value for name, value in (self.rungs or Rungs(*[None] * 6))._asdict().items()}
+        lines = [f"  {name}: {_in_short(value)}" for name, value in fields.items() if value is not None]
+        if self.unfinished is not None:
+            lines.insert(0, f"  unfinished: {self.unfinished}")
+        return "\n".join([f"Posterior {where}, {self.num_particles} particles{chains}", *lines])
+
+    def __deepcopy__(self, memo: dict) -> Posterior:
+        # What is compiled for a model belongs to all that use it.
+        copied = {name: deepcopy(value, memo) for name, value in vars(self).items() if name != "latent_model"}
+        other = object.__new__(type(self))
+        vars(other).update(copied, latent_model=self.latent_model)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        try:
+            state["latent_model"] = pickle.dumps(self.latent_model)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # A model that is defined inside of a function cannot be found by its name.
+            state["latent_model"] = pickle.dumps(None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        try:
+            latent_model = pickle.loads(state["latent_model"])
+        except (ImportError, AttributeError):
+            latent_model = None
+        vars(self).update(state, latent_model=latent_model)
 
     @property
     def num_data(self) -> int:
@@ -128,21 +184,20 @@ class Posterior:
 
     @cached_property
     def rhat(self) -> Float[np.ndarray, " num_data"] | None:
-        """Split Gelman-Rubin R-hat across chains or runs, the largest over the latents' elements, by NumPyro.
+        """Rank-normalised split R-hat across chains or runs, the largest over the latents' elements and log p(x | z).
 
-        Above 1.01 the chains do not agree yet. None where there is one chain, or fewer than four draws in each.
+        As ArviZ computes it, of the draws and of their distances from the median. Elements that never move, such as the
+        zeros of a Cholesky factor, do not count. Above 1.01 the chains do not agree yet. None where there is one chain,
+        or fewer than four draws in each.
         """
         num_draws = self.num_particles // self.num_chains
-        if self.num_chains < 2 or num_draws < 4:
+        if self.num_chains < 2 or num_draws < MIN_DRAWS:
             return None
-        from numpyro.diagnostics import split_gelman_rubin
-
-        def of_site(value: np.ndarray) -> np.ndarray:
-            by_chain = value.reshape(self.num_data, self.num_chains, num_draws, -1).astype(float)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return split_gelman_rubin(np.moveaxis(by_chain, 0, -1)).max(0)
-
-        return np.max([of_site(value) for value in self.latents.values() if value[0, 0].size], axis=0)
+        # Draws of likelihood zero are at one place below all others.
+        lowest = np.finfo(self.log_likelihood.dtype).min
+        series = [np.maximum(self.log_likelihood, lowest), *self.latents.values()]
+        shape = self.num_data, self.num_chains, num_draws, -1
+        return np.max([rank_rhat(value.reshape(shape)) for value in series if value[0, 0].size], axis=0)
 
     @cached_property
     def deterministic(self) -> dict[str, Shaped[np.ndarray, "num_data num_particles ..."]]:

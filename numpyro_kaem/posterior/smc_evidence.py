@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from numpyro_kaem.posterior.evidence import Evidence, finite_std, thermodynamic_of_rungs
 from numpyro_kaem.posterior.swarm import Plan, Rung
 
 
 def smc_std_error(rungs: Rung, share: np.ndarray, num_particles: int, plan: Plan) -> np.ndarray:
-    """Standard error of the log-evidence: from the families of particles, and between runs of these evidences."""
+    """Standard error of the log-evidence: from the families of particles, and between runs of these evidences.
+
+    Where it is that between a few runs alone, it is so much larger that twice of it covers as much as of a normal
+    distribution: a few runs tell little of their spread (Student's t).
+    """
     num_data, num_runs = share.shape
     between = np.full(num_data, np.nan)
     if num_runs > 1:
         between = share.std(1, ddof=1) / share.mean(1) / num_runs**0.5
     if plan.persistent or (plan.waste_free and num_runs > 1):
-        return between
+        return between * (stdtrit(num_runs - 1, ndtr(2.0)) / 2.0 if num_runs > 1 else 1.0)
     # At least what independent particles (or chains, of waste-free SMC) would have.
     variance = np.nansum(rungs.weight_variance, -1)
     if not plan.waste_free:
@@ -51,4 +56,5 @@ def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, plan: Plan)
         ratio = ratio / np.maximum(np.nansum(rungs.weight_variance, -1), 1e-12)
         variance = np.mean(runs.std_error**2 * np.maximum(ratio, 1.0), 1) / log_likelihood[0].size
         std_error = np.fmax(np.sqrt(variance), std_error)
-    return Evidence(runs.log_evidence.mean(1), std_error, runs.bias.mean(1))
+    bias = runs.bias.mean(1)
+    return Evidence(runs.log_evidence.mean(1), np.hypot(std_error, bias), bias)

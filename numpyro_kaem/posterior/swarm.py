@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
 from numpyro_kaem.posterior.chains import AT_START, Problem
 from numpyro_kaem.posterior.kernel import Kernel
-from numpyro_kaem.posterior.target import Point, count_invalid, fenced, map_batched, tempered
+from numpyro_kaem.posterior.target import Flaws, Point, count_invalid, fenced, map_batched, tempered
 from numpyro_kaem.programs import jit_by_value
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
@@ -144,25 +144,27 @@ def _log_likelihood(point: Point) -> Array:
 @partial(jit_by_value, compiler_options=RUN_ONCE)
 def start(
     problem: Problem, kernel: Kernel, plan: Plan, rows: tuple, keys: Array, num_particles: int
-) -> tuple[Swarm, Array]:
-    """Exact draws from the prior for runs `(B, R)` of keys, and how many log-likelihoods are NaN or +inf there."""
+) -> tuple[Swarm, Flaws]:
+    """Exact draws from the prior for runs `(B, R)` of keys, and what is wrong with them."""
     from blackjax.smc import persistent_sampling
 
     target = problem.target(kernel)
 
     def of_run(key, row):
         def draw(key):
-            return target.evaluate_raw(target.draw(key, row), row)
+            position, at_end = target.draw_and_tell(key, row)
+            return target.evaluate_raw(position, row), at_end
 
         keys = jax.random.split(jax.random.fold_in(key, AT_START), num_particles)
-        particles, bad = count_invalid(map_batched(draw, plan.batch_size, keys))
+        drawn, at_end = map_batched(draw, plan.batch_size, keys)
+        particles, invalid = count_invalid(drawn)
         zero = jnp.zeros((), particles.dtype)
         step_size = zero + kernel.initial_step_size(target.dim)
         history = None
         if plan.persistent:
             history = persistent_sampling.init(particles, _log_likelihood, plan.max_rungs)
         swarm = Swarm(particles, zero, zero, step_size, jnp.arange(num_particles), zero, history)
-        return swarm, bad
+        return swarm, Flaws(invalid, at_end.sum(0), jnp.asarray(num_particles))
 
     def of_datum(keys, row):
         return map_batched(lambda key: of_run(key, row), plan.runs_at_once, keys)
