@@ -7,12 +7,13 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 PYTEST_EXTRA ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-slow test-docs mutants lint format docs docs-serve bench clean
+.PHONY: help quickstart test test-slow test-docs mutants fuzz lint format docs docs-serve bench clean
 
 help:
 	@echo "make quickstart   train a small model on MNIST digits and leave pictures in outputs/"
 	@echo "make test         run the tests (more of them: make test-slow; the code of the documentation: make test-docs)"
 	@echo "make mutants      put faults into copies of the package, and see that the tests notice each (minutes)"
+	@echo "make fuzz         try random priors and samples for ten minutes (FUZZ_SECONDS=600)"
 	@echo "make lint         ruff check and ruff format --check   (make format repairs)"
 	@echo "make docs         run every example and build the documentation into site/"
 	@echo "make bench        print the benchmarks"
@@ -44,6 +45,9 @@ test-docs: $(VENV)/installed-examples,test
 
 mutants: $(VENV)/installed-examples,test
 	@$(BIN)/python tests/mutants.py
+
+fuzz: $(VENV)/installed-examples,test
+	@$(BIN)/python tests/fuzz_priors.py
 
 lint: $(VENV)/installed-examples,test
 	@$(BIN)/ruff check .

@@ -196,6 +196,24 @@ def test_another_function_that_computes_the_same_compiles_nothing():
     assert lowered(lambda: sample("importance", closure()[0]))[0] == 0
 
 
+def test_floats_are_arguments_of_compiled_programs():
+    """A new value compiles nothing; a model that needs it as a number is given it as one."""
+
+    def model(y, noise=1.0, shift=None):
+        if shift is not None and shift > 0:
+            y = y - shift
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, noise), obs=y)
+
+    def evidence(y, **kwargs):
+        return ImportanceSampling(50).run(jax.random.key(0), model, {}, y, **kwargs).log_evidence
+
+    first = evidence(0.3, noise=0.5)
+    count, second = lowered(lambda: evidence(0.7, noise=0.6))
+    assert count == 0 and first != second
+    np.testing.assert_allclose(evidence(1.0, noise=0.6, shift=0.3), second, rtol=1e-5)
+
+
 def test_arviz_groups_of_another_run_compile_nothing():
     model, _ = closure()
     runs = [
