@@ -145,6 +145,18 @@ def test_a_run_whose_process_has_ended_goes_on_from_its_last_checkpoint(monkeypa
     assert numbers == [0, 1, 2, 3, 3, 4, 5]
 
 
+def test_a_ladder_that_was_given_up_goes_on_with_more_rungs(monkeypatch, tmp_path):
+    def sampler(**options):
+        return TemperedSMC(target_ess=0.9, num_particles=500, progress=False, **options)
+
+    with pytest.raises(RuntimeError, match="after 3 rungs: raise max_rungs"):
+        sampler(max_rungs=3, checkpoint_dir=tmp_path).run(KEY, model, {}, X)
+    count = ctrl_c_after(monkeypatch, swarm, "advance", -1)
+    went_on = sampler(checkpoint_dir=tmp_path).run(KEY, model, {}, X)
+    assert len(count) == went_on.rungs.temperatures.shape[1] - 1 - 3
+    np.testing.assert_array_equal(went_on.log_evidence, sampler().run(KEY, model, {}, X).log_evidence)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     options = {"num_steps": 400, "warmup": 100, "progress": False, "checkpoint_dir": tmp_path}
     Langevin(**options).run(KEY, model, {}, X)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from numpyro_kaem.posterior.target import Target
 # Seconds between two checkpoints, at least.
 _SECONDS = 30.0
 # What may change between a run and its continuation.
-_FREE = ("progress", "checkpoint_dir", "max_rungs")
+_FREE = ("progress", "checkpoint_dir")
 
 
 class RunCheckpoints:
@@ -46,9 +46,17 @@ class RunCheckpoints:
         self._description: dict[str, Any] | None = None
         self._next = time.monotonic() + _SECONDS
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other runs from writing to the directory."""
-        return contextlib.nullcontext() if self._store is None else self._store.held()
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from writing to the directory, and write what has been taken down when the run ends."""
+        if self._store is None:
+            yield
+            return
+        with self._store.held():
+            try:
+                yield
+            finally:
+                self._write()
 
     @property
     def way_on(self) -> str:
@@ -68,6 +76,8 @@ class RunCheckpoints:
         # Without the addresses of functions, which are others in every process.
         text = re.sub(r"0x[0-9a-f]+", "", str(computed.jaxpr))
         settings = {name: value for name, value in describe_settings(sampler).items() if name not in _FREE}
+        if not settings.get("persistent"):  # which has memory for so many
+            settings.pop("max_rungs", None)
         self._description = {
             "sampler": type(sampler).__name__,
             "settings": settings,
@@ -109,11 +119,10 @@ class RunCheckpoints:
         by_name = {name: np.stack([getattr(record, name) for record in records]) for name in fields}
         self._chunks[chunk : chunk + 1] = [(list(map(to_host, jax.tree.leaves(state))), stages, by_name)]
         if time.monotonic() >= self._next:
-            self.write()
+            self._write()
 
-    def write(self) -> None:
-        """Write what has been taken down, if there is a place for it."""
-        if self._store is None or not self._chunks:
+    def _write(self) -> None:
+        if not self._chunks:
             return
         history = {"stages": np.array([stages for _, stages, _ in self._chunks])}
         for i, (leaves, _, records) in enumerate(self._chunks):

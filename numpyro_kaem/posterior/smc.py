@@ -308,7 +308,6 @@ class TemperedSMC(ByValue):
                 if interrupted:
                     break
                 bar.update()
-            kept.write()
         if not results:
             raise KeyboardInterrupt(f"no particles to return yet: all were at the prior ({kept.way_on})")
         done = order[: chunk * len(results)]

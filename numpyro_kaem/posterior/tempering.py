@@ -209,7 +209,6 @@ class ParallelTempering(ByValue):
                     num_steps = steps
                 if interrupted or not is_whole:
                     break
-            kept.write()
         if not results:
             raise KeyboardInterrupt(
                 f"no draws to return yet: chains were in warm-up, or at their first steps after it ({kept.way_on})"
