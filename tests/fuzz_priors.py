@@ -1,7 +1,7 @@
 """Random priors, samples and weights: numbers right to the stated bounds, or an error that names the argument.
 
 `make fuzz` runs it, for `FUZZ_SECONDS` (600 by default), a half each on priors and on samples. An example of priors is
-a batch of 64 cases, drawn by Hypothesis as a structure and a seed. It is no part of `make test`: what it finds becomes
+a batch of 160 cases, drawn by Hypothesis as a structure and a seed. It is no part of `make test`: what it finds becomes
 a test there.
 """
 
@@ -26,7 +26,7 @@ from numpyro_kaem import RBF, RSWAF, BSpline, Chebyshev, Fourier, KAPrior, Univa
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))
 START = time.monotonic()
-CASES = 64
+CASES = 160
 SETTINGS = settings(
     max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None
 )
