@@ -7,11 +7,12 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 PYTEST_EXTRA ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-slow test-docs mutants fuzz lint format docs docs-serve bench clean
+.PHONY: help quickstart test test-slow test-zoo test-docs mutants fuzz lint format docs docs-serve bench clean
 
 help:
 	@echo "make quickstart   train a small model on MNIST digits and leave pictures in outputs/"
 	@echo "make test         run the tests (more of them: make test-slow; the code of the documentation: make test-docs)"
+	@echo "make test-zoo     run every sampler and objective on models whose posteriors are known"
 	@echo "make mutants      put faults into copies of the package, and see that the tests notice each (minutes)"
 	@echo "make fuzz         try random priors and samples for ten minutes (FUZZ_SECONDS=600)"
 	@echo "make lint         ruff check and ruff format --check   (make format repairs)"
@@ -39,6 +40,9 @@ test: $(VENV)/installed-examples,test
 
 test-slow: $(VENV)/installed-examples,test
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(PYTEST_EXTRA)
+
+test-zoo: $(VENV)/installed-examples,test
+	@$(BIN)/python -m pytest -m zoo $(patsubst loadfile,load,$(PYTEST_ARGS)) tests/test_model_zoo.py
 
 test-docs: $(VENV)/installed-examples,test
 	@$(BIN)/python -m pytest -m docs $(patsubst loadfile,load,$(PYTEST_ARGS)) tests/test_docs.py

@@ -32,6 +32,14 @@ RUN = {
     "tempering": ParallelTempering(Ladder.power(8), num_steps=1_500, num_chains=4, progress=False),
     "langevin": Langevin(num_steps=2_500, num_chains=4, progress=False),
 }
+# What `make test` runs by importance sampling; all others are for `make test-zoo`.
+DEFAULT = {
+    *("local normal", "factor", "mask on a likelihood", "mask on rows", "scale on a latent", "scale on rows"),
+    *("imputation by a factor", "imputation by an observed value", "minibatch of rows", "random walk in a scan"),
+    *("a plate in a scan", "a reversed scan", "scope", "lift", "ordered", "ragged rows", "a latent that is observed"),
+    *("one row", "covariates", "NumPy on the data", "a branch on the data", "table", "series", "list"),
+}
+TO_ARVIZ = {"factor", "imputation by an observed value", "a reversed scan", "scope", "ragged rows", "table"}
 # These differ from others in how they are read, which samplers share.
 READ = {
     *("keyword arguments", "condition", "intervention", "one row", "deterministic", "half-Cauchy", "waiting times"),
@@ -39,11 +47,13 @@ READ = {
 }
 # Chains over a ladder and at one temperature are moved by the same code: every model meets one of them.
 CASES = [
-    pytest.param(name, kind, marks=() if kind == "importance" else pytest.mark.slow)
+    pytest.param(
+        name, kind, marks=() if kind == "importance" and (name in DEFAULT or ZOO[name].refusals) else pytest.mark.zoo
+    )
     for number, name in enumerate(ZOO)
     for kind in SAMPLERS
-    if ZOO[name].refusals
-    or kind == "importance"
+    if kind == "importance"
+    or ZOO[name].refusals
     or (name not in READ and kind != ("langevin", "tempering")[number % 2])
 ]
 
@@ -77,7 +87,7 @@ def test_samplers_are_right_or_say_why_not(name, kind):
         assert np.all(np.abs(first - mean) < FIVE * sd / np.sqrt(ess) + 1e-3), (site, first, mean)
         spread = np.sqrt(square)
         assert np.all(np.abs(spread - sd) < FIVE * 2.0 * sd / np.sqrt(ess) + 2e-3), (site, spread, sd)
-    if kind == "importance":  # what it converts does not ask where draws come from
+    if kind == "importance" and name in TO_ARVIZ:  # what it converts does not ask where draws come from
         posterior.to_arviz(num_prior_samples=2, num_predictive_samples=2, num_samples=4)
 
 
@@ -114,7 +124,7 @@ BY_ROW = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 # Chains at one temperature, and in turn those over a ladder and particles.
 @pytest.mark.parametrize(
     ("name", "kind"),
