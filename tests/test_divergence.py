@@ -94,6 +94,7 @@ def test_the_divergence_from_oneself_is_zero():
     np.testing.assert_allclose(values, 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_tail_beyond_the_other_s_support_is_infinitely_far_away():
     inside = prior_of("uniform")  # on [-1, 2]
     wide, positive = dist.Uniform(-20.0, 20.0), dist.LogNormal(0.0, 1.0)

@@ -101,7 +101,13 @@ SAMPLERS = {
 @pytest.mark.parametrize(
     ("name", "calls"),
     # In warm-up, in the midst of the first chunk, and in a later one.
-    [("SMC", 7), ("adaptive", 2), ("PT", 1), ("PT", 70), ("Langevin", 30)],
+    [
+        ("SMC", 7),
+        pytest.param("adaptive", 2, marks=pytest.mark.slow),
+        ("PT", 1),
+        ("PT", 70),
+        pytest.param("Langevin", 30, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_call_goes_on_and_ends_with_the_same_draws(monkeypatch, tmp_path, name, calls):
     whole = SAMPLERS[name](progress=False).run(KEY, model, {}, X)
@@ -145,6 +151,7 @@ def test_a_run_whose_process_has_ended_goes_on_from_its_last_checkpoint(monkeypa
     assert numbers == [0, 1, 2, 3, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_ladder_that_was_given_up_goes_on_with_more_rungs(monkeypatch, tmp_path):
     def sampler(**options):
         return TemperedSMC(target_ess=0.9, num_particles=500, progress=False, **options)

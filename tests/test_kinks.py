@@ -146,6 +146,7 @@ def check_pieces(points, num_panels, rule, edges, sizes, nodes, refined):
         np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_learned_kink_are_those_of_finite_differences(x64):
     energy = random_energy(BSpline(8, 3, (-3.0, 3.0)), (), 1.0, dtype=np.float64)
 
