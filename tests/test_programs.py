@@ -213,6 +213,15 @@ def test_floats_are_arguments_of_compiled_programs():
     assert count == 0 and first != second
     np.testing.assert_allclose(evidence(1.0, noise=0.6, shift=0.3), second, rtol=1e-5)
 
+    def with_domain(y, low=-1.0):
+        """What is static in a basis cannot be an array."""
+        energy = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(4, 3, (low, 1.0)))
+        z = numpyro.sample("z", KAPrior(energy, dist.Normal(0.0, 1.0)))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    runs = [ImportanceSampling(50).run(jax.random.key(0), with_domain, {}, 0.3, low=low) for low in (-1.1, -2.1)]
+    assert np.isfinite([run.log_evidence for run in runs]).all() and runs[0].log_evidence != runs[1].log_evidence
+
 
 def test_arviz_groups_of_another_run_compile_nothing():
     model, _ = closure()

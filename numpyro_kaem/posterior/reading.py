@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 import warnings
@@ -49,10 +50,13 @@ def read_model(
         TypeError: naming the line of a model that cannot be traced, and what to do; for data that are no numbers.
     """
     try:
-        # Python's floats as arrays, which are arguments of compiled programs; integers and flags shape a model.
-        return read(
-            model, *jax.tree.map(_float_as_array, (as_arrays("data", data), as_arrays("model_kwargs", model_kwargs)))
-        )
+        arrays = as_arrays("data", data), as_arrays("model_kwargs", model_kwargs)
+        if any(type(leaf) is float for leaf in jax.tree.leaves(arrays)):
+            # As arguments of compiled programs, like arrays, unless the model makes of them what is none, such as the
+            # domain of a basis. (Integers and flags shape a model.)
+            with contextlib.suppress(Exception):
+                return read(model, *jax.tree.map(_float_as_array, arrays))
+        return read(model, *arrays)
     except (*NEEDS_VALUES, AttributeError, TypeError) as error:
         first: Exception = error
     # Arrays first: a Series inside of a model is an array to NumPy only.
