@@ -540,13 +540,6 @@ MUTANTS = [
         "test_convergence.py::test_rank_rhat_is_arviz_s",
     ),
     Mutant(
-        "draws at the end of a support are taken for others",
-        "row_program.py",
-        "at_end = ~(jnp.abs(u) < -0.97 * jnp.log(jnp.finfo(u.dtype).tiny))",
-        "at_end = jnp.isnan(u)",
-        "test_chain_objectives.py::test_priors_at_the_end_of_their_support_are_refused[prior1]",
-    ),
-    Mutant(
         "draws that rounding has put at the upper end of a support are taken for others",
         "row_program.py",
         "at_end |= ~(jnp.abs(transform.inv(beside) - u) < 0.5)",
