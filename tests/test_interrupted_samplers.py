@@ -17,6 +17,8 @@ from numpyro_kaem import ImportanceSampling, Ladder, Langevin, ParallelTempering
 from numpyro_kaem.checkpoints import CheckpointStore
 from numpyro_kaem.posterior import chains, importance, run_checkpoints, swarm
 
+# jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 X = jax.random.normal(jax.random.key(3), (6, 2))
 EXACT = dist.Normal(0.0, 1.25**0.5).log_prob(X).sum(-1)
 KEY = jax.random.key(0)
@@ -88,6 +90,11 @@ def test_batches_of_draws_so_far_come_back(monkeypatch):
     with pytest.warns(RuntimeWarning, match="have an ESS below target_ess=10000 after 3000 draws"):
         posterior = sampler.run(KEY, model, {}, X)
     assert posterior.num_particles == 3_000 and posterior.unfinished.startswith("3 batches of draws")
+
+
+def test_ctrl_c_after_the_last_draw_leaves_nothing_undone(monkeypatch):
+    ctrl_c_after(monkeypatch, importance, "_weigh", 1)
+    assert ImportanceSampling(1_000).run(KEY, model, {}, X).unfinished is None
 
 
 SAMPLERS = {
@@ -181,6 +188,29 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"checksum.model was"):
         Langevin(**options).run(KEY, another, {}, X)
+    with enable_x64(True), pytest.raises(ValueError, match=r"x64 was False, is True now"):
+        Langevin(**options).run(KEY, model, {}, X)
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
+    def noisy(x, noise):
+        scale = numpyro.param("scale", 1.0)
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(2), scale).to_event(1))
+            numpyro.sample("x", dist.Normal(z, noise).to_event(1), obs=x)
+
+    def run(scale, noise):
+        sampler = TemperedSMC(Ladder.power(2), num_particles=100, progress=False, checkpoint_dir=tmp_path)
+        return sampler.run(KEY, noisy, {"scale": scale}, X, noise=noise)
+
+    run(1.0, 0.5)
+    for scale, noise in ((1.1, 0.5), (1.0, 0.6)):
+        with pytest.raises(ValueError, match=r"checksum.model was"):
+            run(scale, noise)
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    options = {"num_steps": 400, "warmup": 100, "progress": False, "checkpoint_dir": tmp_path}
     with (
         CheckpointStore(tmp_path).held(),
         pytest.raises(ValueError, match="is being written to by another run"),

@@ -267,7 +267,9 @@ class ImportanceSampling(ByValue):
                 if self.target_ess is not None and (interrupted or np.all(ess >= self.target_ess)):
                     break
         bar.close()
-        unfinished = f"{len(batches)} batches of draws, before every datum had its ESS" if interrupted else None
+        unfinished = None
+        if interrupted and self.target_ess is not None and np.any(ess < self.target_ess):
+            unfinished = f"{len(batches)} batches of draws, before every datum had its ESS"
         all_draws, all_likelihoods, all_log_weights = zip(*batches, strict=True)
         draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
         likelihood = np.concatenate(all_likelihoods, axis=1)

@@ -44,7 +44,7 @@ class RunCheckpoints:
         self._store = None if directory is None else CheckpointStore(directory, keep=2)
         self._chunks: list[tuple[list[np.ndarray], int, dict[str, np.ndarray]]] = []
         self._description: dict[str, Any] | None = None
-        self._next = time.monotonic() + _SECONDS
+        self._is_written, self._next = True, time.monotonic() + _SECONDS
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -81,6 +81,7 @@ class RunCheckpoints:
         self._description = {
             "sampler": type(sampler).__name__,
             "settings": settings,
+            "x64": jax.config.jax_enable_x64,
             "latents": {name: list(shape) for name, shape in target.latent_model.latent_shapes.items()},
             "checksum": {
                 "model": checksum((np.frombuffer(text.encode(), np.uint8), computed.consts)),
@@ -115,21 +116,24 @@ class RunCheckpoints:
         """
         if self._store is None or not (whole or time.monotonic() >= self._next):
             return
+        if chunk < len(self._chunks) and self._chunks[chunk][1] == stages:
+            return  # taken down already
         fields = records[0]._fields if records else ()
         by_name = {name: np.stack([getattr(record, name) for record in records]) for name in fields}
         self._chunks[chunk : chunk + 1] = [(list(map(to_host, jax.tree.leaves(state))), stages, by_name)]
+        self._is_written = False
         if time.monotonic() >= self._next:
             self._write()
 
     def _write(self) -> None:
-        if not self._chunks:
+        if self._is_written:
             return
         history = {"stages": np.array([stages for _, stages, _ in self._chunks])}
         for i, (leaves, _, records) in enumerate(self._chunks):
             history |= {f"{i}/state/{j}": leaf for j, leaf in enumerate(leaves)}
             history |= {f"{i}/record/{name}": values for name, values in records.items()}
         self._store.save(int(history["stages"].sum()), {}, history, self._description)
-        self._next = time.monotonic() + _SECONDS
+        self._is_written, self._next = True, time.monotonic() + _SECONDS
 
     def _read(self) -> None:
         found = self._store.restore({}, self._description)

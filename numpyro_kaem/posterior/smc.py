@@ -27,7 +27,6 @@ from numpyro_kaem.posterior.diagnostics import (
     check_call,
     check_draws_are_inside,
     check_log_likelihood,
-    check_observations,
     warn_if_chains_disagree,
     warn_if_impossible,
     warn_if_in_lumps,
@@ -37,14 +36,13 @@ from numpyro_kaem.posterior.evidence import Evidence, finite_std
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
-from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
+from numpyro_kaem.posterior.reading import first_data, warn_unfinished
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior, Rungs
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.smc_evidence import smc_std_error, thermodynamic_along_smc
 from numpyro_kaem.posterior.swarm import Course, Plan, Rung, Tuning
-from numpyro_kaem.posterior.target import Target
 from numpyro_kaem.posterior.weights import observed_values
-from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
+from numpyro_kaem.sharded_inputs import take_rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -257,14 +255,7 @@ class TemperedSMC(ByValue):
         # Where one datum's particles are too many, its runs take turns; where those of a run are, they move in batches.
         few = self.chunk_size is not None and self.chunk_size < self.num_particles
         batch_size = self.chunk_size if few else 0
-
-        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
-            problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
-            target = Target(*problem, whiten=self.kernel.whiten, check=True)
-            return problem._replace(model=target.model.as_argument), target
-
-        problem, target = read_model(read, model, params, data, model_kwargs, self.plate)
-        check_observations(target.model)
+        problem, target = chains.read_problem(self.kernel, batch_size, model, params, data, model_kwargs, self.plate)
         num_data = target.latent_model.num_data
         if self.tuning is not None and self.tuning.scale.shape[::2] != (num_data, target.dim):
             raise ValueError(

@@ -27,7 +27,6 @@ from numpyro_kaem.posterior.diagnostics import (
     check_call,
     check_draws_are_inside,
     check_log_likelihood,
-    check_observations,
     warn_if_chains_disagree,
     warn_if_impossible,
     warn_if_in_lumps,
@@ -38,12 +37,11 @@ from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.proposal import Proposal
-from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
+from numpyro_kaem.posterior.reading import first_data, warn_unfinished
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
-from numpyro_kaem.posterior.target import Target
 from numpyro_kaem.posterior.weights import observed_values
-from numpyro_kaem.sharded_inputs import compiler_sharded, take_rows
+from numpyro_kaem.sharded_inputs import take_rows
 
 # The progress bar moves this often in a run, and shows the lowest ESS of so many data.
 _UPDATES, _SHOWN = 50, 64
@@ -179,14 +177,7 @@ class ParallelTempering(ByValue):
         per_datum = self.num_chains * len(self.ladder)
         # Where one datum's states are too many, they move in batches.
         batch_size = 0 if self.chunk_size is None or self.chunk_size >= per_datum else self.chunk_size
-
-        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
-            problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), self.plate, batch_size)
-            target = Target(*problem, whiten=self.kernel.whiten, check=True)
-            return problem._replace(model=target.model.as_argument), target
-
-        problem, target = read_model(read, model, params, data, model_kwargs, self.plate)
-        check_observations(target.model)
+        problem, target = chains.read_problem(self.kernel, batch_size, model, params, data, model_kwargs, self.plate)
         proposal = Proposal.of(self.guide, self.guide_params)
         proposal = None if proposal is None else proposal.as_argument(target.model)
         num_data = target.latent_model.num_data
