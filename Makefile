@@ -42,7 +42,7 @@ test-slow: $(VENV)/installed-examples,test
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(PYTEST_EXTRA)
 
 test-zoo: $(VENV)/installed-examples,test
-	@$(BIN)/python -m pytest -m zoo $(patsubst loadfile,load,$(PYTEST_ARGS)) tests/test_model_zoo.py
+	@$(BIN)/python -m pytest -m zoo $(patsubst loadfile,load,$(PYTEST_ARGS))
 
 test-docs: $(VENV)/installed-examples,test
 	@$(BIN)/python -m pytest -m docs $(patsubst loadfile,load,$(PYTEST_ARGS)) tests/test_docs.py

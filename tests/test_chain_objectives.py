@@ -217,7 +217,7 @@ FACTOR_MODELS = {
 }
 
 
-@SLOW
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("name", "objective"),
     [

@@ -76,7 +76,7 @@ SAMPLERS = {
 
 
 # Modes that chains do not pass between are what draws of several chains are made of here.
-@pytest.mark.slow
+@pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore:the chains of:RuntimeWarning", "ignore:the log-likelihoods of:RuntimeWarning")
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_ranks_are_uniform(name):
@@ -92,7 +92,7 @@ def test_ranks_are_uniform(name):
     assert np.all(uniformity(truth, draws) < BOUND)
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 def test_the_histogram_shows_a_posterior_that_is_too_narrow():
     """The test above can fail: draws shrunk by three tenths towards their mean do."""
     truth, x = simulate(jax.random.key(1))

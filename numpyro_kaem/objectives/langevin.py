@@ -266,8 +266,9 @@ class LangevinMLE(ChainObjective):
         num_chains: chains per datum, at least 1.
         start: "importance" (None) for draws from the prior that are resampled by the likelihood of each datum, or
             "prior" for exact draws.
-        num_draws: draws that "importance" resamples (at most `num_steps` where the model must run for each of them and
-            each datum, as with covariates), and negative samples of a prior that is not normalised; shared by the data.
+        num_draws: draws that "importance" resamples and `importance_gap` weighs (at most `num_steps` where the model
+            must run for each of them and each datum, as with covariates), and negative samples of a prior that is not
+            normalised; shared by the data.
         plate: name of the data plate, where the model has several.
 
     Raises:
