@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from numpyro_kaem import RBF, RSWAF, BSpline, Chebyshev, Fourier, KAPrior, UnivariateEnergy, Wavelet
+from numpyro_kaem.distributions.sample_checks import CDF_ERROR, CDF_ERROR_OF_CHANCE
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))
 START = time.monotonic()
@@ -149,45 +150,95 @@ def check_priors(reference, basis, seed, place, energy, dtype):
     assert np.all(np.abs(cdf - Q[:, None]) < 1e-4 + 2 * slack), "quantiles and CDF are not inverse to each other"
 
 
+FAMILIES = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "student": lambda rng, n: rng.standard_t(rng.uniform(1.0, 6.0), n),
+    "cauchy": lambda rng, n: rng.standard_cauchy(n),
+    "log-normal": lambda rng, n: np.exp(rng.uniform(0.3, 2.5) * rng.normal(size=n)),
+    "gamma": lambda rng, n: rng.gamma(rng.uniform(0.3, 5.0), size=n),
+    "beta": lambda rng, n: rng.beta(*rng.uniform(0.3, 4.0, 2), n),
+    "uniform": lambda rng, n: rng.uniform(-1.0, 1.0, n),
+    "laplace": lambda rng, n: rng.laplace(size=n),
+    "two bumps": lambda rng, n: np.where(
+        rng.random(n) < rng.uniform(0.1, 0.9), rng.normal(size=n), rng.normal(10.0 ** rng.uniform(0.0, 2.0), 0.5, n)
+    ),
+    "counts": lambda rng, n: rng.poisson(10.0 ** rng.uniform(-0.5, 2.0), n).astype(float),
+    "binomial": lambda rng, n: rng.binomial(rng.integers(1, 30), rng.uniform(0.1, 0.9), n).astype(float),
+    "rounded": lambda rng, n: np.round(rng.normal(size=n), rng.integers(0, 3)),
+    "zeros": lambda rng, n: np.where(rng.random(n) < rng.uniform(0.05, 0.6), 0.0, rng.gamma(2.0, size=n)),
+    "drawn again": lambda rng, n: rng.choice(rng.normal(size=max(n // 3, 2)), n),
+    "constant": lambda rng, n: np.full(n, rng.normal()),
+    "not finite": lambda rng, n: np.where(rng.uniform(size=n) < 0.1, np.nan, rng.normal(size=n)),
+}
+
+
 @SETTINGS
 @given(
-    kind=st.sampled_from(["normal", "ties", "heavy", "constant", "few", "huge", "tiny", "not finite", "skewed"]),
-    weighted=st.sampled_from(["no", "yes", "zeros", "negative"]),
+    family=st.sampled_from(sorted(FAMILIES)),
+    size=st.floats(np.log10(5.0), 5.0),
+    unit=st.integers(-15, 15),
+    outlier=st.sampled_from([0.0, 0.0, 0.0, 1e2, -1e4, 1e6]),
+    bounded=st.booleans(),
+    weighted=st.sampled_from(["no", "no", "yes", "zeros", "negative"]),
     seed=st.integers(0, 2**31 - 1),
 )
 @until(1.0)
-def test_random_samples(kind, weighted, seed):
-    rng = np.random.default_rng(seed)
-    size = int(rng.integers(1, 40)) if kind == "few" else int(rng.integers(40, 1_000))
-    samples = {
-        "normal": lambda: rng.normal(size=size),
-        "ties": lambda: rng.poisson(rng.uniform(0.5, 30.0), size).astype(float),
-        "heavy": lambda: rng.standard_t(rng.uniform(1.0, 4.0), size),
-        "constant": lambda: np.full(size, rng.normal()),
-        "few": lambda: rng.normal(size=size),
-        "huge": lambda: 1e30 * rng.normal(size=size),
-        "tiny": lambda: 1e-30 * rng.normal(size=size),
-        "not finite": lambda: np.where(rng.uniform(size=size) < 0.1, np.nan, 1.0),
-        "skewed": lambda: np.exp(rng.uniform(0.5, 3.0) * rng.normal(size=size)),
-    }[kind]()
+def test_random_samples(family, size, unit, outlier, bounded, weighted, seed):
+    rng, size = np.random.default_rng(seed), int(10.0**size)
+    samples = FAMILIES[family](rng, size)
+    if outlier:
+        samples[rng.integers(size)] = outlier
+    samples = 10.0**unit * samples
     weights = {
         "no": lambda: None,
         "yes": lambda: rng.exponential(size=size),
-        "zeros": lambda: np.zeros(size),
+        "zeros": lambda: np.where(rng.random(size) < 0.3, 0.0, 1.0),
         "negative": lambda: rng.normal(size=size),
     }[weighted]()
+    reference = None
+    if bounded and np.all(samples >= 0):
+        reference = dist.Exponential(jnp.asarray([1.0 / max(samples.mean(), 1e-30)]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            prior = KAPrior.from_samples(samples, weights=weights)
+            # Of batch shape (1,), so that what is compiled is compiled once.
+            prior = KAPrior.from_samples(
+                samples[:, None], weights=None if weights is None else weights[:, None], reference=reference
+            )
     except (ValueError, TypeError) as error:
-        text = str(error)
-        assert any(name in text for name in ("samples", "weights", "basis", "reference", "smoothness")), text
+        cause = next((word for word in CAUSES if word in str(error)), None)
+        assert cause, str(error)
+        EXAMPLES[cause] = EXAMPLES.get(cause, 0) + 1
         return
-    z = np.asarray(prior.icdf(jnp.asarray(Q)), float)
+    weights = np.ones(size) if weights is None else weights
+    weights = weights / weights.sum()
+    order = np.argsort(samples)
+    share = np.append(0.0, np.cumsum(weights[order]))
+    points = samples[order][np.searchsorted(share[1:-1], np.linspace(0.01, 0.99, 25))]
+    cdf, z, log_prob, mean = (np.asarray(x, float)[..., 0] for x in _of_fit(prior, points[:, None], Q[:, None]))
+    allowed = CDF_ERROR + CDF_ERROR_OF_CHANCE * np.sqrt(np.sum(weights**2)) + 1e-3
+    below, above = (share[np.searchsorted(samples[order], points, side)] for side in ("left", "right"))
+    error = np.maximum(below - cdf, cdf - above).max()
+    assert error < allowed, f"the CDF is {error:.3g} from that of the samples, more than {allowed:.3g}"
     assert np.isfinite(z).all() and np.all(np.diff(z) >= 0)
-    assert np.isfinite(np.asarray(prior.log_prob(jnp.asarray(z, jnp.float32)))).all()
-    assert np.isfinite(float(prior.mean))
+    assert np.isfinite(log_prob).all()
+
+
+CAUSES = (
+    "z must be finite",
+    "z must vary",
+    "z must have at least",
+    "z must have a range",
+    "z must be continuous",
+    "weights must",
+    "the fitted CDF",
+)
+
+
+@jax.jit
+def _of_fit(prior, points, q):
+    z = prior.icdf(q)
+    return prior.cdf(points), z, prior.log_prob(z), prior.mean[None]
 
 
 @atexit.register
@@ -196,6 +247,7 @@ def report():
     batches, samples = (EXAMPLES.get(name, 0) for name in ("test_random_priors", "test_random_samples"))
     if batches:
         print(f"{CASES * batches} priors of {batches} structures, {samples} samples, {time.monotonic() - START:.0f} s")
+        print("samples refused:", {cause: EXAMPLES[cause] for cause in CAUSES if cause in EXAMPLES})
 
 
 if __name__ == "__main__":

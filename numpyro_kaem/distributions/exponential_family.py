@@ -15,16 +15,16 @@ import dataclasses
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array
 
-from numpyro_kaem.bases import Basis, BSpline
+from numpyro_kaem.bases import Basis
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.reference import support_ends
 from numpyro_kaem.distributions.tails import mass_below, survival
+from numpyro_kaem.grids import Grid
+from numpyro_kaem.quadrature import GaussLegendre, QuadratureRule
 
-_NODES = 6  # of a panel: interpolation through them is exact for the polynomials of every B-spline
-_PANELS_PER_CELL = 2
-_UNIT_NODES, _UNIT_WEIGHTS = np.polynomial.legendre.leggauss(_NODES)  # on [-1, 1]
+# Interpolation through its nodes is exact for the polynomials of every B-spline.
+COARSE = GaussLegendre(6, 2)
 _GRADED_PANELS = 20
 
 # A precision of the coefficients so small that it only decides what the data leave open: a cell without samples, and
@@ -34,49 +34,63 @@ RIDGE = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The exponential families of all coordinates, on the nodes of their quadrature panels.
+    """The exponential families of some coordinates, on the nodes of their quadrature panels.
 
     Attributes:
         log_measure: logs of the masses that the reference puts on the nodes, and on the two tails in the last two
             places: (num_coordinates, num_nodes + 2).
-        design: the basis at the nodes and the two ends: (num_coordinates, num_nodes + 2, num_basis).
+        design: the basis at the nodes and the two ends: (num_coordinates, num_nodes + 2, num_basis), or 1 for a first
+            axis that all coordinates share.
     """
 
     log_measure: np.ndarray
     design: np.ndarray
 
-    def block(self, coordinates: slice) -> Family:
+    def __getitem__(self, coordinates) -> Family:
         """The families of some of the coordinates."""
-        return Family(self.log_measure[coordinates], self.design[coordinates])
+        return Family(self.log_measure[coordinates], _of(self.design, coordinates))
 
     def rotated(self, rotation: np.ndarray) -> Family:
-        """The same families in other bases: matrices of shape (num_coordinates, num_basis, num_basis)."""
+        """The same families in other bases: matrices of shape (num_coordinates or 1, num_basis, num_basis)."""
         return dataclasses.replace(self, design=self.design @ rotation)
 
 
-def family_of(prior: KAPrior, tails: bool = True) -> tuple[Family, np.ndarray, np.ndarray]:
-    """The exponential families of a prior's coordinates; without tails, restricted to the domain.
+def _of(array: np.ndarray, coordinates) -> np.ndarray:
+    """The part of some coordinates, of an array whose first axis may be shared by all."""
+    return array if len(array) == 1 else array[coordinates]
 
-    Returns:
-        The families, the breakpoints of their bases, and the edges of the panels, by coordinate.
+
+class Families:
+    """The exponential families of a prior's coordinates by a quadrature rule; without tails, restricted to the domain.
+
+    Attributes:
+        breakpoints: of the bases, (num_coordinates, num_cells + 1).
+        edges: of the panels, (num_coordinates, num_panels + 1).
+        nodes: of the panels, (num_coordinates, num_nodes).
+        widths: what the nodes count, of the same shape.
     """
-    basis, batch_shape = prior.energy.basis, prior.batch_shape
-    breakpoints = cells(basis, batch_shape)
-    edges = panel_edges(breakpoints, *(bool(np.any(np.isfinite(end))) for end in support_ends(prior.reference)))
-    nodes, widths = panel_nodes(edges)
-    low, high = breakpoints[:, 0], breakpoints[:, -1]
 
-    with in_float64(), np.errstate(divide="ignore"):
-        reference = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), prior.reference)
-        points = [values.T.reshape(-1, *batch_shape) for values in (nodes, low[:, None], high[:, None])]
-        values = zip(_measure(reference, *points), points, strict=True)
-        measures = [np.broadcast_to(value, at.shape).reshape(len(at), -1).T for value, at in values]
-        log_reference, below, above = measures[0], np.log(measures[1]), np.log(measures[2])
-    if not tails:
-        below, above = np.full_like(below, -np.inf), np.full_like(above, -np.inf)
-    points = np.concatenate([nodes, low[:, None], high[:, None]], axis=1)
-    log_measure = np.concatenate([log_reference + np.log(widths), below, above], axis=1)
-    return Family(log_measure, design_matrix(basis, points, batch_shape)), breakpoints, edges
+    def __init__(self, prior: KAPrior, rule: QuadratureRule = COARSE, tails: bool = True):
+        self._basis, batch_shape = prior.energy.basis, prior.batch_shape
+        self.breakpoints = cells(self._basis, batch_shape)
+        bounded = (bool(np.any(np.isfinite(end))) for end in support_ends(prior.reference))
+        self.edges = panel_edges(self.breakpoints, *bounded, rule.panels_per_interval)
+        self.nodes, self.widths = panel_nodes(self.edges, rule.nodes_per_panel)
+        self._ends = self.breakpoints[:, [0, -1]]
+        with in_float64(), np.errstate(divide="ignore"):
+            reference = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), prior.reference)
+            points = [values.T.reshape(-1, *batch_shape) for values in (self.nodes, *self._ends.T[..., None])]
+            values = zip(_measure(reference, *points), points, strict=True)
+            measures = [np.broadcast_to(value, at.shape).reshape(len(at), -1).T for value, at in values]
+            log_reference, below, above = measures[0], np.log(measures[1]), np.log(measures[2])
+        if not tails:
+            below, above = np.full_like(below, -np.inf), np.full_like(above, -np.inf)
+        self._log_measure = np.concatenate([log_reference + np.log(self.widths), below, above], axis=1)
+
+    def __getitem__(self, coordinates: slice) -> Family:
+        """The families of some of the coordinates."""
+        points = np.concatenate([self.nodes, self._ends], axis=1)
+        return Family(self._log_measure[coordinates], design_matrix(self._basis, points, coordinates))
 
 
 @jax.jit  # called one by one, the many small operations would each be compiled
@@ -97,30 +111,39 @@ def in_float64():
     return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)
 
 
-def design_matrix(basis: Basis, points: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
-    """The basis at points (num_coordinates, num_points): (num_coordinates, num_points, num_basis), float64."""
-    with in_float64():
-        values = np.asarray(_evaluate(basis, points.T.reshape(-1, *batch_shape)))
-    return np.moveaxis(values.reshape(*points.T.shape, -1), 0, 1)
+def design_matrix(basis: Basis, points: np.ndarray, coordinates: slice = slice(None)) -> np.ndarray:
+    """The basis at points (num_coordinates, num_points) of some of the coordinates, in float64.
+
+    Returns:
+        Shape (num_coordinates, num_points, num_basis). Where the bases of the coordinates are one, moved and stretched,
+        the points lie at the same places of each, and the first axis is 1.
+    """
+
+    def on(grid: np.ndarray, points: np.ndarray) -> np.ndarray:
+        with in_float64():
+            return np.asarray(eqx.tree_at(lambda basis: basis.grid, widened, Grid.of(grid)).design_matrix(points))
+
+    widened = jax.tree.map(lambda leaf: leaf if leaf.dtype.kind == "i" else np.asarray(leaf, np.float64), basis)
+    if basis.stretched:
+        low, high = (np.ravel(np.asarray(end, np.float64))[0] for end in basis.domain)
+        return on(np.array([0.0, 1.0]), (points[0] - low) / (high - low))[None]
+    knots = np.asarray(basis.grid.points, np.float64)
+    knots = np.broadcast_to(knots.reshape(-1, knots.shape[-1]), (len(points), knots.shape[-1]))
+    return np.stack([on(*of_one) for of_one in zip(knots[coordinates], points[coordinates], strict=True)])
 
 
-@eqx.filter_jit  # called one by one, the many small operations would each be compiled
-def _evaluate(basis: Basis, points: Array) -> Array:
-    return basis(points)
-
-
-def panel_edges(breakpoints: np.ndarray, bounded_below: bool, bounded_above: bool) -> np.ndarray:
+def panel_edges(breakpoints: np.ndarray, bounded_below: bool, bounded_above: bool, panels_per_cell: int) -> np.ndarray:
     """Cut cells into panels; next to an end of the support, where pi0 may be singular, into ever narrower ones."""
     widths = np.diff(breakpoints, axis=1)
-    fractions = np.arange(_PANELS_PER_CELL) / _PANELS_PER_CELL
+    fractions = np.arange(panels_per_cell) / panels_per_cell
     inner = (breakpoints[:, :-1, None] + widths[..., None] * fractions).reshape(len(breakpoints), -1)
-    halvings = 0.5 ** np.arange(_GRADED_PANELS, 0, -1) / _PANELS_PER_CELL
+    halvings = 0.5 ** np.arange(_GRADED_PANELS, 0, -1) / panels_per_cell
     first = breakpoints[:, :1] + widths[:, :1] * halvings if bounded_below else breakpoints[:, :0]
     last = breakpoints[:, -1:] - widths[:, -1:] * halvings[::-1] if bounded_above else breakpoints[:, :0]
     return np.concatenate([inner[:, :1], first, inner[:, 1:], last, breakpoints[:, -1:]], axis=1)
 
 
-def panel_nodes(edges: np.ndarray, num_nodes: int = _NODES) -> tuple[np.ndarray, np.ndarray]:
+def panel_nodes(edges: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of all panels and their weights, (num_coordinates, num_panels * num_nodes) each."""
     unit_nodes, unit_weights = np.polynomial.legendre.leggauss(num_nodes)
     half = 0.5 * np.diff(edges, axis=1)[..., None]
@@ -129,76 +152,38 @@ def panel_nodes(edges: np.ndarray, num_nodes: int = _NODES) -> tuple[np.ndarray,
 
 
 def compress(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, num_folds: int, edges: np.ndarray) -> np.ndarray:
-    """Replace the samples of every fold by signed masses on the panels' nodes.
+    """Replace the samples of every fold by signed masses on the nodes of the coarse rule's panels.
 
     On each panel the masses have the weighted moments of the samples up to degree five. So the mean of a function
     that is such a polynomial there, as every spline is, is exact; of others it is as good as interpolation at six
     points of half a cell.
 
     Args:
-        z: samples, (num_samples, num_coordinates); those beyond the domain are moved to its ends.
-        weights: of shape (num_samples,) or that of z.
-        folds: the fold of each sample, (num_samples,).
+        z: samples of one coordinate; those beyond the domain are moved to its ends.
+        weights: of the samples.
+        folds: the fold of each sample.
         num_folds: number of folds.
-        edges: panel edges, (num_coordinates, num_panels + 1).
+        edges: of the panels.
 
     Returns:
-        Masses of shape (num_coordinates, num_folds, num_nodes).
+        Masses of shape (num_folds, num_nodes).
     """
-    num_coordinates, num_panels = edges.shape[0], edges.shape[1] - 1
-    orders = np.arange(_NODES)
+    num_nodes, num_panels = COARSE.nodes_per_panel, len(edges) - 1
+    orders = np.arange(num_nodes)
+    unit_nodes, unit_weights = np.polynomial.legendre.leggauss(num_nodes)
     # Moments of Legendre polynomials to node masses: the columns are the interpolation polynomials' coefficients.
-    to_nodes = ((2 * orders + 1) / 2)[:, None] * np.polynomial.legendre.legvander(_UNIT_NODES, _NODES - 1).T
-    to_nodes = to_nodes * _UNIT_WEIGHTS
-    masses = np.empty((num_coordinates, num_folds, num_panels * _NODES))
-    for coordinate, edge in enumerate(edges):
-        x = np.clip(z[:, coordinate], edge[0], edge[-1])
-        weight = weights if weights.ndim == 1 else weights[:, coordinate]
-        panel = np.clip(np.searchsorted(edge, x, side="right") - 1, 0, num_panels - 1)
-        place = 2.0 * (x - edge[panel]) / np.diff(edge)[panel] - 1.0
-        slot = folds * num_panels + panel
-        size = num_folds * num_panels
-        moments = np.empty((size, _NODES))
-        before, current = np.zeros_like(place), np.ones_like(place)
-        for order in orders:
-            moments[:, order] = np.bincount(slot, weight * current, size)
-            before, current = current, ((2 * order + 1) * place * current - order * before) / (order + 1)
-        masses[coordinate] = (moments @ to_nodes).reshape(num_folds, -1)
-    return masses
-
-
-def roughness(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
-    """Matrices P with c' P c = scale^3 int_a^b f''(z)^2 dz, the roughness of f as a function of z / scale.
-
-    Splines of degree 0 and 1 have no second derivative to integrate: there the second differences of the coefficients
-    stand for it, as in P-splines (Eilers and Marx 1996).
-
-    Returns:
-        Shape (num_coordinates, num_basis, num_basis).
-    """
-    if isinstance(basis, BSpline) and basis.degree < 2:
-        places = 0.5 * (breakpoints[:, :-1] + breakpoints[:, 1:]) if basis.degree == 0 else breakpoints
-        places = places / scale[:, None]
-        gaps, num_basis = np.diff(places, axis=1), places.shape[1]
-        if num_basis < 3:
-            return np.zeros((len(places), num_basis, num_basis))
-        span = places[:, 2:] - places[:, :-2]
-        weights = np.sqrt(span / 2.0)
-        rows = np.zeros((len(places), num_basis - 2, num_basis))
-        index = np.arange(num_basis - 2)
-        rows[:, index, index] = 2.0 * weights / (gaps[:, :-1] * span)
-        rows[:, index, index + 1] = -2.0 * weights / (gaps[:, :-1] * gaps[:, 1:])
-        rows[:, index, index + 2] = 2.0 * weights / (gaps[:, 1:] * span)
-        return np.swapaxes(rows, 1, 2) @ rows
-    # Central differences at four nodes of a cell, none of them closer to its ends than the step: there the functions
-    # are smooth on the scale of the cell, and for cubics it is exact.
-    nodes, weights = panel_nodes(breakpoints, 4)
-    step = np.repeat(0.05 * np.diff(breakpoints, axis=1), 4, axis=1)
-    below, middle, above = (design_matrix(basis, nodes + shift * step, batch_shape) for shift in (-1, 0, 1))
-    second = (below - 2.0 * middle + above) * ((scale[:, None] / step) ** 2 * np.sqrt(weights / scale[:, None]))[
-        ..., None
-    ]
-    return np.swapaxes(second, 1, 2) @ second
+    to_nodes = ((2 * orders + 1) / 2)[:, None] * np.polynomial.legendre.legvander(unit_nodes, num_nodes - 1).T
+    to_nodes = to_nodes * unit_weights
+    x = np.clip(z, edges[0], edges[-1])
+    panel = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, num_panels - 1)
+    place = 2.0 * (x - edges[panel]) / np.diff(edges)[panel] - 1.0
+    slot, size = folds * num_panels + panel, num_folds * num_panels
+    moments = np.empty((size, num_nodes))
+    before, current = np.zeros_like(place), np.ones_like(place)
+    for order in orders:
+        moments[:, order] = np.bincount(slot, weights * current, size)
+        before, current = current, ((2 * order + 1) * place * current - order * before) / (order + 1)
+    return (moments @ to_nodes).reshape(num_folds, -1)
 
 
 def maximise(
@@ -208,6 +193,7 @@ def maximise(
     start: np.ndarray,
     center: np.ndarray | float = 0.0,
     tolerance: float = 1e-18,
+    most_steps: int = 200,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximise c . m - log Z(c) - 1/2 sum_g precision_g (c_g - center_g)^2 by Newton's method with step halving.
 
@@ -220,24 +206,25 @@ def maximise(
         start: coefficients to start from, (D, K, G).
         center: where the penalty vanishes.
         tolerance: stop where the squared Newton decrement, twice the gain that is left, is below it.
+        most_steps: to give up after.
 
     Returns:
-        The coefficients, (D, K, G), and log Z at them, (D, K).
+        The coefficients, (D, K, G), and for each coordinate whether they are the maximum's, (D,): within 1e-8 nats or
+        the tolerance.
     """
     coefficients = start.copy()
     center = np.broadcast_to(center, start.shape)
-    log_normalizer = np.empty(start.shape[:2])
-    active = np.arange(len(start))
-    for _ in range(200):
-        design, measure = family.design[active], family.log_measure[active, None]
+    active, left = np.arange(len(start)), np.full(len(start), np.inf)
+    value, probability = _objective(start, statistics, precision, center, family)
+    for _ in range(most_steps):
+        of = family[active]
         c, m, penalty, origin = coefficients[active], statistics[active], precision[active], center[active]
-        value, log_z, probability = _objective(c, m, penalty[:, None], origin, design, measure)
-        mean = probability @ design
+        mean = probability @ of.design
         gradient = m - mean - penalty[:, None] * (c - origin)
         # One Hessian for all data sets of a coordinate, that of their mean density.
         average, center_of_mass = probability.mean(axis=1), mean.mean(axis=1)
-        weighted = np.swapaxes(design, 1, 2) * average[:, None]
-        hessian = weighted @ design - center_of_mass[:, :, None] * center_of_mass[:, None]
+        weighted = np.swapaxes(of.design, 1, 2) * average[:, None]
+        hessian = weighted @ of.design - center_of_mass[:, :, None] * center_of_mass[:, None]
         diagonal = np.maximum(np.einsum("dgg->dg", hessian), 0.0) + penalty
         np.einsum("dgg->dg", hessian)[...] = diagonal
         scale = 1.0 / np.sqrt(diagonal)  # with a diagonal of one the matrix is well conditioned for any penalty
@@ -248,75 +235,45 @@ def maximise(
 
         step = np.ones_like(decrement)
         for _ in range(40):
-            trial, _, _ = _objective(c + step[..., None] * direction, m, penalty[:, None], origin, design, measure)
+            moved = c + step[..., None] * direction
+            trial, probability = _objective(moved, m, penalty, origin, of)
             # Below 1e-8 the gain drowns in rounding, and the full step is known to be right.
-            too_long = (trial < value + 1e-4 * step * decrement) & (decrement > 1e-8)
+            too_long = ~(trial >= value + 1e-4 * step * decrement) & (decrement > 1e-8)
             if not too_long.any():
                 break
             step = np.where(too_long, 0.5 * step, step)
-        coefficients[active] = c + step[..., None] * direction
-        log_normalizer[active] = log_z
-        moving = np.any(decrement > tolerance, axis=1)
-        active = active[moving]
+        coefficients[active] = np.where(too_long[..., None], c, moved)
+        left[active] = np.max(decrement, axis=1)
+        # Where no step is short enough, none will be.
+        goes_on = np.any(decrement > tolerance, axis=1) & ~np.any(too_long, axis=1)
+        active, value, probability = active[goes_on], trial[goes_on], probability[goes_on]
         if len(active) == 0:
             break
-    return coefficients, log_normalizer
+    return coefficients, left < max(tolerance, 1e-8)
 
 
-def _objective(c, m, precision, center, design, log_measure):
-    """The penalised log-likelihood, log Z, and the probabilities of nodes and tails, which sum to one."""
-    exponent = c @ np.swapaxes(design, 1, 2) + log_measure
-    largest = exponent.max(axis=-1, keepdims=True)
-    probability = np.exp(exponent - largest)
+def log_normalizer(family: Family, coefficients: np.ndarray) -> np.ndarray:
+    """Log Z of coefficients (D, K, G): shape (D, K)."""
+    return _probabilities(family, coefficients)[0]
+
+
+def node_probabilities(family: Family, coefficients: np.ndarray) -> np.ndarray:
+    """Probabilities of nodes and tails at coefficients (D, K, G): shape (D, K, num_nodes + 2); they sum to one."""
+    return _probabilities(family, coefficients)[1]
+
+
+def _probabilities(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probability = coefficients @ np.swapaxes(family.design, 1, 2)
+    probability += family.log_measure[:, None]
+    largest = probability.max(axis=-1, keepdims=True)
+    probability -= largest
+    np.exp(probability, out=probability)
     total = probability.sum(axis=-1, keepdims=True)
-    log_z = (np.log(total) + largest)[..., 0]
-    value = np.sum(c * m, axis=-1) - log_z - 0.5 * np.sum(precision * (c - center) ** 2, axis=-1)
-    return value, log_z, probability / total
+    probability /= total
+    return (np.log(total) + largest)[..., 0], probability
 
 
-def cross_validate(
-    family: Family, fold_sums: np.ndarray, fold_weights: np.ndarray, eigenvalues: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the smoothness of each coordinate by the held-out log-likelihood.
-
-    A path from smooth to rough, each fit starting from the one before; it ends where no coordinate has gained for four
-    steps, unless all of the path has been as flat as it is at its smooth end, where every fit is the reference.
-    Chosen is the smoothest fit that loses less than a quarter of a standard error against the best one.
-
-    Args:
-        family: the families, in the eigenvectors of the roughness.
-        fold_sums: weighted sums of the basis functions over each fold, (D, K, G).
-        fold_weights: weights of the folds, (D, K), summing to one over K.
-        eigenvalues: of the roughness, (D, G).
-
-    Returns:
-        The smoothness of each coordinate, (D,), and its mean held-out log-likelihood relative to the reference's, (D,).
-    """
-    num_folds = fold_sums.shape[1]
-    rest = 1.0 - fold_weights
-    usable = (fold_weights > 1e-12) & (rest > 1e-12)
-    train = (fold_sums.sum(1, keepdims=True) - fold_sums) / np.where(usable, rest, 1.0)[..., None]
-    train = np.where(usable[..., None], train, fold_sums.sum(1, keepdims=True))
-    coefficients = np.zeros_like(fold_sums)
-    path = 10.0 ** np.arange(2.0, -10.5, -0.5)
-    scores = []
-    for smoothness in path:
-        precision = smoothness * eigenvalues + RIDGE
-        # A gain of 1e-10 nats per sample decides nothing.
-        coefficients, log_z = maximise(family, train, precision, coefficients, tolerance=1e-10)
-        held_out = np.sum(fold_sums * coefficients, axis=-1) - fold_weights * log_z
-        scores.append(np.where(usable, held_out, 0.0))
-        total = np.sum(scores, axis=-1)
-        best = np.argmax(total, axis=0)
-        highest = np.max(total, axis=0)
-        past_flat_end = (highest - total[0] > 1e-4) | (highest - total[-1] > 1e-3)
-        if np.all((len(scores) - 1 - best >= 4) & past_flat_end):
-            break
-    scores = np.array(scores)
-    loss = np.take_along_axis(scores, best[None, :, None], axis=0) - scores  # (path, D, K)
-    error = np.std(loss, axis=-1, ddof=1) * np.sqrt(num_folds)
-    # Where the curve is flat, chance decides which point is the best one: the smoothest that is hardly worse is taken.
-    chosen = np.argmax(loss.sum(axis=-1) <= 0.25 * error, axis=0)
-    gain = np.take_along_axis(scores.sum(axis=-1), chosen[None], axis=0)[0]
-    # With n samples the best smoothness per sample falls as n^(-4/5), and the folds leave out one in num_folds.
-    return path[chosen] * (1.0 - 1.0 / num_folds) ** 0.8, gain
+def _objective(c, m, precision, center, family) -> tuple[np.ndarray, np.ndarray]:
+    """The penalised log-likelihood, and the probabilities of nodes and tails."""
+    log_z, probability = _probabilities(family, c)
+    return np.sum(c * m, axis=-1) - log_z - 0.5 * np.sum(precision[:, None] * (c - center) ** 2, axis=-1), probability

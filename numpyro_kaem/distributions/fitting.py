@@ -15,22 +15,23 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import Basis, BSpline
 from numpyro_kaem.distributions.copula import normal_score_copula
+from numpyro_kaem.distributions.default_shape import NUM_INTERVALS, Shape, default_basis, default_reference
 from numpyro_kaem.distributions.exponential_family import (
     RIDGE,
-    compress,
-    cross_validate,
-    family_of,
+    Families,
+    cells,
     maximise,
-    panel_nodes,
-    roughness,
 )
 from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.penalised_fit import fit_penalised, nearest_energy
 from numpyro_kaem.distributions.reference import check_reference, support_ends
 from numpyro_kaem.distributions.rotation import Rotation, estimate_rotation
 from numpyro_kaem.distributions.sample_checks import (
     check_domain_holds,
+    check_fit,
     check_inside_support,
     check_known,
+    check_levels,
     check_samples,
     check_smoothness,
     check_spread,
@@ -38,15 +39,13 @@ from numpyro_kaem.distributions.sample_checks import (
     of_coordinate,
     real_array,
     sample_range,
-    warn_of_heavy_tails,
 )
+from numpyro_kaem.distributions.smoothing import penalty_axes
+from numpyro_kaem.distributions.ties import untie
 from numpyro_kaem.energies import UnivariateEnergy
 
-NUM_INTERVALS = 40  # of the default spline; its smoothness is the penalty's affair
-MARGIN = 0.05  # of the samples' range, by which the default domain exceeds it on either side
 TOTAL_VARIATION_BOUND = 0.01  # beyond which a log-density counts as not represented by the basis
 _FLOOR = 30.0  # nats below the largest log-density, at which points of no density are held
-_BLOCK = 64  # coordinates that are fitted at a time, to bound the memory
 
 
 class SampleFit(NamedTuple):
@@ -99,48 +98,45 @@ def fit_samples(
     flat = z.reshape(num_samples, -1)
     weights = check_weights(weights, z.shape)
     effective = 1.0 / np.sum(weights**2, axis=0)
-    mean = weights @ flat if weights.ndim == 1 else np.sum(weights * flat, axis=0)
-    deviation = flat - mean
-    scale = np.sqrt(weights @ deviation**2 if weights.ndim == 1 else np.sum(weights * deviation**2, axis=0))
-    low, high = sample_range(flat, weights)
-    check_spread(low, high, batch_shape, NUM_INTERVALS)
-
-    if reference is None:
-        loc, sd = (jnp.asarray(value.reshape(batch_shape), float) for value in (mean, scale))
-        reference = dist.Normal(loc, sd)
-    else:
+    weights = np.broadcast_to(weights if weights.ndim > 1 else weights[:, None], flat.shape)
+    check_spread(*sample_range(flat, weights), batch_shape, NUM_INTERVALS)
+    if reference is not None:
         reference = _unexpanded(reference)
         check_inside_support(z, weights, reference)
-    if basis is None:
-        basis = _default_basis(low, high, reference, batch_shape)
-        warn_of_heavy_tails(flat, basis, batch_shape)
-    else:
+    if basis is not None:
         check_domain_holds(flat, weights, basis, batch_shape)
-    prior = _untilted(basis, reference, batch_shape)
-    smoothness, chosen = check_smoothness(smoothness, num_folds, effective, basis.num_basis, batch_shape)
+    num_basis = NUM_INTERVALS + 3 if basis is None else basis.num_basis
+    smoothness, chosen = check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape)
+    num_folds = num_folds if chosen else 1
 
     index = np.arange(num_samples)
     folds = np.random.default_rng(0).permutation(index) % num_folds if shuffle else index * num_folds // num_samples
-    folds = folds if chosen else np.zeros(num_samples, int)
-    family, breakpoints, edges = family_of(prior)
-    coefficients, gain = np.empty((len(edges), basis.num_basis)), np.full(len(edges), np.nan)
-    penalty = roughness(basis, breakpoints, scale, batch_shape)
-    for start in range(0, len(edges), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        # In the eigenvectors of the roughness the penalty is diagonal: equations stay well conditioned however large.
-        eigenvalues, rotation = np.linalg.eigh(penalty[block])
-        eigenvalues = np.where(eigenvalues > 1e-12 * eigenvalues[:, -1:], eigenvalues, 0.0)
-        rotated = family.block(block).rotated(rotation)
-        of_block = weights if weights.ndim == 1 else weights[:, block]
-        masses = compress(flat[:, block], of_block, folds, num_folds if chosen else 1, edges[block])
-        sums = masses @ rotated.design[:, :-2]
-        if chosen:
-            smoothness[block], gain[block] = cross_validate(rotated, sums, masses.sum(axis=-1), eigenvalues)
-        precision = smoothness[block, None] * eigenvalues + RIDGE
-        statistics = sums.sum(axis=1, keepdims=True)
-        fitted, _ = maximise(rotated, statistics, precision, np.zeros_like(statistics))
-        coefficients[block] = (rotation @ fitted[:, 0, :, None])[..., 0]
-    return SampleFit(_tilted(prior, coefficients), smoothness.reshape(batch_shape), gain.reshape(batch_shape))
+    ends = (-np.inf, np.inf) if reference is None else support_ends(reference)
+    supports = np.stack([np.broadcast_to(end, batch_shape).ravel() for end in ends], axis=-1)
+    samples = [untie(*of, folds, chosen, support) for *of, support in zip(flat.T, weights.T, supports, strict=True)]
+    check_levels(samples, batch_shape)
+    shapes = [Shape.of(sample) for sample in samples]
+    prior = _untilted(
+        default_basis(shapes, supports, batch_shape) if basis is None else basis,
+        default_reference(shapes, samples, batch_shape) if reference is None else reference,
+        batch_shape,
+    )
+    breakpoints = cells(prior.energy.basis, batch_shape)
+    if basis is None:  # in the coordinate in which its knots are even
+        places = np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
+        scale = np.array(
+            [
+                of._replace(points=np.interp(of.points, knots, places)).moments()[1]
+                for of, knots in zip(samples, breakpoints, strict=True)
+            ]
+        )
+        axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
+    else:
+        axes = penalty_axes(basis, breakpoints, np.array([sample.moments()[1] for sample in samples]))
+    fit = fit_penalised(prior, samples, num_folds, None if chosen else smoothness, axes, reference is None)
+    check_fit(fit, prior, effective, chosen, basis is None)
+    smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
+    return SampleFit(_tilted(prior, fit.coefficients), smoothness, gain)
 
 
 def fit_log_density(
@@ -177,24 +173,16 @@ def fit_log_density(
     if reference is None:
         reference = dist.Uniform(*(jnp.asarray(end, float) for end in default.domain))
     prior = _untilted(basis, reference, batch_shape)
-    family, _, edges = family_of(prior, tails=False)
-    nodes, widths = panel_nodes(edges)
-    log_density = _log_density(fn, nodes, batch_shape)
+    families = Families(prior, tails=False)
+    family, widths = families[:], families.widths
+    log_density = _log_density(fn, families.nodes, batch_shape)
     target = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
     target /= target.sum(axis=-1, keepdims=True)
 
     # Least squares, which also settles f where there is next to no density; then the member of the family that is
     # nearest in Kullback-Leibler divergence: the one with the density's own mean of the basis functions.
-    design = family.design[:, :-2]
-    share = target + 1e-6 * widths / widths.sum(axis=-1, keepdims=True)
-    share = share / share.sum(axis=-1, keepdims=True)
-    energy = log_density + np.log(widths) - family.log_measure[:, :-2]
-    energy = (energy - np.sum(share * energy, axis=-1, keepdims=True))[..., None]
-    centered = design - share[:, None] @ design
-    weighted = np.swapaxes(centered, 1, 2) * share[:, None]
-    normal = weighted @ centered + 1e-12 * np.eye(basis.num_basis)
-    start = np.swapaxes(np.linalg.solve(normal, weighted @ energy), 1, 2)
-    statistics = target[:, None] @ design
+    start = nearest_energy(family, log_density, widths)[:, None]
+    statistics = target[:, None] @ family.design[:, :-2]
     fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, center=start)
 
     exponent = (fitted @ np.swapaxes(family.design, 1, 2))[:, 0] + family.log_measure
@@ -299,14 +287,6 @@ def _tilted(prior: KAPrior, coefficients: np.ndarray) -> KAPrior:
     new = jnp.asarray(coefficients.reshape(old.shape), old.dtype)
     energy = eqx.tree_at(lambda energy: energy.coefficients, prior.energy, new)
     return KAPrior(energy, prior.reference, quadrature=prior.quadrature)
-
-
-def _default_basis(low, high, reference, batch_shape) -> BSpline:
-    """Cubic splines over the samples' range and a margin, inside of the reference's support."""
-    margin = MARGIN * (high - low)
-    bounds = [np.broadcast_to(end, batch_shape).ravel() for end in support_ends(reference)]
-    low, high = np.maximum(low - margin, bounds[0]), np.minimum(high + margin, bounds[1])
-    return BSpline(NUM_INTERVALS, 3, (low.reshape(batch_shape), high.reshape(batch_shape)))
 
 
 def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:

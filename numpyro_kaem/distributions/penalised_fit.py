@@ -1,0 +1,145 @@
+"""The maximum of the penalised likelihood of samples, coordinate by coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from numpyro_kaem.distributions.exponential_family import (
+    RIDGE,
+    Families,
+    Family,
+    compress,
+    log_normalizer,
+    maximise,
+    node_probabilities,
+)
+from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.smoothing import COARSE_ERROR, cross_validate
+from numpyro_kaem.distributions.ties import Sample
+
+_BLOCK = 64  # coordinates that are fitted at a time, to bound the memory
+
+
+class PenalisedFit(NamedTuple):
+    """Fits of all coordinates, the first axis of every array.
+
+    Attributes:
+        coefficients: of the basis functions.
+        smoothness: as it was given or chosen.
+        held_out_gain: mean held-out log-likelihood over that of the reference; NaN where the smoothness was given.
+        converged: whether the coefficients are the maximum's.
+        cdf_error: the largest difference from the samples' distribution function at ends of cells.
+        log_reference: the largest absolute log-density of the reference where the fitted density is not negligible.
+        reference_mass: what of its mass the reference has in the domain.
+    """
+
+    coefficients: np.ndarray
+    smoothness: np.ndarray
+    held_out_gain: np.ndarray
+    converged: np.ndarray
+    cdf_error: np.ndarray
+    log_reference: np.ndarray
+    reference_mass: np.ndarray
+
+
+def fit_penalised(
+    prior: KAPrior,
+    samples: Sequence[Sample],
+    num_folds: int,
+    smoothness: np.ndarray | None,
+    axes: tuple[np.ndarray, np.ndarray],
+    is_near: bool,
+) -> PenalisedFit:
+    """Fit the energies of a prior to samples.
+
+    Args:
+        prior: which has the basis and the reference.
+        samples: of each coordinate.
+        num_folds: number of folds of the samples.
+        smoothness: of each coordinate, or None to choose it by cross-validation.
+        axes: eigenvalues and eigenvectors of the roughness.
+        is_near: whether the reference was made for the samples, so that no energy at all is a good start.
+    """
+    # A fit on few nodes is done with where those of the prior see the same.
+    coarse, fine = Families(prior), Families(prior, prior._rule)
+    fits = []
+    for start in range(0, len(samples), _BLOCK):
+        block = slice(start, min(start + _BLOCK, len(samples)))
+        eigenvalues, rotation = axes[0][block], axes[1] if len(axes[1]) == 1 else axes[1][block]
+        families = coarse[block].rotated(rotation), fine[block].rotated(rotation)
+        masses = np.stack(
+            [
+                compress(*sample[:3], num_folds, edges)
+                for sample, edges in zip(samples[block], coarse.edges[block], strict=True)
+            ]
+        )
+        sums = masses @ families[0].design[:, :-2]
+        first = np.zeros_like(sums[:, 0])
+        if not is_near:
+            mean, scale = np.array([sample.moments() for sample in samples[block]]).T[..., None]
+            normal = -0.5 * ((coarse.nodes[block] - mean) / scale) ** 2
+            first = nearest_energy(families[0], normal, coarse.widths[block])
+        of_block, gain = np.full(len(sums), np.nan), np.full(len(sums), np.nan)
+        if smoothness is None:
+            of_block, gain = cross_validate(*families, sums, masses.sum(axis=-1), eigenvalues, first)
+        else:
+            of_block = smoothness[block]
+        precision = of_block[:, None] * eigenvalues + RIDGE
+        fitted, converged = _fit_to_means(*families, sums.sum(axis=1, keepdims=True), precision, first[:, None])
+        probability = node_probabilities(families[1], fitted)[:, 0]
+        cdf_error = [
+            _cdf_error(*of)
+            for of in zip(samples[block], coarse.breakpoints[block], fine.nodes[block], probability, strict=True)
+        ]
+        log_reference = np.abs(families[1].log_measure[:, :-2] - np.log(fine.widths[block]))
+        log_reference = np.max(np.where(probability[:, :-2] > 1e-9, log_reference, 0.0), axis=1)
+        coefficients = (rotation @ fitted[:, 0, :, None])[..., 0]
+        mass = np.exp(families[1].log_measure[:, :-2]).sum(axis=1)
+        fits.append(PenalisedFit(coefficients, of_block, gain, converged, np.array(cdf_error), log_reference, mass))
+    return PenalisedFit(*(np.concatenate(parts) for parts in zip(*fits, strict=True)))
+
+
+def nearest_energy(family: Family, log_density: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The energy that is nearest, by least squares under the density, to what tilts the reference into a density.
+
+    Args:
+        family: of the reference and the basis.
+        log_density: up to a constant, at the nodes: (num_coordinates, num_nodes).
+        widths: what the nodes count.
+
+    Returns:
+        Coefficients, (num_coordinates, num_basis).
+    """
+    share = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
+    # A little everywhere, which settles the energy where there is next to no density.
+    share = share / share.sum(axis=-1, keepdims=True) + 1e-6 * widths / widths.sum(axis=-1, keepdims=True)
+    share = share / share.sum(axis=-1, keepdims=True)
+    energy = log_density + np.log(widths) - family.log_measure[:, :-2]
+    energy = (energy - np.sum(share * energy, axis=-1, keepdims=True))[..., None]
+    design = family.design[:, :-2]
+    centered = design - share[:, None] @ design
+    weighted = np.swapaxes(centered, 1, 2) * share[:, None]
+    normal = weighted @ centered + 1e-12 * np.eye(design.shape[-1])
+    return np.linalg.solve(normal, weighted @ energy)[..., 0]
+
+
+def _fit_to_means(family, fine, statistics, precision, start) -> tuple[np.ndarray, np.ndarray]:
+    """The maximum, on the nodes of the prior where the fewer ones do not see the same density."""
+    fitted, converged = maximise(family, statistics, precision, start)
+    error = np.abs(log_normalizer(family, fitted) - log_normalizer(fine, fitted))[:, 0]
+    again = np.flatnonzero(~converged | ~(error < COARSE_ERROR))
+    if len(again):
+        first = np.where(converged[again, None, None] & (error < 0.1)[again, None, None], fitted[again], start[again])
+        fitted[again], converged[again] = maximise(fine[again], statistics[again], precision[again], first)
+    return fitted, converged
+
+
+def _cdf_error(sample: Sample, breakpoints: np.ndarray, nodes: np.ndarray, probability: np.ndarray) -> float:
+    """The largest difference of two distribution functions at the inner ends of cells."""
+    fitted = probability[-2] + np.append(0.0, np.cumsum(probability[:-2]))[np.searchsorted(nodes, breakpoints[1:-1])]
+    below = np.append(0.0, np.cumsum(sample.weights))
+    at_least, at_most = (below[np.searchsorted(sample.points, breakpoints[1:-1], side)] for side in ("left", "right"))
+    return float(np.max(np.maximum(at_least - fitted, fitted - at_most), initial=0.0))
