@@ -1,17 +1,20 @@
 """Kolmogorov-Arnold Energy Models in NumPyro: learned priors that are drawn exactly and can be read."""
 
+from numpyro_kaem import kernels
 from numpyro_kaem.bases import RBF, RSWAF, Basis, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.distributions import DeepKAPrior, ICDFReparam, KAMixture, KAPrior
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.energy_module import adapt_svi_grid, energy_module
 from numpyro_kaem.generators import KAN, MLP
+
+# Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
+from numpyro_kaem.kernels import HMC as HMC
+from numpyro_kaem.kernels import NUTS as NUTS
 from numpyro_kaem.latent_model import LatentModel
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
 from numpyro_kaem.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior import (
-    HMC,
     MALA,
-    NUTS,
     PCNL,
     ULA,
     Barker,
@@ -31,11 +34,9 @@ from numpyro_kaem.training import FitResult, GridAdaptation, IndexedBatch, Tenso
 
 __version__ = "0.1.0"
 __all__ = [
-    "HMC",
     "KAN",
     "MALA",
     "MLP",
-    "NUTS",
     "PCNL",
     "RBF",
     "RSWAF",
@@ -77,5 +78,6 @@ __all__ = [
     "cyclic_schedule",
     "energy_module",
     "fit",
+    "kernels",
     "pairwise_log_likelihood",
 ]

@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from numpyro.util import is_prng_key
@@ -38,6 +40,18 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def check_precision(name: str, parameters: Any) -> None:
+    """Raise an error where a tree of parameters has floating-point numbers of less than 32 bits."""
+    for leaf in jax.tree.leaves(parameters):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise TypeError(
+                f"{name} must be float32 or float64, got {dtype}, which has too few digits for a normalised density: "
+                "cast it by .astype(jnp.float32), and all parameters of an energy or a model by jax.tree.map(lambda a: "
+                f"a.astype(jnp.float32) if a.dtype == jnp.{dtype} else a, parameters); points and data may be {dtype}"
+            )
 
 
 def check_not_masked(name: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_kaem.bases import Basis, BSpline
+from numpyro_kaem.checks import check_precision
 from numpyro_kaem.grid_adaptation import adapted_basis, comparison_points, least_squares
 from numpyro_kaem.grids import array_module
 from numpyro_kaem.rounding import exact_product, exact_sum
@@ -47,6 +48,10 @@ class UnivariateEnergy(eqx.Module):
         basis: the functions B_g and their domain; not trained.
         base_activation: "silu", "tanh" or "identity".
 
+    Raises:
+        TypeError: for weights and coefficients that are no arrays of floating-point numbers, or in half precision.
+        ValueError: for shapes that do not fit and another base_activation.
+
     Example:
         ```python
         import jax
@@ -76,6 +81,7 @@ class UnivariateEnergy(eqx.Module):
         for name, part in parts.items():
             if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
                 raise TypeError(f"{name} must be an array of floating-point numbers, got {part!r}")
+        check_half_precision(self)
         num_basis, shape = self.basis.num_basis, self.coefficients.shape
         if shape[-1:] != (num_basis,):
             raise ValueError(
@@ -308,6 +314,12 @@ class UnivariateEnergy(eqx.Module):
 
         coarse, lost = exact_sum(coarse_spline, coarse_base)
         return coarse, (fine_spline + fine_base) + lost
+
+
+def check_half_precision(energy: UnivariateEnergy) -> None:
+    """Raise where a weight, a coefficient or a scale of the basis has less than the precision of float32."""
+    for name in ("base_weight", "spline_weight", "coefficients", "basis"):
+        check_precision(f"{name} of an energy", getattr(energy, name))
 
 
 def check_finite(energy: UnivariateEnergy) -> None:

@@ -90,7 +90,8 @@ def check_increasing(points: ArrayLike, message: str) -> Grid:
     """
     if not isinstance(points, core.Tracer):
         values, info = np.asarray(points), jnp.finfo(jnp.result_type(float))
-        if values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)) or not np.all(np.diff(values) > 0):
+        is_real = any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.integer, jnp.floating))
+        if not is_real or not np.all(np.isfinite(values)) or not np.all(np.diff(values) > 0):
             raise ValueError(message)
         with np.errstate(over="ignore", invalid="ignore"):
             rounded = values.astype(info.dtype)

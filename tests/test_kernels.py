@@ -12,7 +12,7 @@ from scipy.stats import norm
 from speed import slow_unless
 from tempered_models import GRID, NOISE, PRIOR, decode, distance, ks_bound, quadrature, two_modes
 
-from numpyro_kaem import HMC, MALA, NUTS, PCNL, ULA, Barker, EllipticalSlice, LatentGaussian
+from numpyro_kaem.kernels import HMC, MALA, NUTS, PCNL, ULA, Barker, EllipticalSlice, LatentGaussian
 from numpyro_kaem.posterior.target import Point, Target
 
 NUM_CHAINS, NUM_STEPS = 20_000, 8

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpyro
 import pytest
 
 import numpyro_kaem
@@ -23,7 +24,6 @@ PUBLIC_NAMES = [
     "FitResult",
     "Fourier",
     "GaussLegendre",
-    "HMC",
     "ICDFReparam",
     "ImportanceMLE",
     "ImportanceSampling",
@@ -36,7 +36,6 @@ PUBLIC_NAMES = [
     "LatentModel",
     "MALA",
     "MLP",
-    "NUTS",
     "PCNL",
     "ParallelTempering",
     "Posterior",
@@ -51,6 +50,7 @@ PUBLIC_NAMES = [
     "compare_evidence",
     "energy_module",
     "fit",
+    "kernels",
     "pairwise_log_likelihood",
 ]
 
@@ -89,6 +89,7 @@ LAYERS = [
     "checkpoint_manifest",
     "checkpoints",
     "posterior",
+    "kernels",
     "objectives",
     "training",
 ]
@@ -139,6 +140,26 @@ def test_public_name_is_importable_and_listed(name):
 
 def test_all_lists_no_name_that_does_not_exist():
     assert [name for name in numpyro_kaem.__all__ if not hasattr(numpyro_kaem, name)] == []
+
+
+@pytest.mark.parametrize("module", [numpyro, numpyro.infer, numpyro.distributions])
+def test_a_star_import_hides_no_name_of_numpyro(module):
+    assert set(numpyro_kaem.__all__) & set(module.__all__) == set()
+
+
+def test_a_star_import_leaves_numpyro_its_kernels():
+    namespace = {}
+    exec("from numpyro.infer import *\nfrom numpyro_kaem import *", namespace)
+    assert namespace["NUTS"] is numpyro.infer.NUTS
+    assert namespace["HMC"] is numpyro.infer.HMC
+    assert namespace["kernels"] is numpyro_kaem.kernels
+
+
+@pytest.mark.parametrize("name", numpyro_kaem.kernels.__all__)
+def test_kernels_have_one_namespace_and_the_old_names(name):
+    kernel = getattr(numpyro_kaem.kernels, name)
+    assert issubclass(kernel, numpyro_kaem.posterior.Kernel)
+    assert kernel is getattr(numpyro_kaem, name) is getattr(numpyro_kaem.posterior, name)
 
 
 def test_version_is_the_one_of_pyproject_citation_and_changelog():

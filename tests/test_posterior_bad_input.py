@@ -1,5 +1,9 @@
 """What samplers say to calls, models and data that they cannot do with."""
 
+import copy
+import dataclasses
+import inspect
+import pickle
 import warnings
 
 import jax
@@ -9,7 +13,17 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_kaem import MALA, ImportanceSampling, Ladder, Langevin, LatentModel, ParallelTempering, TemperedSMC
+from numpyro_kaem import (
+    MALA,
+    ImportanceSampling,
+    Ladder,
+    Langevin,
+    LangevinMLE,
+    LatentModel,
+    ParallelTempering,
+    TemperedSMC,
+    kernels,
+)
 from numpyro_kaem.checks import check_positive
 from numpyro_kaem.posterior.diagnostics import check_call
 
@@ -133,6 +147,54 @@ def test_a_step_size_to_be_found_needs_warm_up():
     with pytest.raises(ValueError, match=r"warmup must be at least 1 .* or MALA a step_size"):
         ParallelTempering(Ladder.power(3), MALA(), warmup=0)
     assert check_positive("step_size", jnp.float32(0.5)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "settings", "told"),
+    [
+        ("NUTS", (normal,), {}, "<function normal at .*>"),
+        ("HMC", (normal,), {"step_size": 0.1, "num_steps": 5}, "<function normal at .*>, num_steps=5"),
+        ("NUTS", (), {"target_accept_prob": 0.9, "max_tree_depth": 5}, "target_accept_prob=0.9, max_tree_depth=5"),
+        ("HMC", (), {"potential_fn": None, "dense_mass": True}, "potential_fn=None, dense_mass=True"),
+    ],
+)
+def test_a_kernel_that_is_called_as_numpyro_s_tells_which_one_it_is(name, args, settings, told):
+    message = (
+        f"this {name} is the kernel of numpyro_kaem for its samplers, and takes no {told}: for MCMC use "
+        rf"numpyro.infer.{name}; in Langevin\(kernels.{name}\(\)\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        getattr(kernels, name)(*args, **settings)
+
+
+def test_a_mistyped_keyword_of_a_kernel_is_a_mistyped_keyword():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_doublings'"):
+        kernels.NUTS(max_doublings=3)
+
+
+def test_kernels_keep_what_dataclasses_have():
+    kernel = kernels.NUTS(step_size=0.1, max_num_doublings=3)
+    assert list(inspect.signature(kernels.NUTS).parameters)[:1] == ["step_size"]
+    assert dataclasses.replace(kernel, max_num_doublings=4).step_size == 0.1
+    assert pickle.loads(pickle.dumps(kernel)) == kernel
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (kernels.NUTS, r"<class .*\.NUTS'>: that is the class, and an instance is NUTS\(\)$"),
+        (numpyro.infer.NUTS(normal), "<numpyro.*NUTS.*>: that is NumPyro's NUTS, which runs in numpyro.infer.MCMC$"),
+        (numpyro.infer.HMC, "<class .*HMC'>: that is NumPyro's HMC, which runs in numpyro.infer.MCMC$"),
+        ("MALA", "'MALA'$"),
+    ],
+)
+@pytest.mark.parametrize("taker", [ParallelTempering([0.0, 1.0]), TemperedSMC(), LangevinMLE()])
+def test_samplers_and_objectives_take_kernels_of_this_package(taker, kernel, reason):
+    taker = copy.copy(taker)
+    # Not by the constructor, because the type checker of these tests would be first.
+    object.__setattr__(taker, "kernel", kernel)
+    with pytest.raises(TypeError, match=rf"kernel must be one of numpyro_kaem.kernels, .* got {reason}"):
+        taker.__post_init__()
 
 
 def test_nothing_is_said_of_what_is_right(sampler):

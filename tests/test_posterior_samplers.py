@@ -12,7 +12,6 @@ from scipy import stats
 from tempered_models import GRID, TWO_MODES, distance, ks_bound, linear_gaussian, quadrature, two_modes
 
 from numpyro_kaem import (
-    HMC,
     MALA,
     PCNL,
     ULA,
@@ -25,6 +24,7 @@ from numpyro_kaem import (
     ParallelTempering,
     TemperedSMC,
     UnivariateEnergy,
+    kernels,
 )
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
@@ -53,7 +53,7 @@ def smc(**kwargs):
         slow(10, smc(waste_free=True, num_particles=2000, num_mcmc_steps=19, num_runs=8)),
         slow(10, smc(persistent=True, num_particles=500, max_rungs=30, num_runs=8)),
         slow(40, tempering(10, num_steps=4000)),
-        slow(40, Langevin(HMC(), num_steps=4000, progress=False)),
+        slow(40, Langevin(kernels.HMC(), num_steps=4000, progress=False)),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
 )

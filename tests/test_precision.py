@@ -1,5 +1,7 @@
 """Matrix products in bfloat16 with parameters, sums and densities in float32, and float64 throughout when enabled."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 from numpyro.contrib.module import eqx_module
 from prior_cases import quick_jit
 
-from numpyro_kaem import KAN, MLP, BSpline, ImportanceMLE, fit
+from numpyro_kaem import KAN, MLP, BSpline, ImportanceMLE, KAPrior, UnivariateEnergy, fit
 from numpyro_kaem.generators.precision import contract
 
 # Rounding to bfloat16, of 8 significant bits, moves a factor by at most this much of itself.
@@ -99,6 +101,42 @@ def test_outputs_and_gradients_keep_the_parameters_dtype(name):
 def test_only_floating_dtypes_compute(kind, dtype):
     with pytest.raises(ValueError, match=r"compute_dtype must be a floating dtype such as jnp\.bfloat16"):
         kind(jax.random.key(0), 3, 5, compute_dtype=dtype)
+
+
+HALF = pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+
+
+@HALF
+def test_points_in_half_precision_have_densities_and_quantiles_in_float32(half):
+    basis = BSpline(8, 3, (0.0, 3.0))
+    prior = KAPrior(UnivariateEnergy.init(jax.random.key(0), basis=basis, scale=1.0), dist.Uniform(0.0, 3.0))
+    z, u = np.array([0.01, 0.1, 1.7, 2.7, 2.99], half), np.array([0.01, 0.1, 0.3, 0.9, 0.997], half)
+    for method, points in {"log_prob": z, "cdf": z, "icdf": u}.items():
+        values = getattr(prior, method)(points)
+        assert values.dtype == jnp.float32
+        np.testing.assert_array_equal(values, getattr(prior, method)(points.astype(np.float32)))
+
+
+@HALF
+def test_parameters_in_half_precision_are_a_prior_once_cast_as_the_error_says(half):
+    ends = np.array([-1.0, -2.0], half), np.ones(2, half)
+    energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=BSpline(4, 3, ends))
+    assert energy.basis.domain[0].tolist() == [-1.0, -2.0]
+    halved = jax.tree.map(lambda a: a.astype(half) if a.dtype == jnp.float32 else a, energy)
+    with pytest.raises(
+        TypeError, match=f"base_weight of an energy must be float32 or float64, got {half.dtype}"
+    ) as told:
+        KAPrior(halved, dist.Normal(0.0, 1.0))
+    cure = re.search(r"jax\.tree\.map\(.*, parameters\)", str(told.value))[0]
+    cast = eval(cure, {"jax": jax, "jnp": jnp, "parameters": halved})
+    assert all(new.dtype == old.dtype for new, old in zip(*map(jax.tree.leaves, (cast, energy)), strict=True))
+    KAPrior(cast, dist.Normal(0.0, 1.0))
+
+
+@HALF
+def test_knots_in_half_precision_are_the_numbers_that_they_are(half):
+    knots = np.array([0.0, 0.1, 1.0], half)
+    assert BSpline.from_knots(knots, 3).breakpoints.tolist() == knots.astype(np.float64).tolist()
 
 
 class SameDraws(dist.Normal):

@@ -37,6 +37,7 @@ DOMAIN = "domain must be (low, high), two finite numbers (or arrays of the energ
 KNOTS = "knots must be finite and increase along the last axis, got "
 WAVELETS = "kind must be one of ['dog', 'mexican_hat', 'morlet'], got "
 CURE = "give a univariate continuous NumPyro distribution such as Normal(0.0, 1.0) or Uniform(0.0, 1.0)"
+HALF = "must be float32 or float64, got "
 CASES = {
     **{
         f"{basis}{domain})": ("ValueError", DOMAIN + shown)
@@ -187,6 +188,39 @@ CASES = {
         "basis must be a Basis such as BSpline(20, 3, (-3.0, 3.0)), got 5",
     ),
     "KAPrior(basis, normal)": ("TypeError", "energy must be a UnivariateEnergy, got BSpline"),
+    "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9, jnp.bfloat16), basis)": (
+        "TypeError",
+        f"coefficients of an energy {HALF}bfloat16, which has too few digits for a normalised density: cast it by "
+        ".astype(jnp.float32), and all parameters of an energy or a model by jax.tree.map(lambda a: "
+        "a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a, parameters); points and data may be bfloat16",
+    ),
+    "UnivariateEnergy(jnp.ones(()), jnp.ones((), jnp.float16), jnp.ones(9), basis)": (
+        "TypeError",
+        f"spline_weight of an energy {HALF}float16",
+    ),
+    "KAPrior(jax.tree.map(lambda a: a.astype(jnp.float16), energy()), normal)": (
+        "TypeError",
+        f"base_weight of an energy {HALF}float16",
+    ),
+    "KAPrior(jax.tree_util.tree_map_with_path(lambda path, a: a.astype(jnp.bfloat16) if 'log_scale' in str(path) else "
+    "a, energy(basis=RBF(5, (-1.0, 1.0), learn_scale=True))), normal)": (
+        "TypeError",
+        f"basis of an energy {HALF}bfloat16",
+    ),
+    "KAPrior(energy(), dist.Normal(0.0, jnp.ones((), jnp.bfloat16)))": (
+        "TypeError",
+        f"scale of the reference Normal {HALF}bfloat16",
+    ),
+    "KAPrior(energy(), dist.TransformedDistribution(dist.Normal(np.zeros(3, np.float16), 1.0), "
+    "dist.transforms.AffineTransform(0.0, 2.0)))": (
+        "TypeError",
+        f"base_dist of the reference TransformedDistribution {HALF}float16",
+    ),
+    "fit(z, reference=dist.Normal(jnp.zeros((), jnp.bfloat16), 1.0))": (
+        "TypeError",
+        f"loc of the reference Normal {HALF}bfloat16",
+    ),
+    "KAMixture(prior, jnp.zeros(3, jnp.bfloat16))": ("TypeError", f"logits {HALF}bfloat16"),
     "KAPrior(energy(), 3.0)": ("TypeError", f"reference must be a NumPyro distribution, got 3.0; {CURE}"),
     "KAPrior(energy(), dist.Normal)": ("TypeError", "reference must be a NumPyro distribution, got <class"),
     "KAPrior(energy(), dist.Poisson(2.0))": (

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from numpyro_kaem.cdf_table import CDFTable, build_table
+from numpyro_kaem.checks import check_precision
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
 from numpyro_kaem.distributions.reference import merge_components
@@ -32,7 +33,7 @@ class KAMixture(TabulatedDistribution):
         validate_args: as in every NumPyro distribution.
 
     Raises:
-        TypeError: if components is not a KAPrior.
+        TypeError: if components is not a KAPrior, or the logits are of half precision.
         ValueError: if it has no batch axis, or the shape of the logits does not fit.
 
     Example:
@@ -62,6 +63,7 @@ class KAMixture(TabulatedDistribution):
             raise ValueError(
                 "components must have a batch axis, the last one being the component axis, got batch shape ()"
             )
+        check_precision("logits", logits)
         logits = jnp.asarray(logits)
         num_components = components.batch_shape[-1]
         try:

@@ -25,7 +25,7 @@ from numpyro_kaem.distributions.reference import (
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.distributions.tails import mass_below, survival
-from numpyro_kaem.energies import UnivariateEnergy, check_finite
+from numpyro_kaem.energies import UnivariateEnergy, check_finite, check_half_precision
 from numpyro_kaem.quadrature import Panels, QuadratureRule, nodes_first
 
 
@@ -53,7 +53,7 @@ class KAPrior(TabulatedDistribution):
         validate_args: as in every NumPyro distribution; an energy has to be finite.
 
     Raises:
-        TypeError: if energy or reference are of another type.
+        TypeError: if energy or reference are of another type, or have parameters of half precision.
         ValueError: for a reference that is discrete, multivariate or has neither icdf nor cdf, for batch shapes that
             do not broadcast, and for a domain that reaches outside the reference's support.
 
@@ -93,6 +93,7 @@ class KAPrior(TabulatedDistribution):
     ):
         if not isinstance(energy, UnivariateEnergy):
             raise TypeError(f"energy must be a UnivariateEnergy, got {energy!r}; make one with UnivariateEnergy.init")
+        check_half_precision(energy)
         if quadrature is not None and not isinstance(quadrature, QuadratureRule):
             raise TypeError(f"quadrature must be a rule such as GaussLegendre() or Trapezoid(), got {quadrature!r}")
         reference_shape = getattr(reference, "batch_shape", ())

@@ -13,6 +13,7 @@ from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from numpyro_kaem.checks import check_precision
 from numpyro_kaem.distributions.tails import LAPLACE, SYMMETRIC, TRUNCATED
 
 
@@ -30,6 +31,8 @@ def check_reference(reference: dist.Distribution) -> bool:
         raise ValueError(f"reference {name} has no support, or loses it when JAX takes it apart; {cure}")
     if support.is_discrete:
         raise ValueError(f"reference must be continuous, got the discrete {name}; {cure}")
+    for parameter, value in vars(reference).items():
+        check_precision(f"{parameter.lstrip('_')} of the reference {name}", value)
     half = jnp.full((), 0.5)
     try:
         reference.icdf(half)

@@ -17,7 +17,7 @@ from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.objectives.population import Tuning, Walk
 from numpyro_kaem.posterior.diagnostics import check_draws_are_inside
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.predictive import run_with
 from numpyro_kaem.posterior.target import Flaws, Target
@@ -45,8 +45,7 @@ class ChainObjective(ByValue, Objective):
     def __post_init__(self):
         if self.kernel is None:
             self._set(kernel=MALA())
-        if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
+        check_kernel(self.kernel)
         for name in ("num_steps", "num_chains", "num_draws"):
             self._set(**{name: check_count(name, getattr(self, name), 1)})
         if self.start not in (None, *STARTS):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpyro
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_density
@@ -15,6 +18,29 @@ from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_densi
 # import it when they are traced.
 
 
+def _told_from_numpyros(cls: type[Kernel]) -> type[Kernel]:
+    """Let a kernel's constructor say, where it is called as NumPyro's kernel of the same name, which is which."""
+    name, init = cls.__name__, cls.__init__
+    ours = inspect.signature(init).parameters
+    theirs = inspect.signature(getattr(numpyro.infer, name)).parameters
+
+    @functools.wraps(init)
+    def __init__(self, *args, **settings):
+        foreign = [repr(value) for value in args]
+        foreign += [f"{key}={value!r}" for key, value in settings.items() if key in theirs and key not in ours]
+        if foreign:
+            raise TypeError(
+                f"this {name} is the kernel of numpyro_kaem for its samplers, and takes no {', '.join(foreign)}: for "
+                f"MCMC use numpyro.infer.{name}; in Langevin(kernels.{name}()) and other samplers give it its own "
+                f"keywords, see help(numpyro_kaem.kernels.{name})"
+            )
+        init(self, **settings)
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_told_from_numpyros
 @dataclass(frozen=True, kw_only=True)
 class HMC(Kernel):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps, by BlackJAX.
@@ -28,15 +54,18 @@ class HMC(Kernel):
         whiten: see `Kernel`.
         precondition: see `Kernel`.
 
+    Raises:
+        TypeError: for a model and other arguments of NumPyro's kernel of this name, which is another one.
+
     References:
         A. Beskos et al., Optimal tuning of the hybrid Monte Carlo algorithm, Bernoulli 19(5A), 2013;
         R. M. Neal, MCMC using Hamiltonian dynamics, Handbook of Markov Chain Monte Carlo, 2011.
 
     Example:
         ```python
-        from numpyro_kaem import HMC, Langevin
+        from numpyro_kaem import Langevin, kernels
 
-        sampler = Langevin(HMC(num_integration_steps=10), num_steps=100, num_chains=4)
+        sampler = Langevin(kernels.HMC(num_integration_steps=10), num_steps=100, num_chains=4)
         ```
     """
 
@@ -72,6 +101,7 @@ class HMC(Kernel):
         )
 
 
+@_told_from_numpyros
 @dataclass(frozen=True, kw_only=True)
 class NUTS(HMC):
     """No-U-turn sampler, by BlackJAX: Hamiltonian Monte Carlo that chooses its own path lengths.
@@ -84,14 +114,17 @@ class NUTS(HMC):
         whiten: see `Kernel`.
         precondition: see `Kernel`.
 
+    Raises:
+        TypeError: for a model and other arguments of NumPyro's kernel of this name, which is another one.
+
     References:
         M. D. Hoffman and A. Gelman, The No-U-Turn Sampler, Journal of Machine Learning Research 15(47), 2014.
 
     Example:
         ```python
-        from numpyro_kaem import NUTS, Langevin
+        from numpyro_kaem import Langevin, kernels
 
-        sampler = Langevin(NUTS(max_num_doublings=6), num_steps=100, num_chains=4)
+        sampler = Langevin(kernels.NUTS(max_num_doublings=6), num_steps=100, num_chains=4)
         ```
     """
 

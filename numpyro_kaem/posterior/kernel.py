@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_kaem.checks import check_positive
 from numpyro_kaem.posterior.target import Point
@@ -115,6 +116,19 @@ class Kernel:
 
     def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
         raise NotImplementedError
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise unless `kernel` is a kernel of this package, as an instance."""
+    if isinstance(kernel, Kernel):
+        return
+    message = f"kernel must be one of numpyro_kaem.kernels, such as kernels.MALA(), got {kernel!r}"
+    kind = kernel if isinstance(kernel, type) else type(kernel)
+    if issubclass(kind, Kernel):
+        message += f": that is the class, and an instance is {kind.__name__}()"
+    elif issubclass(kind, MCMCKernel):
+        message += f": that is NumPyro's {kind.__name__}, which runs in numpyro.infer.MCMC"
+    raise TypeError(message)
 
 
 def accept(key: PRNGKeyArray, log_ratio: Array, point: Point, proposal: Point) -> Move:

@@ -33,7 +33,7 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_runs_disagree,
 )
 from numpyro_kaem.posterior.evidence import Evidence, finite_std
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.reading import first_data, warn_unfinished
@@ -142,8 +142,7 @@ class TemperedSMC(ByValue):
         if self.target_ess is not None and not (isinstance(self.target_ess, Real) and 0 < self.target_ess < 1):
             raise ValueError(f"target_ess must lie in (0, 1), got {self.target_ess}")
         self._set(kernel=MALA() if self.kernel is None else self.kernel)
-        if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
+        check_kernel(self.kernel)
         for name, minimum in {"num_particles": 2, "num_mcmc_steps": 1, "num_runs": 1, "max_rungs": 1}.items():
             self._set(**{name: check_count(name, getattr(self, name), minimum)})
         num_particles, per_chain = self.num_particles, self.num_mcmc_steps + 1

@@ -33,7 +33,7 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_outside,
 )
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.proposal import Proposal
@@ -129,8 +129,7 @@ class ParallelTempering(ByValue):
 
     def __post_init__(self):
         self._set(ladder=as_ladder(self.ladder), kernel=MALA() if self.kernel is None else self.kernel)
-        if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be a kernel such as MALA(), got {self.kernel!r}")
+        check_kernel(self.kernel)
         for name in ("num_steps", "swap_every", "num_chains", "thin"):
             self._set(**{name: check_count(name, getattr(self, name), 1)})
         self._set(warmup=self.num_steps if self.warmup is None else check_count("warmup", self.warmup, 0))
