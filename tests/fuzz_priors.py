@@ -215,7 +215,7 @@ def test_random_samples(family, size, unit, outlier, bounded, weighted, seed):
     order = np.argsort(samples)
     share = np.append(0.0, np.cumsum(weights[order]))
     points = samples[order][np.searchsorted(share[1:-1], np.linspace(0.01, 0.99, 25))]
-    cdf, z, log_prob, mean = (np.asarray(x, float)[..., 0] for x in _of_fit(prior, points[:, None], Q[:, None]))
+    cdf, z, log_prob, _ = (np.asarray(x, float)[..., 0] for x in _of_fit(prior, points[:, None], Q[:, None]))
     allowed = CDF_ERROR + CDF_ERROR_OF_CHANCE * np.sqrt(np.sum(weights**2)) + 1e-3
     below, above = (share[np.searchsorted(samples[order], points, side)] for side in ("left", "right"))
     error = np.maximum(below - cdf, cdf - above).max()
@@ -230,6 +230,7 @@ CAUSES = (
     "z must have at least",
     "z must have a range",
     "z must be continuous",
+    "z must lie in the support",
     "weights must",
     "the fitted CDF",
 )

@@ -306,10 +306,117 @@ def test_smoothness_may_differ_by_coordinate():
         np.testing.assert_allclose(both.energy.coefficients[index], alone.energy.coefficients[index], atol=1e-5)
 
 
-def test_heavy_tails_are_warned_of():
-    z = np.random.default_rng(0).standard_cauchy((1_000, 2))
-    with pytest.warns(UserWarning, match=r"half of the samples of coordinate 0 lie within one of 40 .*StudentT"):
-        fit_samples(z, smoothness=0.1)
+def cdf_error(prior, z, weights=None):
+    """The largest difference from the samples' distribution function, at 25 of their quantiles."""
+    order = np.argsort(z)
+    share = np.append(0.0, np.cumsum(np.full(len(z), 1.0 / len(z)) if weights is None else weights[order]))
+    points = z[order][np.searchsorted(share[1:-1], np.linspace(0.01, 0.99, 25))]
+    cdf = np.asarray(evaluate_quickly(prior, "cdf", points.reshape(-1, *[1] * len(prior.batch_shape))))
+    cdf = cdf.reshape(25)
+    below, above = (share[np.searchsorted(z[order], points, side)] for side in ("left", "right"))
+    return np.max(np.maximum(below - cdf, cdf - above))
+
+
+# Samples that are no draws of a smooth density ------------------------------------------------------------------------
+
+
+LATTICES = {
+    "counts": lambda rng: rng.poisson(3.0, 2_000),
+    "binomial": lambda rng: rng.binomial(10, 0.4, 2_000),
+    "scores": lambda rng: rng.integers(1, 11, 2_000),
+    "rounded": lambda rng: np.round(rng.normal(size=2_000), 1),
+    "tens": lambda rng: 10.0 * rng.poisson(5.0, 2_000),
+}
+
+
+@pytest.mark.parametrize("draw", LATTICES.values(), ids=LATTICES)
+def test_values_on_a_lattice_have_the_masses_of_their_steps(draw):
+    z = draw(np.random.default_rng(0)).astype(float)
+    levels, counts = np.unique(z, return_counts=True)
+    step = np.min(np.diff(levels))
+    prior = fit_samples(z[:, None]).prior
+    ends = np.append(levels - 0.5 * step, levels[-1] + 0.5 * step)[:, None]
+    cdf, mean, variance = quick_jit(lambda p, ends: (p.cdf(ends), p.mean, p.variance))(prior, ends)
+    assert np.max(np.abs(cdf[1:-1, 0] - np.cumsum(counts[:-1]) / len(z))) < 0.02
+    assert 0.5 * np.abs(np.diff(cdf[:, 0]) - counts / len(z)).sum() < 0.06
+    np.testing.assert_allclose(mean, z.mean(), atol=0.01 * z.std())
+    # What is rounded has the variance of its rounding less than what it stands for (Sheppard 1898).
+    np.testing.assert_allclose(variance, z.var() + step**2 / 12.0, rtol=0.03)
+
+
+def test_an_atom_keeps_its_mass():
+    rng = np.random.default_rng(0)
+    z = np.where(rng.random(3_000) < 0.3, 0.0, rng.gamma(3.0, size=3_000))
+    prior = fit_samples(z[:, None]).prior
+    assert cdf_error(prior, z) < 0.02
+    beside = np.asarray(evaluate_quickly(prior, "cdf", np.array([[-0.3], [0.3]])))
+    np.testing.assert_allclose(np.diff(beside[:, 0]), np.mean(z < 0.3), atol=0.02)
+
+
+def test_repeated_draws_share_a_fold():
+    # As a bootstrap has them: held out in one fold and learned from in another, they praise the roughest fit.
+    rng = np.random.default_rng(0)
+    once = rng.normal(size=300)
+    again = fit_samples(rng.choice(once, 1_500)[:, None])
+    assert again.smoothness > 1e-3
+    assert total_variation(again.prior, scipy.stats.norm.pdf) < 0.1
+
+
+def test_discrete_samples_are_refused_and_fitted_as_they_are_with_a_smoothness():
+    z = np.random.default_rng(0).binomial(1, 0.4, 500).astype(float)
+    with pytest.raises(ValueError, match=r"samples of coordinate 0 are discrete, of 2 values, .*34% more variance"):
+        fit_samples(z[:, None])
+    prior = fit_samples(z[:, None], smoothness=1e-3).prior
+    np.testing.assert_allclose(mean_of(prior), z.mean(), atol=0.05)
+
+
+TAILS = {
+    "Cauchy": lambda rng: rng.standard_cauchy(2_000),
+    "tiny": lambda rng: 1e-6 * rng.standard_cauchy(2_000),
+    "log-normal": lambda rng: np.exp(2.0 * rng.normal(size=2_000)),
+    "one outlier": lambda rng: np.append(rng.normal(size=1_999), 1e6),
+    "two clusters": lambda rng: np.append(rng.normal(size=1_000), 1e4 + rng.normal(size=1_000)),
+}
+
+
+@pytest.mark.parametrize("draw", TAILS.values(), ids=TAILS)
+@pytest.mark.filterwarnings("ignore:the samples of coordinate 0 have heavy tails")
+def test_heavy_tails_and_outliers_leave_the_quantiles_right(draw):
+    z = draw(np.random.default_rng(0))
+    assert cdf_error(fit_samples(z[:, None]).prior, z) < 0.02
+
+
+def test_heavy_tails_are_warned_of_with_what_was_made_of_them():
+    z = 1e-6 * np.random.default_rng(0).standard_cauchy((1_000, 2))
+    with pytest.warns(
+        UserWarning, match=r"coordinate 0 have heavy tails: half of them lie between -1\.15e-06 and 9.48e"
+    ):
+        prior = fit_samples(z, smoothness=0.1).prior
+    assert isinstance(prior.reference, dist.StudentT)
+    np.testing.assert_allclose(prior.reference.scale, 1e-6, rtol=0.2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_a_reference_far_from_the_samples_is_refused(scale):
+    z = np.random.default_rng(0).normal(50.0, 5.0, 2_000)
+    with pytest.raises(
+        ValueError, match=r"reference must have mass where the samples are, but Normal has .*give one ne"
+    ):
+        fit_samples(z, reference=dist.Normal(0.0, scale))
+
+
+@pytest.mark.parametrize("loc", [40.0, 45.0, 60.0])
+def test_a_reference_beside_the_samples_is_tilted_to_them(loc):
+    z = np.random.default_rng(0).normal(50.0, 5.0, 2_000)
+    prior = fit_samples(z[:, None], reference=dist.Normal(loc, 4.0)).prior
+    mean, variance = quick_jit(lambda p: (p.mean, p.variance))(prior)
+    np.testing.assert_allclose([mean[0], np.sqrt(variance[0])], [z.mean(), z.std()], rtol=0.01)
+
+
+def test_a_fit_that_is_too_coarse_for_the_samples_is_warned_of():
+    z = bimodal(2_000)
+    with pytest.warns(UserWarning, match=r"the fitted CDF is 0\.\d+ from that of the samples, more than the 0\.06"):
+        fit_samples(z, basis=BSpline(3, 0, (-4.0, 4.0)))
 
 
 Z = bimodal(100, (2,))

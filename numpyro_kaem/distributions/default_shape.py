@@ -43,29 +43,31 @@ class Shape(NamedTuple):
         tenth = int(share * (len(_LEVELS) - 1))
         widths = quantiles[tenth:] - quantiles[:-tenth]
         at = np.argmin(widths)
-        center = 0.5 * (quantiles[at + tenth] + quantiles[at])
-        low, high = sample.points[0], sample.points[-1]
+        center = float(0.5 * (quantiles[at + tenth] + quantiles[at]))
+        low, high = float(sample.points[0]), float(sample.points[-1])
         # Repeated samples may leave no width.
-        width = max(widths[at] * 0.1 / share, sample.step, 1e-9 * (high - low))
-        return cls(low, high, quantiles, center, width)
+        distinct = np.quantile(sample.levels, [0.25, 0.75])
+        width = max(widths[at] * 0.1 / share, sample.step, 1e-3 * (distinct[1] - distinct[0]), 1e-9 * (high - low))
+        return cls(low, high, quantiles, center, float(width))
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """The range of the middle half."""
-        return self.quantiles[len(_LEVELS) // 4], self.quantiles[-1 - len(_LEVELS) // 4]
+        quarter = len(_LEVELS) // 4
+        return float(self.quantiles[quarter]), float(self.quantiles[-1 - quarter])
 
     @property
     def is_heavy(self) -> bool:
         """Whether the range is that many times the middle half's that a Normal has nothing to say about the tails."""
         first, third = self.quartiles
-        return (self.high - self.low) > NUM_INTERVALS * max(third - first, self.width)
+        return bool(self.high - self.low > NUM_INTERVALS * max(third - first, self.width))
 
     @property
     def is_uneven(self) -> bool:
         """Whether even knots would miss where samples are dense."""
-        return (self.high - self.low) > 2.0 * NUM_INTERVALS * self.width
+        return bool(self.high - self.low > 2.0 * NUM_INTERVALS * self.width)
 
-    def knots(self, support: tuple[float, float]) -> np.ndarray:
+    def knots(self, support: np.ndarray) -> np.ndarray:
         """Knots, even where that is fine enough.
 
         Otherwise a half of them follows the samples' quantiles, and a half is even in asinh((z - center) / width), so
@@ -130,6 +132,14 @@ def _fit_student(sample: Sample, shape: Shape) -> tuple[float, float, float]:
 def default_basis(shapes: list[Shape], supports: np.ndarray, batch_shape: tuple[int, ...]) -> BSpline:
     """Cubic splines over the samples' range and a margin, inside of the references' supports (num_coordinates, 2)."""
     knots = np.stack([shape.knots(support) for shape, support in zip(shapes, supports, strict=True)])
+    resolution = 16.0 * float(jnp.finfo(jnp.result_type(float)).eps) * np.abs(knots)
+    for at in np.flatnonzero(np.any(np.diff(knots) < np.maximum(resolution[:, 1:], resolution[:, :-1]), axis=1)):
+        raise ValueError(
+            f"z must vary by more than {jnp.result_type(float)} tells apart, but the samples"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {shapes[at].low:.9g} and "
+            f"{shapes[at].high:.9g} and are densest near {shapes[at].center:.9g}; subtract that, or enable JAX's "
+            "64-bit mode"
+        )
     if any(shape.is_uneven for shape in shapes):
         return BSpline.from_knots(knots.reshape(*batch_shape, -1), 3)
     return BSpline(NUM_INTERVALS, 3, tuple(knots[:, end].reshape(batch_shape) for end in (0, -1)))

@@ -87,6 +87,11 @@ class Families:
             below, above = np.full_like(below, -np.inf), np.full_like(above, -np.inf)
         self._log_measure = np.concatenate([log_reference + np.log(self.widths), below, above], axis=1)
 
+    @property
+    def reference_mass(self) -> np.ndarray:
+        """What of its mass the reference has in each domain."""
+        return np.exp(self._log_measure[:, :-2]).sum(axis=1)
+
     def __getitem__(self, coordinates: slice) -> Family:
         """The families of some of the coordinates."""
         points = np.concatenate([self.nodes, self._ends], axis=1)

@@ -32,6 +32,7 @@ from numpyro_kaem.distributions.sample_checks import (
     check_inside_support,
     check_known,
     check_levels,
+    check_reference_mass,
     check_samples,
     check_smoothness,
     check_spread,
@@ -97,7 +98,7 @@ def fit_samples(
     num_samples, batch_shape = len(z), z.shape[1:]
     flat = z.reshape(num_samples, -1)
     weights = check_weights(weights, z.shape)
-    effective = 1.0 / np.sum(weights**2, axis=0)
+    effective = np.asarray(1.0 / np.sum(weights**2, axis=0))
     weights = np.broadcast_to(weights if weights.ndim > 1 else weights[:, None], flat.shape)
     check_spread(*sample_range(flat, weights), batch_shape, NUM_INTERVALS)
     if reference is not None:
@@ -133,7 +134,9 @@ def fit_samples(
         axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
     else:
         axes = penalty_axes(basis, breakpoints, np.array([sample.moments()[1] for sample in samples]))
-    fit = fit_penalised(prior, samples, num_folds, None if chosen else smoothness, axes, reference is None)
+    families = Families(prior), Families(prior, prior._rule)
+    check_reference_mass(families[1].reference_mass, prior)
+    fit = fit_penalised(*families, samples, num_folds, None if chosen else smoothness, axes, reference is None)
     check_fit(fit, prior, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
     return SampleFit(_tilted(prior, fit.coefficients), smoothness, gain)

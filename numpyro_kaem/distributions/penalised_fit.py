@@ -16,7 +16,6 @@ from numpyro_kaem.distributions.exponential_family import (
     maximise,
     node_probabilities,
 )
-from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.smoothing import COARSE_ERROR, cross_validate
 from numpyro_kaem.distributions.ties import Sample
 
@@ -31,9 +30,9 @@ class PenalisedFit(NamedTuple):
         smoothness: as it was given or chosen.
         held_out_gain: mean held-out log-likelihood over that of the reference; NaN where the smoothness was given.
         converged: whether the coefficients are the maximum's.
-        cdf_error: the largest difference from the samples' distribution function at ends of cells.
+        cdf_error: the largest difference from the samples' distribution function at ends of panels.
         log_reference: the largest absolute log-density of the reference where the fitted density is not negligible.
-        reference_mass: what of its mass the reference has in the domain.
+        steepness: the most nats by which the log-density changes on a quadrature panel that is not negligible.
     """
 
     coefficients: np.ndarray
@@ -42,11 +41,12 @@ class PenalisedFit(NamedTuple):
     converged: np.ndarray
     cdf_error: np.ndarray
     log_reference: np.ndarray
-    reference_mass: np.ndarray
+    steepness: np.ndarray
 
 
 def fit_penalised(
-    prior: KAPrior,
+    coarse: Families,
+    fine: Families,
     samples: Sequence[Sample],
     num_folds: int,
     smoothness: np.ndarray | None,
@@ -56,15 +56,14 @@ def fit_penalised(
     """Fit the energies of a prior to samples.
 
     Args:
-        prior: which has the basis and the reference.
+        coarse: the families of its coordinates, on few nodes: a fit to them is done with where `fine` sees the same.
+        fine: the same by the prior's own quadrature.
         samples: of each coordinate.
         num_folds: number of folds of the samples.
         smoothness: of each coordinate, or None to choose it by cross-validation.
         axes: eigenvalues and eigenvectors of the roughness.
         is_near: whether the reference was made for the samples, so that no energy at all is a good start.
     """
-    # A fit on few nodes is done with where those of the prior see the same.
-    coarse, fine = Families(prior), Families(prior, prior._rule)
     fits = []
     for start in range(0, len(samples), _BLOCK):
         block = slice(start, min(start + _BLOCK, len(samples)))
@@ -82,23 +81,24 @@ def fit_penalised(
             mean, scale = np.array([sample.moments() for sample in samples[block]]).T[..., None]
             normal = -0.5 * ((coarse.nodes[block] - mean) / scale) ** 2
             first = nearest_energy(families[0], normal, coarse.widths[block])
-        of_block, gain = np.full(len(sums), np.nan), np.full(len(sums), np.nan)
         if smoothness is None:
             of_block, gain = cross_validate(*families, sums, masses.sum(axis=-1), eigenvalues, first)
         else:
-            of_block = smoothness[block]
+            of_block, gain = smoothness[block], np.full(len(sums), np.nan)
         precision = of_block[:, None] * eigenvalues + RIDGE
         fitted, converged = _fit_to_means(*families, sums.sum(axis=1, keepdims=True), precision, first[:, None])
         probability = node_probabilities(families[1], fitted)[:, 0]
         cdf_error = [
             _cdf_error(*of)
-            for of in zip(samples[block], coarse.breakpoints[block], fine.nodes[block], probability, strict=True)
+            for of in zip(samples[block], fine.edges[block], fine.nodes[block], probability, strict=True)
         ]
         log_reference = np.abs(families[1].log_measure[:, :-2] - np.log(fine.widths[block]))
         log_reference = np.max(np.where(probability[:, :-2] > 1e-9, log_reference, 0.0), axis=1)
+        steepness = _steepness(probability[:, :-2], fine.widths[block], fine.edges.shape[1] - 1)
         coefficients = (rotation @ fitted[:, 0, :, None])[..., 0]
-        mass = np.exp(families[1].log_measure[:, :-2]).sum(axis=1)
-        fits.append(PenalisedFit(coefficients, of_block, gain, converged, np.array(cdf_error), log_reference, mass))
+        fits.append(
+            PenalisedFit(coefficients, of_block, gain, converged, np.array(cdf_error), log_reference, steepness)
+        )
     return PenalisedFit(*(np.concatenate(parts) for parts in zip(*fits, strict=True)))
 
 
@@ -137,9 +137,16 @@ def _fit_to_means(family, fine, statistics, precision, start) -> tuple[np.ndarra
     return fitted, converged
 
 
-def _cdf_error(sample: Sample, breakpoints: np.ndarray, nodes: np.ndarray, probability: np.ndarray) -> float:
-    """The largest difference of two distribution functions at the inner ends of cells."""
-    fitted = probability[-2] + np.append(0.0, np.cumsum(probability[:-2]))[np.searchsorted(nodes, breakpoints[1:-1])]
-    below = np.append(0.0, np.cumsum(sample.weights))
-    at_least, at_most = (below[np.searchsorted(sample.points, breakpoints[1:-1], side)] for side in ("left", "right"))
+def _cdf_error(sample: Sample, edges: np.ndarray, nodes: np.ndarray, probability: np.ndarray) -> float:
+    """The largest difference of two distribution functions where panels meet."""
+    fitted = probability[-2] + np.append(0.0, np.cumsum(probability[:-2]))[np.searchsorted(nodes, edges[1:-1])]
+    at_least, at_most = sample.cdf_bounds(edges[1:-1])
     return float(np.max(np.maximum(at_least - fitted, fitted - at_most), initial=0.0))
+
+
+def _steepness(probability: np.ndarray, widths: np.ndarray, num_panels: int) -> np.ndarray:
+    """The most by which a log-density changes from node to node of a panel with a thousandth of the mass."""
+    log_density = np.log(np.maximum(probability, 1e-300)) - np.log(widths)
+    log_density = log_density.reshape(len(widths), num_panels, -1)
+    mass = probability.reshape(log_density.shape).sum(axis=-1)
+    return np.max(np.where(mass > 1e-3, np.ptp(log_density, axis=-1), 0.0), axis=1)

@@ -193,22 +193,29 @@ def check_levels(samples: Sequence[Sample], batch_shape: tuple[int, ...]) -> Non
         if sample.added_variance > 0.1 * variance:
             raise ValueError(
                 f"z must be continuous, but the samples{of_coordinate(np.unravel_index(at, batch_shape))} are "
-                f"discrete, of {sample.num_levels} values, and a density that spreads each of them half way to the "
+                f"discrete, of {len(sample.levels)} values, and a density that spreads each of them half way to the "
                 f"next one would have {sample.added_variance / variance:.0%} more variance; model them by a discrete "
                 "distribution, add noise of the size you mean, or give a smoothness to fit them as they are"
             )
 
 
+def check_reference_mass(mass: np.ndarray, prior: KAPrior) -> None:
+    """Raise where a reference is so far from the samples that next to none of its mass is in the domain."""
+    for at in np.flatnonzero(mass < 1e-6):
+        raise ValueError(
+            f"reference must have mass where the samples{of_coordinate(np.unravel_index(at, prior.batch_shape))} are, "
+            f"but {type(prior.reference).__name__} has {mass[at]:.1g} of its mass in the domain of the basis; give one "
+            "nearer to the samples, or none"
+        )
+
+
 def check_fit(fit: PenalisedFit, prior: KAPrior, effective: np.ndarray, is_chosen: bool, is_default: bool) -> None:
     """Raise where the fit is not the maximum, or its density is not that of the samples."""
-    batch_shape = prior.batch_shape
-    reference = type(prior.reference).__name__
-    for at in np.flatnonzero(~fit.converged | (fit.reference_mass < 1e-6)):
+    batch_shape, reference = prior.batch_shape, type(prior.reference).__name__
+    for at in np.flatnonzero(~fit.converged):
         raise ValueError(
-            f"reference must have mass where the samples{of_coordinate(np.unravel_index(at, batch_shape))} are, but "
-            f"{reference} has {fit.reference_mass[at]:.1g} of its mass in the domain of the basis"
-            + ("" if fit.converged[at] else ", and the fit does not converge")
-            + "; give one nearer to the samples, or none"
+            f"the fit{of_coordinate(np.unravel_index(at, batch_shape))} did not converge; give a reference nearer to "
+            f"the samples than this {reference}, a basis of fewer functions, or a larger smoothness"
         )
     lost = float(jnp.finfo(prior._dtype).eps) * fit.log_reference
     for at in np.flatnonzero(lost > 1e-2):
@@ -216,6 +223,12 @@ def check_fit(fit: PenalisedFit, prior: KAPrior, effective: np.ndarray, is_chose
             f"reference must be nearer to the samples{of_coordinate(np.unravel_index(at, batch_shape))}: where they "
             f"are, {reference} has log-densities of {-fit.log_reference[at]:.3g}, of which {prior._dtype} keeps "
             "too few digits; give a wider one, or none, or enable JAX's 64-bit mode"
+        )
+    for at in np.flatnonzero(fit.steepness > 100.0):
+        raise ValueError(
+            f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: its "
+            f"logarithm changes by {fit.steepness[at]:.0f} within one of {prior._rule.panels_per_interval} panels of a "
+            "cell; give a larger smoothness, or a basis of more cells"
         )
     # What smoothing may cost, and chance: an empirical distribution function is further away once in 300 times.
     allowed = np.broadcast_to(CDF_ERROR + CDF_ERROR_OF_CHANCE / np.sqrt(effective), fit.cdf_error.shape)

@@ -26,25 +26,40 @@ class Sample(NamedTuple):
         points: the samples; where they were spread, points that stand for them.
         weights: summing to one.
         folds: the fold of each.
-        added_variance: what spreading has added to the variance.
+        levels: the distinct samples.
+        half_widths: over how much on either side of it each level was spread; 0 where it was not.
+        masses: weight of each level.
         step: distance of the values of a lattice, 0 for others.
-        num_levels: number of distinct samples.
     """
 
     points: np.ndarray
     weights: np.ndarray
     folds: np.ndarray
-    added_variance: float
+    levels: np.ndarray
+    half_widths: np.ndarray
+    masses: np.ndarray
     step: float
-    num_levels: int
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation."""
         mean = self.weights @ self.points
         return float(mean), float(np.sqrt(self.weights @ (self.points - mean) ** 2))
 
+    @property
+    def added_variance(self) -> float:
+        """What spreading has added to the variance."""
+        return float(self.masses @ self.half_widths**2 / 3.0)
 
-def untie(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, spread: bool, support: tuple[float, float]) -> Sample:
+    def cdf_bounds(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What lies below z for certain, and what may: a level that was spread may be anywhere in its interval."""
+        return tuple(
+            np.append(0.0, np.cumsum(self.masses[order]))[np.searchsorted(ends[order], z, side)]
+            for ends, side in ((self.levels + self.half_widths, "left"), (self.levels - self.half_widths, "right"))
+            for order in [np.argsort(ends)]
+        )
+
+
+def untie(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, spread: bool, support: np.ndarray) -> Sample:
     """Sort the samples of one coordinate, and take ties apart.
 
     Args:
@@ -58,36 +73,31 @@ def untie(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, spread: bool, s
     order = present[np.argsort(z[present], kind="stable")]
     z, weights, folds = z[order], weights[order], folds[order]
     starts = np.flatnonzero(np.append(True, np.diff(z) > 0))
-    if not spread or len(starts) == len(z) or len(starts) < 2:
-        return Sample(z, weights, folds, 0.0, 0.0, len(starts))
+    levels, masses = z[starts], np.add.reduceat(weights, starts)
+    half, step = np.zeros(len(levels)), 0.0
+    if 1 < len(levels) < len(z):
+        step = _lattice_step(levels)
+    if spread and 1 < len(levels) < len(z):
+        half = np.full(len(levels), 0.5 * step) if step else _half_widths(levels, np.diff(np.append(starts, len(z))))
+    about = levels, half, masses, step
+    if not spread or len(levels) == len(z):
+        return Sample(z, weights, folds, *about)
 
-    levels, counts = z[starts], np.diff(np.append(starts, len(z)))
-    level = np.repeat(np.arange(len(starts)), counts)
-    step = _lattice_step(levels)
-    half = np.full(len(levels), 0.5 * step) if step else _half_widths(levels, counts)
+    level = np.repeat(np.arange(len(levels)), np.diff(np.append(starts, len(z))))
     is_spread = half[level] > 0
-    num_folds = folds.max() + 1
     # Repetitions share a fold, which is that of one of them.
-    folds = np.where(is_spread, folds, folds[starts][level])
-    whole = Sample(z[~is_spread], weights[~is_spread], folds[~is_spread], 0.0, step, len(levels))
+    whole = [z[~is_spread], weights[~is_spread], folds[starts][level][~is_spread]]
     if not is_spread.any():
-        return whole
-
-    masses = np.zeros((num_folds, len(levels)))
-    np.add.at(masses, (folds[is_spread], level[is_spread]), weights[is_spread])
+        return Sample(*whole, *about)
+    of_folds = np.zeros((folds.max() + 1, len(levels)))
+    np.add.at(of_folds, (folds[is_spread], level[is_spread]), weights[is_spread])
     points, source, share = _spread(levels, half, (levels[-1] - levels[0]) / 400.0, support)
-    masses = masses[:, source] * share
-    used = masses > 0
-    points = np.concatenate([whole.points, np.broadcast_to(points, masses.shape)[used]])
-    order = np.argsort(points, kind="stable")
-    return Sample(
-        points[order],
-        np.concatenate([whole.weights, masses[used]])[order],
-        np.concatenate([whole.folds, np.broadcast_to(np.arange(num_folds)[:, None], masses.shape)[used]])[order],
-        float(weights @ half[level] ** 2 / 3.0),
-        step,
-        len(levels),
-    )
+    of_folds = of_folds[:, source] * share
+    fold, at = np.nonzero(of_folds)
+    spread_out = points[at], of_folds[fold, at], fold
+    parts = [np.concatenate(pair) for pair in zip(whole, spread_out, strict=True)]
+    order = np.argsort(parts[0], kind="stable")
+    return Sample(*(part[order] for part in parts), *about)
 
 
 def _lattice_step(levels: np.ndarray) -> float:
@@ -112,7 +122,8 @@ def _half_widths(levels: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _spread(levels, half, spacing, support) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points over the intervals of all levels, the level of each, and its share of that level's mass."""
-    counts = np.where(half > 0, np.clip(np.ceil(2.0 * half / spacing), 4, 400), 0).astype(int)
+    least = np.clip(20_000 // len(levels), 4, 64)  # knots may be much closer than an even spacing of them
+    counts = np.where(half > 0, np.clip(np.ceil(2.0 * half / spacing), least, 400), 0).astype(int)
     source = np.repeat(np.arange(len(levels)), counts)
     place = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts) + 0.5
     points = levels[source] + half[source] * (2.0 * place / counts[source] - 1.0)
