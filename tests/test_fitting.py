@@ -1,5 +1,7 @@
 """Priors fitted to samples and to log-densities: what the fit maximises, how close it comes, and what it refuses."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -527,7 +529,7 @@ def test_densities_on_an_interval(density):
 def test_of_all_priors_the_nearest_is_chosen(x64):
     # The reverse of the fit to samples: the basis functions have the means that they have under the density.
     basis = BSpline(3, 2, (-3.0, 3.0))
-    with pytest.warns(UserWarning, match=r"differs from fn by 0\.\d+ in total variation; a basis with more functions"):
+    with pytest.warns(UserWarning, match=r"differs from fn by 0\.\d+ in total variation; basis=BSpline"):
         fit = fit_log_density(lambda z: np.log(bimodal_density(z)), (-3.0, 3.0), basis=basis)
     points = np.linspace(-3.0, 3.0, 100_001)
     points = 0.5 * (points[1:] + points[:-1])
@@ -596,3 +598,46 @@ def test_where_there_is_no_density_next_to_none_is_left():
 def test_bad_log_densities_are_refused(fn, domain, options, error, message):
     with pytest.raises(error, match=message):
         fit_log_density(fn, domain, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_domains_whose_ends_are_rounded(seed):
+    rng = np.random.default_rng(seed)
+    low = rng.normal(size=60) * 10.0 ** rng.uniform(-3, 3, 60)
+    high = low + 10.0 ** rng.uniform(-2, 3, 60)
+    for reference in (None, dist.Uniform(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))):
+        prior = fit_log_density(np.zeros_like, (low, high), reference=reference).prior
+        log_prob, mean = quick_jit(lambda p: (p.log_prob(jnp.stack([*p.energy.basis.domain])), p.mean))(prior)
+        width = high.astype(np.float32) - low.astype(np.float32)
+        np.testing.assert_allclose(log_prob, np.broadcast_to(-np.log(width), (2, 60)), atol=1e-5)
+        np.testing.assert_allclose((mean - low) / width, 0.5, atol=0.01)
+    assert float(fit_log_density(np.zeros_like, (0.0, 0.7)).prior.reference.high) == np.float32(0.7)
+
+
+def test_a_sample_at_the_rounded_end_of_a_support_is_inside():
+    z = np.append(np.random.default_rng(0).uniform(0.0, 0.7, 200), [0.0, 0.7])
+    prior = fit_samples(z[:, None], reference=dist.Uniform(jnp.float32(0.0), jnp.float32(0.7))).prior
+    assert np.isfinite(evaluate_quickly(prior, "log_prob", z[:, None])).all()
+
+
+def test_the_number_of_cells_that_is_advised_is_enough():
+    fn = lambda z: 3.0 * np.cos(60.0 * z)  # noqa: E731
+    with pytest.warns(UserWarning, match=r"differs from fn by .*; basis=BSpline\(\d+, 3, domain\) leaves") as caught:
+        fit_log_density(fn, (-2.0, 2.0))
+    cells = int(str(caught[0].message).split("BSpline(")[1].split(",")[0])
+    assert fit_log_density(fn, (-2.0, 2.0), basis=BSpline(cells, 3, (-2.0, 2.0))).total_variation < 1e-3
+
+
+@pytest.mark.slow
+def test_a_jump_is_told_from_a_lack_of_cells():
+    with pytest.warns(UserWarning, match=r"it has a jump or a peak .* end the domain at the jump"):
+        fit_log_density(lambda z: np.where(np.abs(z - 0.123) < 0.05, 0.0, -20.0), (-2.0, 2.0))
+
+
+@pytest.mark.parametrize("fn", [math.log, lambda z: 0.0 if z > 1.0 else -1.0], ids=["math", "if"])
+def test_functions_of_single_numbers_are_told_to_take_arrays(fn):
+    with pytest.raises(
+        TypeError, match=r"fn must take an array of points, .*single numbers only .*np\.vectorize\(fn\)"
+    ):
+        fit_log_density(fn, (0.5, 2.0))
+    assert fit_log_density(np.vectorize(math.log), (0.5, 2.0)).total_variation < 1e-6

@@ -17,10 +17,12 @@ from numpyro_kaem.bases import Basis, BSpline
 from numpyro_kaem.distributions.copula import normal_score_copula
 from numpyro_kaem.distributions.default_shape import NUM_INTERVALS, Shape, default_basis, default_reference
 from numpyro_kaem.distributions.exponential_family import (
+    COARSE,
     RIDGE,
     Families,
     cells,
     maximise,
+    node_probabilities,
 )
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.penalised_fit import fit_penalised, nearest_energy
@@ -44,6 +46,7 @@ from numpyro_kaem.distributions.sample_checks import (
 from numpyro_kaem.distributions.smoothing import penalty_axes
 from numpyro_kaem.distributions.ties import untie
 from numpyro_kaem.energies import UnivariateEnergy
+from numpyro_kaem.quadrature import QuadratureRule
 
 TOTAL_VARIATION_BOUND = 0.01  # beyond which a log-density counts as not represented by the basis
 _FLOOR = 30.0  # nats below the largest log-density, at which points of no density are held
@@ -162,23 +165,37 @@ def fit_log_density(
     check_known(domain=domain, reference=reference, basis=basis)
     if not all(isinstance(size, numbers.Integral) and size >= 0 for size in batch_shape):
         raise ValueError(f"batch_shape must be a tuple of sizes, such as (40,), got {batch_shape!r}")
-    default = BSpline(NUM_INTERVALS, 3, domain)  # which also checks the domain
-    low, high = (np.asarray(end, np.float64) for end in default.domain)
+    dtype = jnp.result_type(float)
+    # Rounded at once, so that basis and reference end at the same numbers.
+    low, high = (np.asarray(end, dtype) for end in BSpline(NUM_INTERVALS, 3, domain).domain)
     if reference is not None:
         reference = _unexpanded(reference)
     batch_shape = np.broadcast_shapes(low.shape, batch_shape, () if reference is None else reference.batch_shape)
     if basis is None:
-        basis = default
+        basis = BSpline(NUM_INTERVALS, 3, (low, high))
     elif isinstance(basis, Basis) and not all(
         np.allclose(np.asarray(ours), end) for ours, end in zip(basis.domain, (low, high), strict=True)
     ):
         raise ValueError(f"basis must have the domain {domain}, got a basis on {basis.domain}")
     if reference is None:
-        reference = dist.Uniform(*(jnp.asarray(end, float) for end in default.domain))
+        reference = dist.Uniform(*(jnp.asarray(end, dtype) for end in basis.domain))
     prior = _untilted(basis, reference, batch_shape)
-    families = Families(prior, tails=False)
+    coefficients, total_variation = _nearest(fn, prior, prior._rule)
+    if np.max(total_variation) > TOTAL_VARIATION_BOUND:
+        worst = np.unravel_index(np.argmax(total_variation), batch_shape)
+        warnings.warn(
+            f"the fitted density differs from fn by {np.max(total_variation):.3g} in total variation"
+            f"{of_coordinate(worst)}; {_enough_cells(fn, (low, high), reference, batch_shape)}",
+            stacklevel=3,
+        )
+    return LogDensityFit(_tilted(prior, coefficients), total_variation)
+
+
+def _nearest(fn, prior: KAPrior, rule: QuadratureRule, most_steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of the member of a prior's family that is nearest to a density, and its total variation from it."""
+    families = Families(prior, rule, tails=False)
     family, widths = families[:], families.widths
-    log_density = _log_density(fn, families.nodes, batch_shape)
+    log_density = _log_density(fn, families.nodes, prior.batch_shape)
     target = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
     target /= target.sum(axis=-1, keepdims=True)
 
@@ -186,21 +203,24 @@ def fit_log_density(
     # nearest in Kullback-Leibler divergence: the one with the density's own mean of the basis functions.
     start = nearest_energy(family, log_density, widths)[:, None]
     statistics = target[:, None] @ family.design[:, :-2]
-    fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, center=start)
-
-    exponent = (fitted @ np.swapaxes(family.design, 1, 2))[:, 0] + family.log_measure
-    density = np.exp(exponent - exponent.max(axis=-1, keepdims=True))[:, :-2]
+    fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, start, most_steps=most_steps)
+    density = node_probabilities(family, fitted)[:, 0, :-2]
     density /= density.sum(axis=-1, keepdims=True)
-    total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(batch_shape)
-    if np.max(total_variation) > TOTAL_VARIATION_BOUND:
-        worst = np.unravel_index(np.argmax(total_variation), batch_shape)
-        warnings.warn(
-            f"the fitted density differs from fn by {np.max(total_variation):.3g} in total variation"
-            f"{of_coordinate(worst)}; a basis with more functions follows it more closely, such as "
-            f"BSpline({2 * basis.num_basis}, 3, domain)",
-            stacklevel=3,
-        )
-    return LogDensityFit(_tilted(prior, fitted[:, 0]), total_variation)
+    total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(prior.batch_shape)
+    return fitted[:, 0], total_variation
+
+
+def _enough_cells(fn, domain, reference, batch_shape) -> str:
+    """A number of cells that is enough for a log-density, in words."""
+    for num_cells in (60, 80, 120, 160, 240, 320):
+        prior = _untilted(BSpline(num_cells, 3, domain), reference, batch_shape)
+        error = np.max(_nearest(fn, prior, COARSE, most_steps=20)[1])
+        if error < 0.1 * TOTAL_VARIATION_BOUND:
+            return f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}"
+    return (
+        f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}: it has a jump or a peak that no spline of even "
+        "knots follows, so end the domain at the jump, or give BSpline.from_knots with knots that are dense there"
+    )
 
 
 def fit_posterior(
@@ -295,7 +315,7 @@ def _tilted(prior: KAPrior, coefficients: np.ndarray) -> KAPrior:
 def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
     """The log-density at the nodes, checked, with points of no density raised to a floor."""
     points = nodes.T.reshape(-1, *batch_shape)
-    values = fn(points)
+    values = _call(fn, points)
     if values is None:
         raise TypeError("fn must return an array of log-densities, got None")
     values = real_array("what fn returns", values)
@@ -323,3 +343,19 @@ def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndar
         )
     values = np.where(np.isneginf(values), largest - _FLOOR, values)
     return values.reshape(len(points), -1).T
+
+
+def _call(fn, points: np.ndarray):
+    """What fn returns; where it takes single numbers only, an error that says so."""
+    try:
+        return fn(points)
+    except (TypeError, ValueError) as error:
+        try:
+            fn(float(points.flat[0]))
+        except Exception:
+            raise error from None
+        raise TypeError(
+            f"fn must take an array of points, here of shape {points.shape}, and return their log-densities, but it "
+            f"takes single numbers only ({error}); write it with NumPy (np.log for math.log, np.where for if), or give "
+            "np.vectorize(fn)"
+        ) from error

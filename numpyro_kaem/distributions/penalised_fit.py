@@ -145,8 +145,8 @@ def _cdf_error(sample: Sample, edges: np.ndarray, nodes: np.ndarray, probability
 
 
 def _steepness(probability: np.ndarray, widths: np.ndarray, num_panels: int) -> np.ndarray:
-    """The most by which a log-density changes from node to node of a panel with a thousandth of the mass."""
+    """The most by which a log-density changes from node to node of a panel with a hundredth of the mass."""
     log_density = np.log(np.maximum(probability, 1e-300)) - np.log(widths)
     log_density = log_density.reshape(len(widths), num_panels, -1)
     mass = probability.reshape(log_density.shape).sum(axis=-1)
-    return np.max(np.where(mass > 1e-3, np.ptp(log_density, axis=-1), 0.0), axis=1)
+    return np.max(np.where(mass > 0.01, np.ptp(log_density, axis=-1), 0.0), axis=1)

@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.distributions.exponential_family import in_float64
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.penalised_fit import PenalisedFit
 from numpyro_kaem.distributions.ties import Sample
@@ -123,8 +122,8 @@ def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...]
 
 def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Distribution) -> None:
     """Raise where the reference has no density at a sample."""
-    with in_float64():
-        outside = ~np.asarray(reference.support(jnp.asarray(z)))
+    # In the dtype of the prior: a sample at the end of a support is to be inside however the end was rounded.
+    outside = ~np.asarray(reference.support(jnp.asarray(z, jnp.result_type(float))))
     present = (weights.reshape(len(z), *([1] * (z.ndim - 1))) if weights.ndim == 1 else weights.reshape(z.shape)) > 0
     try:
         outside = np.broadcast_to(outside, z.shape) & present
@@ -226,9 +225,9 @@ def check_fit(fit: PenalisedFit, prior: KAPrior, effective: np.ndarray, is_chose
         )
     for at in np.flatnonzero(fit.steepness > 100.0):
         raise ValueError(
-            f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: its "
-            f"logarithm changes by {fit.steepness[at]:.0f} within one of {prior._rule.panels_per_interval} panels of a "
-            "cell; give a larger smoothness, or a basis of more cells"
+            f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: "
+            f"its logarithm changes by {fit.steepness[at]:.0f} within one of {prior._rule.panels_per_interval} panels "
+            "of a cell; give a larger smoothness, or a basis of more cells"
         )
     # What smoothing may cost, and chance: an empirical distribution function is further away once in 300 times.
     allowed = np.broadcast_to(CDF_ERROR + CDF_ERROR_OF_CHANCE / np.sqrt(effective), fit.cdf_error.shape)
