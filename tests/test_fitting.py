@@ -641,3 +641,34 @@ def test_functions_of_single_numbers_are_told_to_take_arrays(fn):
     ):
         fit_log_density(fn, (0.5, 2.0))
     assert fit_log_density(np.vectorize(math.log), (0.5, 2.0)).total_variation < 1e-6
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def test_tabulated_densities_become_priors():
+    points = np.linspace(0.0, 3.0, 121)
+    truth = [scipy.stats.gamma(a, scale=0.1) for a in (4.0, 8.0)]
+    table = np.stack([density.pdf(points) for density in truth], axis=-1)
+    prior = KAPrior.from_table(points, 7.0 * table)
+    z = np.linspace(0.05, 2.5, 40)[:, None]
+    cdf = np.asarray(evaluate_quickly(prior, "cdf", z))
+    # The floor of a thousandth over three units, beside densities of up to 3.7.
+    np.testing.assert_allclose(cdf, np.stack([density.cdf(z[:, 0]) for density in truth], axis=-1), atol=0.01)
+    at = np.asarray(evaluate_quickly(prior, "log_prob", np.array([[2.9]])))
+    np.testing.assert_allclose(at, np.log(1e-3 * table.max(axis=0))[None], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("points", "density", "options", "message"),
+    [
+        ([0.0, 2.0, 1.0, 3.0], np.ones(4), {}, r"points must be at least 4 finite numbers that increase"),
+        (np.arange(5.0), np.ones((2, 5)), {}, r"density must have shape \(5, \*batch\), .* got \(2, 5\); transpose"),
+        (np.arange(5.0), -np.ones(5), {}, r"density must be finite and not negative, got -1\.0 at point 0; expon"),
+        (np.arange(5.0), np.zeros((5, 2)), {}, r"density must be positive somewhere, but is not of coordinate 0"),
+        (np.arange(5.0), np.ones(5), {"floor": 1.5}, r"floor must be a share of the largest density, .* got 1\.5"),
+    ],
+)
+def test_bad_tables_are_refused(points, density, options, message):
+    with pytest.raises(ValueError, match=message):
+        KAPrior.from_table(points, density, **options)

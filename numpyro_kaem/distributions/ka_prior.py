@@ -146,16 +146,29 @@ class KAPrior(TabulatedDistribution):
         The problem is concave, and solved in float64 by Newton's method on the host; data enter through the means of
         the basis functions. Correlations between coordinates are not kept (see `from_posterior`).
 
+        With a smoothness that is chosen and no basis given, the result is checked: at quantiles of n samples its CDF
+        is within 0.02 + 1.8 / sqrt(n) of theirs, or an error says by how much it is not.
+
+        Samples with ties are no draws of a density. Where the smoothness is chosen, values on a lattice (counts,
+        scores, rounded numbers) are spread evenly over their steps, which adds step^2 / 12 to the variance, other
+        values that at least 8 samples share over half the way to their neighbours, and repeated draws share a fold.
+        Samples of so few values that this adds more than a tenth to the variance are refused. With a given smoothness
+        samples are fitted as they are.
+
         Args:
             z: samples, NumPy or JAX, shape (num_samples, *batch).
             weights: importance weights, not negative, shape (num_samples,) or that of z; they need not sum to one.
                 Doubling a weight is the same as repeating its sample.
             basis: the functions that f is made of; None for cubic B-splines on 40 intervals over the range of the
                 samples of each coordinate and 5 percent more on either side, as far as the reference's support goes.
+                Their knots are even; where samples are so dense that these would miss it, they follow the samples, and
+                the roughness is that of f in the coordinate in which the knots are even.
                 Samples beyond a given basis's domain count as if they lay at its end, where f is constant; some have to
                 lie inside. A learnable scale of the basis stays at its initial value.
-            reference: pi0, which shapes the tails; None for a Normal with the samples' mean and standard deviation.
-                Bounded data want one with their support (Gamma, LogNormal, Uniform), outliers one with heavy tails.
+            reference: pi0, which shapes the tails; None for a Normal with the samples' mean and standard deviation, or
+                where the range is more than 40 times that of the middle half, with a warning, for StudentT
+                distributions fitted to the samples (of all coordinates). Bounded data want one with their support
+                (Gamma, LogNormal, Uniform).
             smoothness: weight of the penalty, at least 0, a number or an array of the batch shape; None to choose it
                 for each coordinate by cross-validation, from a path of 25 values between 1e-10 and 100.
             num_folds: folds of the cross-validation.
@@ -168,8 +181,9 @@ class KAPrior(TabulatedDistribution):
         Raises:
             TypeError: if arguments are traced or of another type.
             ValueError: for samples that are not finite, masked, do not vary, are huge or tiny for the dtype, lie
-                outside the reference's support or are too few; for negative weights or weights that sum to zero; for a
-                negative smoothness; for a basis on a domain that holds none; for shapes that do not fit.
+                outside the reference's support, are too few or discrete; for a reference without mass where they are,
+                a basis on a domain that holds none, and fits that are not close to them or too rough; for negative
+                weights or weights that sum to zero; for a negative smoothness; for shapes that do not fit.
 
         References:
             P. H. C. Eilers and B. D. Marx, Flexible Smoothing with B-splines and Penalties, Statistical Science
@@ -216,7 +230,7 @@ class KAPrior(TabulatedDistribution):
         then the means of the basis functions made equal to the density's by Newton's method.
 
         If the fit differs from fn by more than 0.01 in total variation (by quadrature on the domain), a warning says
-        by how much.
+        by how much, and what number of cells is enough.
 
         Args:
             fn: log-density up to a constant, called once with a NumPy array of points, shape (num_points, *batch),
@@ -232,7 +246,7 @@ class KAPrior(TabulatedDistribution):
             A prior of the batch shape, in JAX's default floating-point dtype.
 
         Raises:
-            TypeError: if fn cannot be called, or arguments are traced or of another type.
+            TypeError: if fn cannot be called, or takes single numbers only, or arguments are traced or of another type.
             ValueError: if fn is NaN or infinite somewhere on the domain, or -inf everywhere, or returns an array of
                 another shape; for a domain that is not low < high.
 
@@ -249,6 +263,59 @@ class KAPrior(TabulatedDistribution):
         from numpyro_kaem.distributions.fitting import fit_log_density
 
         return fit_log_density(fn, domain, reference=reference, basis=basis, batch_shape=batch_shape).prior
+
+    @classmethod
+    def from_table(
+        cls,
+        points: ArrayLike | Sequence,
+        density: ArrayLike | Sequence,
+        *,
+        floor: float = 1e-3,
+        reference: dist.Distribution | None = None,
+        basis: Basis | None = None,
+    ) -> KAPrior:
+        """Fit a prior to densities that are tabulated on a grid, such as photometric redshifts.
+
+        The logarithm of the table, raised to the floor, is interpolated by monotone cubics (Fritsch and Carlson 1980)
+        and fitted as `from_log_density` does.
+
+        Args:
+            points: where the densities are known, increasing, shape (num_points,); the domain is between its ends.
+            density: up to a constant for each, not negative, shape (num_points, *batch).
+            floor: share of its largest value below which no density is taken to be. Where there is next to no density
+                between two peaks, samplers that follow gradients have to climb a wall: a higher floor is crossed in
+                fewer steps, and takes a little mass from the peaks.
+            reference: pi0, which continues the density beyond the domain; None for a Uniform on the domain.
+            basis: the functions that f is made of; None for cubic B-splines on half as many intervals as the table
+                has, from 40 to 160.
+
+        Returns:
+            A prior of the batch shape, in JAX's default floating-point dtype.
+
+        Raises:
+            TypeError: if arguments are traced or of another type.
+            ValueError: for points that do not increase, densities that are negative, not finite or zero everywhere,
+                shapes that do not fit, or a floor out of (0, 1).
+
+        Example:
+            ```python
+            import numpy as np
+            from numpyro_kaem import KAPrior
+
+            redshift = np.linspace(0.0, 3.0, 151)
+            two_peaks = np.exp(-0.5 * ((redshift - 0.6) / 0.1) ** 2) + 0.3 * np.exp(
+                -0.5 * ((redshift - 2.1) / 0.2) ** 2
+            )
+            prior = KAPrior.from_table(redshift, two_peaks)
+            assert abs(float(prior.cdf(1.3)) - 0.62) < 0.01
+            ```
+        """
+        from numpyro_kaem.distributions.density_table import tabulated_log_density
+        from numpyro_kaem.distributions.fitting import fit_log_density
+
+        fn, default, batch_shape = tabulated_log_density(points, density, floor)
+        basis = default if basis is None else basis
+        return fit_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape).prior
 
     @classmethod
     def from_posterior(
