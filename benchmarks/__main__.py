@@ -1,6 +1,16 @@
 """Print every benchmark: `python -m benchmarks`, or one: `python -m benchmarks.u_error`."""
 
-from benchmarks import fitting, icdf_reparam, objectives, prior_draws, samplers, second_calls, training_step, u_error
+from benchmarks import (
+    fitting,
+    icdf_reparam,
+    objectives,
+    prior_draws,
+    redshifts,
+    samplers,
+    second_calls,
+    training_step,
+    u_error,
+)
 from benchmarks.timing import print_device
 
 print_device()
@@ -11,4 +21,5 @@ icdf_reparam.main()
 samplers.main()
 objectives.main()
 fitting.main()
+redshifts.main()
 u_error.main()

@@ -46,6 +46,14 @@ def main() -> None:
     for name, call in calls.items():
         first, *later = seconds_of(call)
         rows.append((name, f"{first:.2f}", f"{min(later):.2f} / {np.median(later):.2f} / {max(later):.2f}"))
+    few = rng.normal(size=(50, 64))
+    for name, call in {
+        "64 coordinates of 50 samples": lambda: KAPrior.from_samples(few),
+        "64 calls of 50 samples": lambda: [KAPrior.from_samples(few[:, at]) for at in range(64)],
+        "64 coordinates of 10,000 samples": lambda: KAPrior.from_samples(z[:10_000].repeat(4, axis=1)),
+    }.items():
+        first, *later = seconds_of(call, 3)
+        rows.append((name, f"{first:.2f}", f"{min(later):.2f} / {np.median(later):.2f} / {max(later):.2f}"))
     header = ("what", "first call, s", "later calls, s: min / median / max")
     print_rows(f"Priors from {SAMPLES:,} samples of {COORDINATES} coordinates", header, rows)
 
