@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
 from numpyro_kaem.cut_panels import CutPanels
+from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
 from numpyro_kaem.distributions.reference import (
     check_reference,
     kinks,
@@ -81,7 +82,7 @@ class KAPrior(TabulatedDistribution):
     arg_constraints = {}
     reparametrized_params = []
     pytree_data_fields = ("energy", "reference")
-    pytree_aux_fields = ("quadrature", "_reference_has_icdf", "_leaf_ndims")
+    pytree_aux_fields = ("quadrature", "_reference_has_icdf", "_leaf_shapes")
 
     def __init__(
         self,
@@ -117,8 +118,9 @@ class KAPrior(TabulatedDistribution):
                 )
         self.energy, self.reference, self.quadrature = energy, reference, quadrature
         warn_of_narrow_panels(reference, energy.basis.breakpoints, self._rule.panels_per_interval)
-        self._leaf_ndims = tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves((energy, reference)))
+        self._leaf_shapes = leaf_shapes((energy, reference))
         super().__init__(batch_shape, (), validate_args=validate_args)
+        self._expanded_shape = batch_shape if batch_shape != self._table_shape else None
         if self._validate_args:
             check_finite(energy)
 
@@ -319,8 +321,13 @@ class KAPrior(TabulatedDistribution):
     @property
     def log_normalizer(self) -> Float[Array, "*batch"]:
         """Log Z, computed by quadrature; exact gradients by automatic differentiation."""
+        self = self._settled()
         constants = self._constants()
-        return jnp.broadcast_to(self.energy.offset + constants.largest + constants.log_integral, self.batch_shape)
+        log_z = self.energy.offset + constants.largest + constants.log_integral
+        return jnp.broadcast_to(log_z, self._shape_with_batch())
+
+    def _settled(self):
+        return settle(self, len(self.batch_shape))
 
     @property
     def _table_shape(self):

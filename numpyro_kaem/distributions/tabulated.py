@@ -37,6 +37,9 @@ class TabulatedDistribution(dist.Distribution):
 
     Subclasses say what the density is; this class draws from it and computes its CDF, quantiles and moments. The
     batch shape may be larger than the shape of the tables (after `expand`): tables are never built twice.
+
+    As with NumPyro's own distributions, `jax.vmap` and the like change the parameters and not the batch shape. So
+    results have the shape of what the parameters broadcast to, draws and moments that of the batch shape as well.
     """
 
     quadrature: QuadratureRule | None
@@ -44,9 +47,16 @@ class TabulatedDistribution(dist.Distribution):
     _kept_table: CDFTable | None = None
     _kept_inverse: InverseTable | None = None
     _kept_constants: Any = None
+    # The batch shape where it is more than that of the parameters, after `expand`.
+    _expanded_shape: tuple[int, ...] | None = None
     pytree_data_fields = ("_kept_table", "_kept_inverse", "_kept_constants")
+    pytree_aux_fields = ("_expanded_shape",)
 
     # What subclasses provide ----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _settled(self) -> TabulatedDistribution:
+        """The same distribution, its parts in keeping with the shapes that their leaves have now."""
 
     @property
     @abc.abstractmethod
@@ -99,7 +109,7 @@ class TabulatedDistribution(dist.Distribution):
     @property
     def support(self):
         """The reference's support."""
-        return self._reference.support
+        return self._settled()._reference.support
 
     def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
         """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
@@ -111,7 +121,8 @@ class TabulatedDistribution(dist.Distribution):
         if not fits:
             raise ValueError(f"batch_shape must be one to which {self.batch_shape} broadcasts, got {batch_shape}")
         expanded = self._copy()
-        expanded._batch_shape = batch_shape
+        if batch_shape != self.batch_shape:
+            expanded._batch_shape = expanded._expanded_shape = batch_shape
         return expanded
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
@@ -130,7 +141,8 @@ class TabulatedDistribution(dist.Distribution):
             TypeError: for something else than a key.
         """
         check_key(key)
-        dtype, shape = self._dtype, self.shape(sample_shape)
+        self = self._settled()
+        dtype, shape = self._dtype, self._shape_with_batch(tuple(sample_shape))
         # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
         half = jnp.finfo(dtype).eps / 2
         # Made coordinate by coordinate, as they are looked up.
@@ -148,6 +160,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             ValueError: for a shape that does not broadcast with the batch shape.
         """
+        self = self._settled()
         return self._log_prob(self._check_shape("value", value))
 
     def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -156,6 +169,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             ValueError: for a shape that does not broadcast with the batch shape.
         """
+        self = self._settled()
         value = self._check_shape("value", value)
         return self._cdf(jnp.broadcast_to(value, self._result_shape(value)))
 
@@ -173,6 +187,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             ValueError: for a shape that does not broadcast with the batch shape.
         """
+        self = self._settled()
         q = self._check_shape("q", q)
         shape = self._result_shape(q)
         if complement is not None:
@@ -201,25 +216,27 @@ class TabulatedDistribution(dist.Distribution):
             assert draw(served, jax.random.key(1)).shape == (1000, 40)
             ```
         """
+        self = self._settled()
         tabulated = self._copy()
         tabulated._kept_table, tabulated._kept_inverse, tabulated._kept_constants = self._tabulate()
         return tabulated
 
-    @eqx.filter_jit
     def entropy(self) -> Float[Array, "*batch"]:
         """Differential entropy -E[log p(z)], by quadrature."""
-        prepared = self._prepared()
-        return jnp.broadcast_to(expectation(prepared, lambda z: -prepared._log_density(z)), self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(self._entropy(), self._shape_with_batch())
 
     @property
     def mean(self) -> Float[Array, "*batch"]:
         """Mean, by quadrature; infinite or NaN where the reference's is."""
-        return jnp.broadcast_to(mean_and_variance(self)[0], self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(mean_and_variance(self)[0], self._shape_with_batch())
 
     @property
     def variance(self) -> Float[Array, "*batch"]:
         """Variance, by quadrature; infinite or NaN where the reference's is."""
-        return jnp.broadcast_to(mean_and_variance(self)[1], self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(mean_and_variance(self)[1], self._shape_with_batch())
 
     def _copy(self) -> TabulatedDistribution:
         leaves, structure = self.tree_flatten()
@@ -231,6 +248,10 @@ class TabulatedDistribution(dist.Distribution):
     def _rule(self) -> QuadratureRule:
         """The panel rule: as it was given, or that of the dtype and the basis."""
         return default_rule(self._dtype, self._basis) if self.quadrature is None else self.quadrature
+
+    @property
+    def _constants_shape(self) -> tuple[int, ...]:
+        return self._table_shape
 
     @property
     def _panels(self) -> Panels:
@@ -271,7 +292,14 @@ class TabulatedDistribution(dist.Distribution):
         return isinstance(low, Array) or (low, high) != support_bounds(self._reference)
 
     def _result_shape(self, value) -> tuple[int, ...]:
-        return jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
+        return jnp.broadcast_shapes(jnp.shape(value), self._table_shape, self._expanded_shape or ())
+
+    def _shape_with_batch(self, sample_shape: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Shape of draws, and of moments: NumPyro's, and that of the parameters where NumPyro would raise an error."""
+        try:
+            return jnp.broadcast_shapes(sample_shape + self.batch_shape, self._table_shape)
+        except ValueError:
+            return sample_shape + self._table_shape
 
     def _check_shape(self, name: str, value) -> Array:
         value = jnp.asarray(value)
@@ -279,7 +307,7 @@ class TabulatedDistribution(dist.Distribution):
             self._result_shape(value)
         except ValueError as error:
             raise ValueError(
-                f"{name} must have a shape that broadcasts with the batch shape {self.batch_shape} of this "
+                f"{name} must have a shape that broadcasts with the batch shape {self._result_shape(0.0)} of this "
                 f"{type(self).__name__}, got {value.shape}"
             ) from error
         return value.astype(jnp.result_type(value, self._dtype))
@@ -326,9 +354,22 @@ class TabulatedDistribution(dist.Distribution):
     # Compiled, because called one by one the many small operations would each be compiled on first use.
 
     @eqx.filter_jit
+    def _entropy(self):
+        prepared = self._prepared()
+        return expectation(prepared, lambda z: -prepared._log_density(z))
+
+    @eqx.filter_jit
     def _tabulate(self):
         prepared = self._prepared()
-        return prepared._kept_table, with_guide(prepared._inverse()), prepared._kept_constants
+
+        # Every leaf has the axes of the batch first, that it may be mapped along them.
+        def batch_first(tables):
+            edges = jnp.broadcast_to(tables.edges, (*self._table_shape, tables.edges.shape[-1]))
+            return tables._replace(edges=edges, polynomials=tuple(tables.polynomials))
+
+        table, inverse = batch_first(prepared._kept_table), batch_first(with_guide(prepared._inverse()))
+        constants = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, self._constants_shape), prepared._kept_constants)
+        return table, inverse, constants
 
     @eqx.filter_jit
     def _log_prob(self, value):
