@@ -23,10 +23,12 @@ from numpyro_kaem.distributions.reference import (
     reaches_outside,
     support_ends,
     warn_of_narrow_panels,
+    with_numbers_as_arrays,
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.distributions.tails import mass_below, survival
 from numpyro_kaem.energies import UnivariateEnergy, check_finite
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.quadrature import Panels, QuadratureRule, nodes_first
 
 
@@ -116,6 +118,7 @@ class KAPrior(TabulatedDistribution):
                     f"domain ({a}, {b}) of the energy's basis reaches outside the support ({low}, {high}) of the "
                     f"reference {type(reference).__name__}; choose a domain inside the support"
                 )
+        reference = with_numbers_as_arrays(reference, energy.coefficients.dtype)
         self.energy, self.reference, self.quadrature = energy, reference, quadrature
         warn_of_narrow_panels(reference, energy.basis.breakpoints, self._rule.panels_per_interval)
         self._leaf_shapes = leaf_shapes((energy, reference))
@@ -322,9 +325,7 @@ class KAPrior(TabulatedDistribution):
     def log_normalizer(self) -> Float[Array, "*batch"]:
         """Log Z, computed by quadrature; exact gradients by automatic differentiation."""
         self = self._settled()
-        constants = self._constants()
-        log_z = self.energy.offset + constants.largest + constants.log_integral
-        return jnp.broadcast_to(log_z, self._shape_with_batch())
+        return jnp.broadcast_to(self._log_normalizer(), self._shape_with_batch())
 
     def _settled(self):
         return settle(self, len(self.batch_shape))
@@ -395,6 +396,11 @@ class KAPrior(TabulatedDistribution):
                 jnp.broadcast_to(at_ends[..., 1] + _safe_log(survival(self.reference, high)), shape),
             ),
         )
+
+    @compiled
+    def _log_normalizer(self):
+        constants = self._constants()
+        return self.energy.offset + constants.largest + constants.log_integral
 
     def _log_integral(self, tilt: _Tilt):
         return log_integral(tilt.log_density, tilt.sizes, self._rule, *tilt.log_tails)

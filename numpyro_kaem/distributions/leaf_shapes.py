@@ -9,7 +9,7 @@ batch shapes are those of the leaves.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 from jaxtyping import PyTree
 
 from numpyro_kaem.distributions.tails import mass_below
+from numpyro_kaem.grids import Grid
 
 if TYPE_CHECKING:
     from numpyro_kaem.distributions.ka_prior import KAPrior
@@ -25,8 +26,15 @@ Shape = tuple[int, ...]
 
 
 def leaf_shapes(tree: PyTree) -> tuple[Shape, ...]:
-    """Shapes of the leaves of a tree."""
-    return tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(tree))
+    """Shapes of the leaves of a tree, a grid's among them whether it is static or not."""
+    shapes = []
+    for leaf in jax.tree.leaves(tree, is_leaf=_is_grid):
+        shapes.append((*leaf.batch_shape, leaf.num_points) if _is_grid(leaf) else jnp.shape(leaf))
+    return tuple(shapes)
+
+
+def _is_grid(node: Any) -> bool:
+    return isinstance(node, Grid)
 
 
 def new_axes(tree: PyTree, shapes: tuple[Shape, ...]) -> Shape:
@@ -42,10 +50,10 @@ def settle(prior: KAPrior, rank: int) -> KAPrior:
     now = leaf_shapes((prior.energy, prior.reference))
     if now == prior._leaf_shapes:
         return prior
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(prior.energy)]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(prior.energy, is_leaf=_is_grid)]
     of_energy, of_reference = prior._leaf_shapes[: len(paths)], prior._leaf_shapes[len(paths) :]
     # Axes of leaves behind those of the batch: of functions or points, of the components of a mixture.
-    own = [path.endswith((".coefficients", ".bits")) for path in paths]
+    own = [path.endswith((".coefficients", ".grid")) for path in paths]
     if any(path.endswith(".log_scale") and shape for path, shape in zip(paths, now, strict=False)):
         raise NotImplementedError(
             "a learned scale of a basis is shared by the whole batch of an energy, so that priors with learned scales "
@@ -63,7 +71,7 @@ def settle(prior: KAPrior, rank: int) -> KAPrior:
 
 def table_rank(prior: KAPrior) -> int:
     """Number of batch axes of the tables, when the prior had its present batch shape."""
-    num_energy_leaves = len(jax.tree.leaves(prior.energy))
+    num_energy_leaves = len(jax.tree.leaves(prior.energy, is_leaf=_is_grid))
     widest = max(map(len, prior._leaf_shapes[:num_energy_leaves]))  # of the coefficients
     return max(widest - 1, len(prior.reference.batch_shape))
 
@@ -84,14 +92,12 @@ def settle_tables(distribution, rank_of_tables: int, rank: int):
 
 def insert_axes(tree: PyTree, shapes: tuple[Shape, ...], ranks: list[int]) -> PyTree:
     """Leaves with axes of size one behind their new ones, until as many axes as are given follow on these."""
-    leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(
-        structure,
-        [
-            _insert(leaf, jnp.ndim(leaf) - len(old), rank - len(old))
-            for leaf, old, rank in zip(leaves, shapes, ranks, strict=True)
-        ],
-    )
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_grid)
+    moved = []
+    for leaf, now, old, rank in zip(leaves, leaf_shapes(tree), shapes, ranks, strict=True):
+        counts = len(now) - len(old), rank - len(old)
+        moved.append(Grid(leaf.shared, _insert(leaf.bits, *counts)) if _is_grid(leaf) else _insert(leaf, *counts))
+    return jax.tree.unflatten(structure, moved)
 
 
 def _insert(leaf, num_new: int, count: int):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.inverse_transform import TAIL_RULE
 from numpyro_kaem.quadrature import nodes_first
 
@@ -27,7 +27,7 @@ def expectation(
     return jnp.sum(_terms(function, z, mass), axis=0)
 
 
-@eqx.filter_jit
+@compiled
 def mean_and_variance(distribution: TabulatedDistribution) -> tuple[Float[Array, "*table"], Float[Array, "*table"]]:
     """Mean and variance.
 

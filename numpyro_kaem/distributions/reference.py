@@ -45,6 +45,14 @@ def check_reference(reference: dist.Distribution) -> bool:
         raise ValueError(f"reference must have an icdf or a cdf that works, but {name} has neither; {cure}") from error
 
 
+def with_numbers_as_arrays(reference: dist.Distribution, dtype) -> dist.Distribution:
+    """The reference with its Python numbers as NumPy arrays of a dtype, which are known as numbers are.
+
+    Python numbers alone would be computed with in the widest dtype that JAX is set to.
+    """
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if type(leaf) in (int, float) else leaf, reference)
+
+
 def support_ends(reference: dist.Distribution) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the support of every batch element, infinite where it is unbounded, NaN where an end is traced."""
 

@@ -23,6 +23,7 @@ from numpyro_kaem.distributions.moments import expectation, mean_and_variance
 from numpyro_kaem.distributions.reference import support_bounds
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail, tail_panels
 from numpyro_kaem.distributions.tails import mass_below, survival
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.inverse_transform import (
     InverseTable,
     build_inverse,
@@ -142,12 +143,7 @@ class TabulatedDistribution(dist.Distribution):
         """
         check_key(key)
         self = self._settled()
-        dtype, shape = self._dtype, self._shape_with_batch(tuple(sample_shape))
-        # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
-        half = jnp.finfo(dtype).eps / 2
-        # Made coordinate by coordinate, as they are looked up.
-        rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
-        return _icdf(self, self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape), None, True)
+        return self._draw(key, self._shape_with_batch(tuple(sample_shape)))
 
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
@@ -353,12 +349,21 @@ class TabulatedDistribution(dist.Distribution):
 
     # Compiled, because called one by one the many small operations would each be compiled on first use.
 
-    @eqx.filter_jit
+    @compiled
+    def _draw(self, key, shape):
+        dtype = self._dtype
+        # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
+        half = jnp.finfo(dtype).eps / 2
+        # Made coordinate by coordinate, as they are looked up.
+        rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
+        return _icdf(self, self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape), None, True)
+
+    @compiled
     def _entropy(self):
         prepared = self._prepared()
         return expectation(prepared, lambda z: -prepared._log_density(z))
 
-    @eqx.filter_jit
+    @compiled
     def _tabulate(self):
         prepared = self._prepared()
 
@@ -371,13 +376,13 @@ class TabulatedDistribution(dist.Distribution):
         constants = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, self._constants_shape), prepared._kept_constants)
         return table, inverse, constants
 
-    @eqx.filter_jit
+    @compiled
     def _log_prob(self, value):
         inside = self.support(value)
         safe = jnp.where(inside, value, jnp.clip(value, *self._body))
         return jnp.broadcast_to(jnp.where(inside, self._log_density(safe), -jnp.inf), self._result_shape(value))
 
-    @eqx.filter_jit
+    @compiled
     def _cdf(self, value):
         self = self._prepared()
         low, high = self._body
@@ -392,14 +397,14 @@ class TabulatedDistribution(dist.Distribution):
         below, above = jnp.where(inside, below, 0.0), jnp.where(inside, above, 0.0)
         return jnp.where(is_below, below, jnp.where(is_above, 1.0 - above, body))
 
-    @eqx.filter_jit
+    @compiled
     def _survival(self, value):
         _, high = self._body
         # The upper tail from its own side, where 1 - F(z) has lost its digits.
         _, above = self._tail_probabilities(high, jnp.maximum(value, high))
         return jnp.where(value > high, above, 1.0 - self._cdf(value))
 
-    @eqx.filter_jit
+    @compiled
     def _quantile(self, q, complement, drawn: bool):
         self = self._prepared()
         inverse = self._inverse()
