@@ -63,7 +63,7 @@ class KAMixture(TabulatedDistribution):
             raise ValueError(
                 "components must have a batch axis, the last one being the component axis, got batch shape ()"
             )
-        logits = jnp.asarray(logits)
+        logits = jnp.asarray(logits, None if hasattr(logits, "dtype") else components._dtype)
         num_components = components.batch_shape[-1]
         try:
             shape = jnp.broadcast_shapes(logits.shape, components.batch_shape)

@@ -111,7 +111,9 @@ class KAPrior(TabulatedDistribution):
         ends = energy.basis.domain
         if not any(isinstance(end, core.Tracer) for end in ends):
             bounds = np.broadcast_arrays(*ends, *support_ends(reference))
-            outside = (bounds[0] < bounds[2]) | (bounds[1] > bounds[3])
+            with np.errstate(over="ignore"):
+                rounded = [bound.astype(energy.coefficients.dtype) for bound in bounds]
+            outside = (rounded[0] < rounded[2]) | (rounded[1] > rounded[3])
             if np.any(outside):
                 a, b, low, high = (float(bound[outside][0]) for bound in bounds)
                 raise ValueError(

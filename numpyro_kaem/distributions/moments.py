@@ -71,7 +71,8 @@ def _finite_where(moment, distribution: TabulatedDistribution, name: str):
     """The moment, or the reference's where NumPyro knows that to be infinite or undefined."""
     reference = distribution._reference
     try:
-        known = getattr(reference, name) if reference.batch_shape == () else 0.0
+        with np.errstate(all="ignore"):  # of NumPy's numbers
+            known = getattr(reference, name) if reference.batch_shape == () else 0.0
     except (NotImplementedError, ImportError, AttributeError):
         return moment
     return jnp.where(jnp.isfinite(known), moment, jnp.asarray(known, moment.dtype))

@@ -20,7 +20,7 @@ from numpyro_kaem.cdf_table import CDFTable, table_cdf
 from numpyro_kaem.checks import check_key
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
-from numpyro_kaem.distributions.reference import support_bounds
+from numpyro_kaem.distributions.reference import support_bounds_of_body
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail, tail_panels
 from numpyro_kaem.distributions.tails import mass_below, survival
 from numpyro_kaem.entry_points import compiled
@@ -234,6 +234,9 @@ class TabulatedDistribution(dist.Distribution):
         self = self._settled()
         return jnp.broadcast_to(mean_and_variance(self)[1], self._shape_with_batch())
 
+    def _validate_sample(self, value):
+        return super()._validate_sample(self._onto_ends(jnp.asarray(value)))
+
     def _copy(self) -> TabulatedDistribution:
         leaves, structure = self.tree_flatten()
         return type(self).tree_unflatten(structure, leaves)
@@ -252,7 +255,7 @@ class TabulatedDistribution(dist.Distribution):
     @property
     def _panels(self) -> Panels:
         """The quadrature panels of the body."""
-        low, high = support_bounds(self._reference)
+        low, high = self._support_bounds
         if isinstance(self._reference, dist.Uniform):  # flat up to its ends
             low, high = -np.inf, np.inf
         return Panels.lay_out(self._rule, self._basis, low, high, float(jnp.finfo(self._dtype).eps))
@@ -285,7 +288,11 @@ class TabulatedDistribution(dist.Distribution):
     @property
     def _has_tails(self) -> bool:
         low, high = self._body
-        return isinstance(low, Array) or (low, high) != support_bounds(self._reference)
+        return isinstance(low, Array) or (low, high) != self._support_bounds
+
+    @property
+    def _support_bounds(self) -> tuple[float, float]:
+        return support_bounds_of_body(self._reference, self._basis.domain, self._dtype)
 
     def _result_shape(self, value) -> tuple[int, ...]:
         return jnp.broadcast_shapes(jnp.shape(value), self._table_shape, self._expanded_shape or ())
@@ -378,6 +385,7 @@ class TabulatedDistribution(dist.Distribution):
 
     @compiled
     def _log_prob(self, value):
+        value = self._onto_ends(value)
         inside = self.support(value)
         safe = jnp.where(inside, value, jnp.clip(value, *self._body))
         return jnp.broadcast_to(jnp.where(inside, self._log_density(safe), -jnp.inf), self._result_shape(value))
@@ -386,6 +394,7 @@ class TabulatedDistribution(dist.Distribution):
     def _cdf(self, value):
         self = self._prepared()
         low, high = self._body
+        value = self._onto_ends(value)
         is_below, is_above, inside = value < low, value > high, self.support(value)
         # No jnp.clip: it would halve derivatives at the body's ends.
         in_body = jnp.where(is_below, low, jnp.where(is_above, high, value))
@@ -421,6 +430,17 @@ class TabulatedDistribution(dist.Distribution):
             (z, ~jnp.all(in_table)),
         )
         return self._out_of_rows(z, q.shape)
+
+    def _onto_ends(self, value):
+        """Points of another dtype, which this density's does not tell from an end of the support, moved onto it."""
+        support, info = self.support, jnp.finfo(self._dtype)
+        for end in (getattr(support, name, None) for name in ("lower_bound", "upper_bound")):
+            if end is not None and jnp.result_type(value, end) != self._dtype:
+                value, end = (jnp.asarray(part, jnp.result_type(value, end)) for part in (value, end))
+                # A compiler may leave out conversions to another dtype and back.
+                rounded = (jax.lax.reduce_precision(part, info.nexp, info.nmant) for part in (value, end))
+                value = jnp.where(jnp.equal(*rounded), end, value)
+        return value
 
     def _with_ends(self, rows, inverse, q, complement):
         """Quantiles with those that draws do not reach: beyond the tables, at 0 and 1, and outside of [0, 1]."""
