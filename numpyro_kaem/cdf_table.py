@@ -31,7 +31,7 @@ class CDFTable(NamedTuple):
         lower: F at the left end of each panel.
         upper: S = 1 - F at the right end of each panel, summed up from the right.
         mass: probability of each panel.
-        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t, first axis the power.
+        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t, first axis the power; or one array for each.
         lower_tail: probability below a.
         upper_tail: probability above b.
     """
@@ -40,7 +40,7 @@ class CDFTable(NamedTuple):
     lower: Float[Array, "*batch num_panels"]
     upper: Float[Array, "*batch num_panels"]
     mass: Float[Array, "*batch num_panels"]
-    polynomials: Float[Array, "num_powers *batch num_panels"]
+    polynomials: Float[Array, "num_powers *batch num_panels"] | tuple[Float[Array, "*batch num_panels"], ...]
     lower_tail: Float[Array, "*batch"]
     upper_tail: Float[Array, "*batch"]
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_kaem.bases import Basis, BSpline
 from numpyro_kaem.checks import check_precision
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.grid_adaptation import adapted_basis, comparison_points, least_squares
 from numpyro_kaem.grids import array_module
 from numpyro_kaem.rounding import exact_product, exact_sum
@@ -236,7 +237,7 @@ class UnivariateEnergy(eqx.Module):
         z, weights = _check_samples(z, weights, self, uniform_fraction)
         return self._adapt(z.astype(self.coefficients.dtype), weights, uniform_fraction)
 
-    @eqx.filter_jit
+    @compiled
     def _adapt(self, z, weights, uniform_fraction):
         return self._moved_to(adapted_basis(self.basis, z, weights, uniform_fraction))
 

@@ -28,15 +28,18 @@ class Grid(eqx.Module):
     """
 
     shared: tuple[float, ...] | None = eqx.field(static=True)
-    bits: Int[Array, "*batch num_points"] | None
+    bits: Int[Array | np.ndarray, "*batch num_points"] | None
 
     @classmethod
     def of(cls, points: ArrayLike) -> Grid:
         """Hold the given points; a one-dimensional grid that is known now is static."""
         if not isinstance(points, core.Tracer) and np.ndim(points) == 1:
             return cls(tuple(float(point) for point in np.asarray(points)), None)
-        points = jnp.asarray(points, jnp.result_type(float))
-        return cls(None, lax.bitcast_convert_type(points, jnp.int64 if points.dtype == jnp.float64 else jnp.int32))
+        return cls(None, _bits(jnp.asarray(points, jnp.result_type(float))))
+
+    def as_data(self) -> Grid:
+        """The same grid as an array, which a compiled program takes as an argument."""
+        return self if self.shared is None else Grid(None, _bits(np.asarray(self.shared, jnp.result_type(float))))
 
     @property
     def points(self) -> np.ndarray | Array:
@@ -53,9 +56,19 @@ class Grid(eqx.Module):
         return self.points[..., 0], self.points[..., -1]
 
     @property
+    def num_points(self) -> int:
+        """Number of points."""
+        return len(self.shared) if self.bits is None else self.bits.shape[-1]
+
+    @property
     def batch_shape(self) -> tuple[int, ...]:
         """Shape of the batch of grids; () for a shared one."""
         return () if self.bits is None else self.bits.shape[:-1]
+
+
+def _bits(points: np.ndarray | Array) -> np.ndarray | Array:
+    integer = np.int64 if points.dtype == np.float64 else np.int32
+    return points.view(integer) if isinstance(points, np.ndarray) else lax.bitcast_convert_type(points, integer)
 
 
 def array_module(*arrays) -> ModuleType:

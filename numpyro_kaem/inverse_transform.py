@@ -64,7 +64,8 @@ class InverseTable(NamedTuple):
         keys: ordering keys of the panels' left ends.
         base: F at the left end of each panel, or where it is negative in `slope`, S at the right end.
         slope: one over the mass of the panel, negative where its place is told from S.
-        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t with x = 2 t - 1, first axis the power.
+        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t with x = 2 t - 1, first axis the power, or one
+            array for each.
         lower_end: probability below the first edge.
         upper_end: probability above the last edge.
         guide: for each leading part of a key, the last panel that begins before it.
@@ -75,11 +76,11 @@ class InverseTable(NamedTuple):
     keys: Int[Array, "*batch num_panels"]
     base: Float[Array, "*batch num_panels"]
     slope: Float[Array, "*batch num_panels"]
-    polynomials: Float[Array, "num_powers *batch num_panels"]
+    polynomials: Float[Array, "num_powers *batch num_panels"] | tuple[Float[Array, "*batch num_panels"], ...]
     lower_end: Float[Array, "*batch"]
     upper_end: Float[Array, "*batch"]
     guide: Int[Array, "*batch num_parts"] | None = None
-    guide_depth: Int[Array, ""] | None = None
+    guide_depth: Int[Array, "*batch"] | None = None
 
 
 def tail_shares(dtype) -> np.ndarray:
@@ -149,9 +150,10 @@ def with_guide(table: InverseTable) -> InverseTable:
     rows = table.keys.reshape(-1, table.keys.shape[-1])
     guide = jax.vmap(lambda keys: jnp.searchsorted(keys, starts, side="right").astype(jnp.int32) - 1)(rows)
     guide = jnp.maximum(guide, 0).at[..., 0].set(0)
-    most = jnp.max(jnp.diff(guide, axis=-1))
+    most = jnp.max(jnp.diff(guide, axis=-1), axis=-1)
     depth = jnp.ceil(jnp.log2(most + 1.0)).astype(jnp.int32)
-    return table._replace(guide=guide[:, :-1].reshape(*table.keys.shape[:-1], num_parts), guide_depth=depth)
+    batch_shape = table.keys.shape[:-1]
+    return table._replace(guide=guide[:, :-1].reshape(*batch_shape, num_parts), guide_depth=depth.reshape(batch_shape))
 
 
 def _parts_of_keys(integer) -> tuple[int, int, int]:
@@ -194,7 +196,7 @@ def table_icdf(
     else:
         smallest, shift, num_parts = _parts_of_keys(key.dtype)
         first = take(table.guide, row, jnp.clip((key - smallest) >> shift, 0, num_parts - 1).astype(jnp.int32))
-        panel = search_panels(padded(table.keys), row, key, table.guide_depth, first)
+        panel = search_panels(padded(table.keys), row, key, jnp.max(table.guide_depth, initial=0), first)
 
     slope = take(table.slope, row, panel)
     from_above = slope < 0

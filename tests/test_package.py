@@ -65,6 +65,7 @@ LAYERS = [
     "interrupts",
     "rounding",
     "grids",
+    "entry_points",
     "bases",
     "grid_adaptation",
     "energies",

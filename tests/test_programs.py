@@ -35,6 +35,7 @@ from numpyro_kaem import (
     fit,
     programs,
 )
+from numpyro_kaem.distributions.tails import survival
 from numpyro_kaem.fingerprint import SameProgram, fingerprint
 from numpyro_kaem.programs import jit_by_program, jit_by_value
 
@@ -464,3 +465,56 @@ def test_samplers_and_objectives_are_values(make, other):
 
 def test_reprs_show_what_differs_from_the_defaults():
     assert repr(TemperedSMC(num_particles=10)) == "TemperedSMC(target_ess=0.5, kernel=MALA(), num_particles=10)"
+
+
+METHODS_OF_PRIORS = {
+    "sample": lambda p: p.sample(jax.random.key(0), (3,)),
+    "log_prob": lambda p: p.log_prob(0.3),
+    "cdf": lambda p: p.cdf(0.3),
+    "icdf": lambda p: p.icdf(0.3),
+    "mean": lambda p: p.mean,
+    "variance": lambda p: p.variance,
+    "entropy": lambda p: p.entropy(),
+    "log_normalizer": lambda p: p.log_normalizer,
+    "survival": lambda p: survival(p, jnp.float32(0.3)),
+    "tabulate": lambda p: p.tabulate().sample(jax.random.key(0)),
+    "adapt_grid": lambda p: p.energy.adapt_grid(np.linspace(-1.0, 1.0, 9, dtype=np.float32))[0].coefficients,
+}
+
+
+def on_domain(low, high, reference):
+    energy = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(2, 1, (low, high)), scale=1.0)
+    return KAPrior(energy, reference)
+
+
+@pytest.mark.parametrize(
+    "make", slow_unless([dist.Normal], [dist.Normal, dist.Laplace, lambda loc, scale: dist.StudentT(3, loc, scale)])
+)
+def test_another_scalar_prior_compiles_nothing(make):
+    """Domains and numbers are arguments of the programs that a prior's methods are when they are called with values."""
+    first, second = on_domain(-3.0, 3.0, make(0.0, 1.0)), on_domain(-2.1, 2.9, make(0.3, 0.8))
+    results = {name: method(first) for name, method in METHODS_OF_PRIORS.items()}
+    for name, method in METHODS_OF_PRIORS.items():
+        count, result = lowered(lambda method=method: method(second))
+        assert count == 0, name
+        assert not np.allclose(result, results[name]), name
+    # As part of a larger program, for which domain and numbers are constants.
+    for name in ("log_prob", "cdf", "icdf"):
+        within = jax.jit(lambda z, name=name: getattr(second, name)(z))(0.3)
+        np.testing.assert_allclose(within, METHODS_OF_PRIORS[name](second), rtol=2e-5, atol=1e-6)
+
+
+def test_within_a_trace_domains_and_numbers_are_known():
+    """A uniform reference on its whole support is known to have no tails; and a prior has no leaf for its grid."""
+    prior = on_domain(-1.0, 2.0, dist.Uniform(-1.0, 2.0))
+    num_panels = prior._rule.panels_per_interval * 2
+
+    def panels(energy):
+        return KAPrior(energy, prior.reference).tabulate()._kept_inverse.keys
+
+    assert jax.eval_shape(panels, prior.energy).shape == (num_panels,)
+    assert prior.tabulate()._kept_inverse.keys.shape[0] > num_panels
+    assert all(np.issubdtype(leaf.dtype, np.floating) for leaf in jax.tree.leaves(prior))
+    assert len(jax.tree.leaves(prior.energy)) == 3
+    slopes = jax.grad(lambda p: p.log_prob(0.3))(prior)
+    assert np.all(np.isfinite(slopes.energy.coefficients)) and np.any(slopes.energy.coefficients)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -14,6 +13,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.moments import expectation
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.entry_points import compiled
 
 
 # Both signatures, because neither of (KAPrior, Distribution) and NumPyro's own (Distribution, ExpandedDistribution)
@@ -54,7 +54,7 @@ def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
     raise NotImplementedError("the divergence from a DeepKAPrior is not known, for its density is not normalised")
 
 
-@eqx.filter_jit
+@compiled
 def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "..."]:
     p = p._prepared()
     rank = len(p._table_shape)

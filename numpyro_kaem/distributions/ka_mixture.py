@@ -12,6 +12,7 @@ from numpyro_kaem.cdf_table import CDFTable, build_table
 from numpyro_kaem.checks import check_precision
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
+from numpyro_kaem.distributions.leaf_shapes import insert_axes, settle, settle_tables, table_rank
 from numpyro_kaem.distributions.reference import merge_components
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.quadrature import Panels
@@ -54,7 +55,7 @@ class KAMixture(TabulatedDistribution):
     arg_constraints = {"logits": constraints.real_vector}
     reparametrized_params = ["logits"]
     pytree_data_fields = ("components", "logits")
-    pytree_aux_fields = ("_logits_ndim",)
+    pytree_aux_fields = ("_logits_shape",)
 
     def __init__(self, components: KAPrior, logits: Float[Array, "..."], *, validate_args: bool | None = None):
         if not isinstance(components, KAPrior):
@@ -64,7 +65,7 @@ class KAMixture(TabulatedDistribution):
                 "components must have a batch axis, the last one being the component axis, got batch shape ()"
             )
         check_precision("logits", logits)
-        logits = jnp.asarray(logits)
+        logits = jnp.asarray(logits, None if hasattr(logits, "dtype") else components._dtype)
         num_components = components.batch_shape[-1]
         try:
             shape = jnp.broadcast_shapes(logits.shape, components.batch_shape)
@@ -82,8 +83,9 @@ class KAMixture(TabulatedDistribution):
                 f"{num_components} components; give the domain or the knots a last batch axis of size 1"
             )
         self.components, self.logits = components, logits
-        self._logits_ndim = logits.ndim
+        self._logits_shape = logits.shape
         super().__init__(shape[:-1], (), validate_args=validate_args)
+        self._expanded_shape = shape[:-1] if shape[:-1] != self._table_shape else None
 
     @classmethod
     def infer_shapes(cls, components: tuple[int, ...], logits: tuple[int, ...]) -> tuple[tuple, tuple]:
@@ -99,6 +101,18 @@ class KAMixture(TabulatedDistribution):
     def quadrature(self):
         """The components' panel rule."""
         return self.components.quadrature
+
+    def _settled(self):
+        rank = len(self.batch_shape) + 1  # with the component axis
+        components = settle(self.components, rank)
+        if components is self.components and self.logits.shape == self._logits_shape:
+            return self
+        rank_of_tables = max(table_rank(self.components), len(self._logits_shape)) - 1
+        settled = self._copy()
+        settled.components = components
+        settled.logits = insert_axes(self.logits, (self._logits_shape,), [rank])
+        settled._logits_shape = settled.logits.shape
+        return settle_tables(settled, rank_of_tables, rank - 1)
 
     @property
     def _table_shape(self):
@@ -143,6 +157,10 @@ class KAMixture(TabulatedDistribution):
 
     def _constants(self):
         return self._components._constants()
+
+    @property
+    def _constants_shape(self):
+        return (*self._table_shape, self.logits.shape[-1])
 
     @property
     def _components(self) -> KAPrior:

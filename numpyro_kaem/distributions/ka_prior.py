@@ -16,16 +16,19 @@ from jaxtyping import Array, Float
 from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
 from numpyro_kaem.cut_panels import CutPanels
+from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
 from numpyro_kaem.distributions.reference import (
     check_reference,
     kinks,
     reaches_outside,
     support_ends,
     warn_of_narrow_panels,
+    with_numbers_as_arrays,
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.distributions.tails import mass_below, survival
 from numpyro_kaem.energies import UnivariateEnergy, check_finite, check_half_precision
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.quadrature import Panels, QuadratureRule, nodes_first
 
 
@@ -81,7 +84,7 @@ class KAPrior(TabulatedDistribution):
     arg_constraints = {}
     reparametrized_params = []
     pytree_data_fields = ("energy", "reference")
-    pytree_aux_fields = ("quadrature", "_reference_has_icdf", "_leaf_ndims")
+    pytree_aux_fields = ("quadrature", "_reference_has_icdf", "_leaf_shapes")
 
     def __init__(
         self,
@@ -109,17 +112,21 @@ class KAPrior(TabulatedDistribution):
         ends = energy.basis.domain
         if not any(isinstance(end, core.Tracer) for end in ends):
             bounds = np.broadcast_arrays(*ends, *support_ends(reference))
-            outside = (bounds[0] < bounds[2]) | (bounds[1] > bounds[3])
+            with np.errstate(over="ignore"):
+                rounded = [bound.astype(energy.coefficients.dtype) for bound in bounds]
+            outside = (rounded[0] < rounded[2]) | (rounded[1] > rounded[3])
             if np.any(outside):
                 a, b, low, high = (float(bound[outside][0]) for bound in bounds)
                 raise ValueError(
                     f"domain ({a}, {b}) of the energy's basis reaches outside the support ({low}, {high}) of the "
                     f"reference {type(reference).__name__}; choose a domain inside the support"
                 )
+        reference = with_numbers_as_arrays(reference, energy.coefficients.dtype)
         self.energy, self.reference, self.quadrature = energy, reference, quadrature
         warn_of_narrow_panels(reference, energy.basis.breakpoints, self._rule.panels_per_interval)
-        self._leaf_ndims = tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves((energy, reference)))
+        self._leaf_shapes = leaf_shapes((energy, reference))
         super().__init__(batch_shape, (), validate_args=validate_args)
+        self._expanded_shape = batch_shape if batch_shape != self._table_shape else None
         if self._validate_args:
             check_finite(energy)
 
@@ -387,8 +394,11 @@ class KAPrior(TabulatedDistribution):
     @property
     def log_normalizer(self) -> Float[Array, "*batch"]:
         """Log Z, computed by quadrature; exact gradients by automatic differentiation."""
-        constants = self._constants()
-        return jnp.broadcast_to(self.energy.offset + constants.largest + constants.log_integral, self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(self._log_normalizer(), self._shape_with_batch())
+
+    def _settled(self):
+        return settle(self, len(self.batch_shape))
 
     @property
     def _table_shape(self):
@@ -456,6 +466,11 @@ class KAPrior(TabulatedDistribution):
                 jnp.broadcast_to(at_ends[..., 1] + _safe_log(survival(self.reference, high)), shape),
             ),
         )
+
+    @compiled
+    def _log_normalizer(self):
+        constants = self._constants()
+        return self.energy.offset + constants.largest + constants.log_integral
 
     def _log_integral(self, tilt: _Tilt):
         return log_integral(tilt.log_density, tilt.sizes, self._rule, *tilt.log_tails)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.inverse_transform import TAIL_RULE
 from numpyro_kaem.quadrature import nodes_first
 
@@ -27,7 +27,7 @@ def expectation(
     return jnp.sum(_terms(function, z, mass), axis=0)
 
 
-@eqx.filter_jit
+@compiled
 def mean_and_variance(distribution: TabulatedDistribution) -> tuple[Float[Array, "*table"], Float[Array, "*table"]]:
     """Mean and variance.
 
@@ -71,7 +71,8 @@ def _finite_where(moment, distribution: TabulatedDistribution, name: str):
     """The moment, or the reference's where NumPyro knows that to be infinite or undefined."""
     reference = distribution._reference
     try:
-        known = getattr(reference, name) if reference.batch_shape == () else 0.0
+        with np.errstate(all="ignore"):  # of NumPy's numbers
+            known = getattr(reference, name) if reference.batch_shape == () else 0.0
     except (NotImplementedError, ImportError, AttributeError):
         return moment
     return jnp.where(jnp.isfinite(known), moment, jnp.asarray(known, moment.dtype))

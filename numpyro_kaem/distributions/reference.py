@@ -48,6 +48,23 @@ def check_reference(reference: dist.Distribution) -> bool:
         raise ValueError(f"reference must have an icdf or a cdf that works, but {name} has neither; {cure}") from error
 
 
+def with_numbers_as_arrays(reference: dist.Distribution, dtype) -> dist.Distribution:
+    """The reference with its Python numbers as NumPy arrays of a dtype, which are known as numbers are.
+
+    Python numbers alone, and what NumPyro has computed of them, would be computed with in the widest dtype that JAX is
+    set to.
+    """
+
+    def as_array(leaf):
+        if type(leaf) in (int, float):
+            return np.asarray(leaf, dtype)
+        if getattr(leaf, "weak_type", False) and leaf.dtype not in (dtype, bool):
+            return leaf.astype(dtype) if isinstance(leaf, core.Tracer) else np.asarray(leaf, dtype)
+        return leaf
+
+    return jax.tree.map(as_array, reference)
+
+
 def support_ends(reference: dist.Distribution) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the support of every batch element, infinite where it is unbounded, NaN where an end is traced."""
 
@@ -60,6 +77,18 @@ def support_ends(reference: dist.Distribution) -> tuple[np.ndarray, np.ndarray]:
     low = known(getattr(support, "lower_bound", None), -np.inf)
     high = known(getattr(support, "upper_bound", None), np.inf)
     return np.asarray(low, np.float64), np.asarray(high, np.float64)
+
+
+def support_bounds_of_body(
+    reference: dist.Distribution, domain: tuple[ArrayLike, ArrayLike], dtype
+) -> tuple[float, float]:
+    """The ends of the support (see `support_bounds`), or of the domain where a dtype does not tell them apart."""
+    bounds = support_bounds(reference)
+    if not all(isinstance(end, float) for end in domain):
+        return bounds
+    with np.errstate(over="ignore"):
+        equal = np.asarray(domain, dtype) == np.asarray(bounds, dtype)
+    return tuple(float(np.where(*of)) for of in zip(equal, domain, bounds, strict=True))
 
 
 def reaches_outside(reference: dist.Distribution, low: ArrayLike, high: ArrayLike, dtype) -> Array:

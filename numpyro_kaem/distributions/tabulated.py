@@ -20,9 +20,10 @@ from numpyro_kaem.cdf_table import CDFTable, table_cdf
 from numpyro_kaem.checks import check_key
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
-from numpyro_kaem.distributions.reference import support_bounds
+from numpyro_kaem.distributions.reference import support_bounds_of_body
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail, tail_panels
 from numpyro_kaem.distributions.tails import mass_below, survival
+from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.inverse_transform import (
     InverseTable,
     build_inverse,
@@ -37,6 +38,9 @@ class TabulatedDistribution(dist.Distribution):
 
     Subclasses say what the density is; this class draws from it and computes its CDF, quantiles and moments. The
     batch shape may be larger than the shape of the tables (after `expand`): tables are never built twice.
+
+    As with NumPyro's own distributions, `jax.vmap` and the like change the parameters and not the batch shape. So
+    results have the shape of what the parameters broadcast to, draws and moments that of the batch shape as well.
     """
 
     quadrature: QuadratureRule | None
@@ -44,9 +48,16 @@ class TabulatedDistribution(dist.Distribution):
     _kept_table: CDFTable | None = None
     _kept_inverse: InverseTable | None = None
     _kept_constants: Any = None
+    # The batch shape where it is more than that of the parameters, after `expand`.
+    _expanded_shape: tuple[int, ...] | None = None
     pytree_data_fields = ("_kept_table", "_kept_inverse", "_kept_constants")
+    pytree_aux_fields = ("_expanded_shape",)
 
     # What subclasses provide ----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _settled(self) -> TabulatedDistribution:
+        """The same distribution, its parts in keeping with the shapes that their leaves have now."""
 
     @property
     @abc.abstractmethod
@@ -99,7 +110,7 @@ class TabulatedDistribution(dist.Distribution):
     @property
     def support(self):
         """The reference's support."""
-        return self._reference.support
+        return self._settled()._reference.support
 
     def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
         """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
@@ -111,7 +122,8 @@ class TabulatedDistribution(dist.Distribution):
         if not fits:
             raise ValueError(f"batch_shape must be one to which {self.batch_shape} broadcasts, got {batch_shape}")
         expanded = self._copy()
-        expanded._batch_shape = batch_shape
+        if batch_shape != self.batch_shape:
+            expanded._batch_shape = expanded._expanded_shape = batch_shape
         return expanded
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
@@ -130,12 +142,8 @@ class TabulatedDistribution(dist.Distribution):
             TypeError: for something else than a key.
         """
         check_key(key)
-        dtype, shape = self._dtype, self.shape(sample_shape)
-        # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
-        half = jnp.finfo(dtype).eps / 2
-        # Made coordinate by coordinate, as they are looked up.
-        rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
-        return _icdf(self, self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape), None, True)
+        self = self._settled()
+        return self._draw(key, self._shape_with_batch(tuple(sample_shape)))
 
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
@@ -148,6 +156,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             ValueError: for a shape that does not broadcast with the batch shape.
         """
+        self = self._settled()
         return self._log_prob(self._check_shape("value", value))
 
     def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -156,6 +165,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             ValueError: for a shape that does not broadcast with the batch shape.
         """
+        self = self._settled()
         value = self._check_shape("value", value)
         return self._cdf(jnp.broadcast_to(value, self._result_shape(value)))
 
@@ -173,6 +183,7 @@ class TabulatedDistribution(dist.Distribution):
         Raises:
             ValueError: for a shape that does not broadcast with the batch shape.
         """
+        self = self._settled()
         q = self._check_shape("q", q)
         shape = self._result_shape(q)
         if complement is not None:
@@ -201,25 +212,30 @@ class TabulatedDistribution(dist.Distribution):
             assert draw(served, jax.random.key(1)).shape == (1000, 40)
             ```
         """
+        self = self._settled()
         tabulated = self._copy()
         tabulated._kept_table, tabulated._kept_inverse, tabulated._kept_constants = self._tabulate()
         return tabulated
 
-    @eqx.filter_jit
     def entropy(self) -> Float[Array, "*batch"]:
         """Differential entropy -E[log p(z)], by quadrature."""
-        prepared = self._prepared()
-        return jnp.broadcast_to(expectation(prepared, lambda z: -prepared._log_density(z)), self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(self._entropy(), self._shape_with_batch())
 
     @property
     def mean(self) -> Float[Array, "*batch"]:
         """Mean, by quadrature; infinite or NaN where the reference's is."""
-        return jnp.broadcast_to(mean_and_variance(self)[0], self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(mean_and_variance(self)[0], self._shape_with_batch())
 
     @property
     def variance(self) -> Float[Array, "*batch"]:
         """Variance, by quadrature; infinite or NaN where the reference's is."""
-        return jnp.broadcast_to(mean_and_variance(self)[1], self.batch_shape)
+        self = self._settled()
+        return jnp.broadcast_to(mean_and_variance(self)[1], self._shape_with_batch())
+
+    def _validate_sample(self, value):
+        return super()._validate_sample(self._onto_ends(jnp.asarray(value)))
 
     def _copy(self) -> TabulatedDistribution:
         leaves, structure = self.tree_flatten()
@@ -233,9 +249,13 @@ class TabulatedDistribution(dist.Distribution):
         return default_rule(self._dtype, self._basis) if self.quadrature is None else self.quadrature
 
     @property
+    def _constants_shape(self) -> tuple[int, ...]:
+        return self._table_shape
+
+    @property
     def _panels(self) -> Panels:
         """The quadrature panels of the body."""
-        low, high = support_bounds(self._reference)
+        low, high = self._support_bounds
         if isinstance(self._reference, dist.Uniform):  # flat up to its ends
             low, high = -np.inf, np.inf
         return Panels.lay_out(self._rule, self._basis, low, high, float(jnp.finfo(self._dtype).eps))
@@ -268,10 +288,21 @@ class TabulatedDistribution(dist.Distribution):
     @property
     def _has_tails(self) -> bool:
         low, high = self._body
-        return isinstance(low, Array) or (low, high) != support_bounds(self._reference)
+        return isinstance(low, Array) or (low, high) != self._support_bounds
+
+    @property
+    def _support_bounds(self) -> tuple[float, float]:
+        return support_bounds_of_body(self._reference, self._basis.domain, self._dtype)
 
     def _result_shape(self, value) -> tuple[int, ...]:
-        return jnp.broadcast_shapes(jnp.shape(value), self.batch_shape)
+        return jnp.broadcast_shapes(jnp.shape(value), self._table_shape, self._expanded_shape or ())
+
+    def _shape_with_batch(self, sample_shape: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Shape of draws, and of moments: NumPyro's, and that of the parameters where NumPyro would raise an error."""
+        try:
+            return jnp.broadcast_shapes(sample_shape + self.batch_shape, self._table_shape)
+        except ValueError:
+            return sample_shape + self._table_shape
 
     def _check_shape(self, name: str, value) -> Array:
         value = jnp.asarray(value)
@@ -279,7 +310,7 @@ class TabulatedDistribution(dist.Distribution):
             self._result_shape(value)
         except ValueError as error:
             raise ValueError(
-                f"{name} must have a shape that broadcasts with the batch shape {self.batch_shape} of this "
+                f"{name} must have a shape that broadcasts with the batch shape {self._result_shape(0.0)} of this "
                 f"{type(self).__name__}, got {value.shape}"
             ) from error
         return value.astype(jnp.result_type(value, self._dtype))
@@ -325,21 +356,45 @@ class TabulatedDistribution(dist.Distribution):
 
     # Compiled, because called one by one the many small operations would each be compiled on first use.
 
-    @eqx.filter_jit
+    @compiled
+    def _draw(self, key, shape):
+        dtype = self._dtype
+        # jax.random.uniform gives multiples of eps in [0, 1); half a step further in, no draw is at 0 or 1.
+        half = jnp.finfo(dtype).eps / 2
+        # Made coordinate by coordinate, as they are looked up.
+        rows = jax.eval_shape(self._in_rows, jax.ShapeDtypeStruct(shape, dtype)).shape
+        return _icdf(self, self._out_of_rows(jax.random.uniform(key, rows, dtype) + half, shape), None, True)
+
+    @compiled
+    def _entropy(self):
+        prepared = self._prepared()
+        return expectation(prepared, lambda z: -prepared._log_density(z))
+
+    @compiled
     def _tabulate(self):
         prepared = self._prepared()
-        return prepared._kept_table, with_guide(prepared._inverse()), prepared._kept_constants
 
-    @eqx.filter_jit
+        # Every leaf has the axes of the batch first, that it may be mapped along them.
+        def batch_first(tables):
+            edges = jnp.broadcast_to(tables.edges, (*self._table_shape, tables.edges.shape[-1]))
+            return tables._replace(edges=edges, polynomials=tuple(tables.polynomials))
+
+        table, inverse = batch_first(prepared._kept_table), batch_first(with_guide(prepared._inverse()))
+        constants = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, self._constants_shape), prepared._kept_constants)
+        return table, inverse, constants
+
+    @compiled
     def _log_prob(self, value):
+        value = self._onto_ends(value)
         inside = self.support(value)
         safe = jnp.where(inside, value, jnp.clip(value, *self._body))
         return jnp.broadcast_to(jnp.where(inside, self._log_density(safe), -jnp.inf), self._result_shape(value))
 
-    @eqx.filter_jit
+    @compiled
     def _cdf(self, value):
         self = self._prepared()
         low, high = self._body
+        value = self._onto_ends(value)
         is_below, is_above, inside = value < low, value > high, self.support(value)
         # No jnp.clip: it would halve derivatives at the body's ends.
         in_body = jnp.where(is_below, low, jnp.where(is_above, high, value))
@@ -351,14 +406,14 @@ class TabulatedDistribution(dist.Distribution):
         below, above = jnp.where(inside, below, 0.0), jnp.where(inside, above, 0.0)
         return jnp.where(is_below, below, jnp.where(is_above, 1.0 - above, body))
 
-    @eqx.filter_jit
+    @compiled
     def _survival(self, value):
         _, high = self._body
         # The upper tail from its own side, where 1 - F(z) has lost its digits.
         _, above = self._tail_probabilities(high, jnp.maximum(value, high))
         return jnp.where(value > high, above, 1.0 - self._cdf(value))
 
-    @eqx.filter_jit
+    @compiled
     def _quantile(self, q, complement, drawn: bool):
         self = self._prepared()
         inverse = self._inverse()
@@ -375,6 +430,17 @@ class TabulatedDistribution(dist.Distribution):
             (z, ~jnp.all(in_table)),
         )
         return self._out_of_rows(z, q.shape)
+
+    def _onto_ends(self, value):
+        """Points of another dtype, which this density's does not tell from an end of the support, moved onto it."""
+        support, info = self.support, jnp.finfo(self._dtype)
+        for end in (getattr(support, name, None) for name in ("lower_bound", "upper_bound")):
+            if end is not None and jnp.result_type(value, end) != self._dtype:
+                value, end = (jnp.asarray(part, jnp.result_type(value, end)) for part in (value, end))
+                # A compiler may leave out conversions to another dtype and back.
+                rounded = (jax.lax.reduce_precision(part, info.nexp, info.nmant) for part in (value, end))
+                value = jnp.where(jnp.equal(*rounded), end, value)
+        return value
 
     def _with_ends(self, rows, inverse, q, complement):
         """Quantiles with those that draws do not reach: beyond the tables, at 0 and 1, and outside of [0, 1]."""
