@@ -11,7 +11,8 @@ import scipy.stats
 from prior_cases import quick_jit, random_energy
 from test_reference_tails import TAILS
 
-from numpyro_kaem import BSpline, KAMixture, KAPrior
+from numpyro_kaem import BSpline, KAMixture, KAPrior, UnivariateEnergy
+from numpyro_kaem.distributions.copula import OpenGaussianCopula
 from numpyro_kaem.distributions.log_tails import log_mass_above, log_mass_below, log_tail_quantile
 
 # References with logarithms of tails of their own, and SciPy's; on supports that hold the domain given.
@@ -197,3 +198,44 @@ def test_quantiles_of_wider_probabilities_are_those_of_the_prior_s_own_dtype(x64
     q = np.array([0.1, 0.6, 0.97])
     wide, narrow = quick_jit(lambda prior, q: (prior.icdf(q), prior.icdf(q.astype(jnp.float32))))(prior, q)
     np.testing.assert_array_equal(wide, narrow)
+
+
+def test_a_copula_keeps_its_correlation_forty_standard_deviations_out_on_either_side():
+    """With marginals that are normal it is the multivariate normal; draws of its tails are the Gaussian's own."""
+    cholesky = np.linalg.cholesky(np.array([[1.0, 0.9], [0.9, 1.0]]))
+    energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=BSpline(6, 3, (-3.0, 3.0)), scale=0.0)
+    marginals = KAPrior(energy, dist.Normal(0.0, 1.0))
+    copula = OpenGaussianCopula(marginals, correlation_cholesky=jnp.asarray(cholesky, jnp.float32))
+    assert isinstance(copula, dist.GaussianCopula)
+    z = np.array([[0.3, -0.4], [2.0, 3.5], [5.0, 5.0], [8.0, 8.0], [12.0, 11.0], [40.0, 39.0]])
+    z = np.concatenate([z, -z])
+
+    class Fixed(dist.MultivariateNormal):
+        def sample(self, key, sample_shape=()):
+            return jnp.broadcast_to(jnp.array([7.0, -7.0]), self.shape(sample_shape))
+
+        def expand(self, batch_shape):
+            return Fixed(jnp.zeros((*batch_shape, 2)), jnp.eye(2))
+
+    extreme = OpenGaussianCopula(marginals, correlation_cholesky=jnp.eye(2))
+    extreme.base_dist = Fixed(jnp.zeros(2), jnp.eye(2))
+
+    @quick_jit
+    def evaluate(copula, z):
+        values, slopes = jax.vmap(jax.value_and_grad(copula.log_prob))(z)
+        of_marginals = jax.grad(lambda copula: jnp.sum(copula.log_prob(z)))(copula).marginal_dist
+        return values, slopes, of_marginals, extreme.sample(jax.random.key(0), ())
+
+    values, slopes, of_marginals, draw = evaluate(copula, jnp.asarray(z, jnp.float32))
+    normal = scipy.stats.multivariate_normal(cov=cholesky @ cholesky.T)
+    np.testing.assert_allclose(values, normal.logpdf(z), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(slopes, -z @ np.linalg.inv(normal.cov), rtol=2e-3, atol=1e-2)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(of_marginals))
+    np.testing.assert_allclose(draw, [7.0, -7.0], rtol=1e-5)
+
+
+def test_outside_of_the_support_of_a_marginal_the_density_of_a_copula_is_zero_with_finite_gradients():
+    energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=BSpline(6, 3, (0.1, 5.0)))
+    copula = OpenGaussianCopula(KAPrior(energy, dist.Exponential(1.0)), correlation_cholesky=jnp.eye(2))
+    value, slope = quick_jit(jax.value_and_grad(copula.log_prob))(jnp.array([1.0, -1.0]))
+    assert value == -jnp.inf and np.all(np.isfinite(slope))
