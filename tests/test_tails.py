@@ -155,6 +155,7 @@ def test_outside_of_the_support_and_at_the_ends_of_panels_logarithms_have_finite
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_a_tail_that_holds_the_bulk_has_digits_on_both_of_its_sides(x64):
     """The location has left the domain: below the body's upper end there is next to nothing."""
     energy = random_energy(BSpline(6, 3, (-3.0, 3.0)), (), 1.0)

@@ -88,13 +88,16 @@ def log_tail_quantile(reference: dist.Distribution, log_probability: Array, from
 
 
 def log_mass_between(reference: dist.Distribution, ends: Float[Array, "2 ..."]) -> Array:
-    """Log of the probability between two points, from that end of the reference which is nearer."""
+    """Log of the probability between two points, one of which may be infinite, from the nearer end of the reference."""
     low, high = ends
-    below, above = log_mass_below(reference, high), log_mass_above(reference, low)
-    from_below = below <= above
-    larger = jnp.where(from_below, below, above)
-    smaller = jnp.where(from_below, log_mass_below(reference, low), log_mass_above(reference, high))
-    return log_difference(larger, smaller)
+    no_low, no_high = jnp.isneginf(low), jnp.isposinf(high)
+    low, high = jnp.where(no_low, high, low), jnp.where(no_high, low, high)
+    below = [jnp.where(no_low, -jnp.inf, log_mass_below(reference, low))]
+    below.append(jnp.where(no_high, 0.0, log_mass_below(reference, high)))
+    above = [jnp.where(no_low, 0.0, log_mass_above(reference, low))]
+    above.append(jnp.where(no_high, -jnp.inf, log_mass_above(reference, high)))
+    from_below = below[1] <= above[0]
+    return log_difference(jnp.where(from_below, below[1], above[0]), jnp.where(from_below, below[0], above[1]))
 
 
 @jax.custom_jvp

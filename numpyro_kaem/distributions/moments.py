@@ -84,6 +84,8 @@ def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[in
     the farthest, and of nodes in an octave.
     """
     distribution = distribution._prepared()
+    if distribution._own_points is not None:
+        return distribution._own_points()
     rule, pieces, basis = distribution._rule, distribution._pieces, distribution._basis
     dtype, shape = distribution._dtype, distribution._table_shape
 

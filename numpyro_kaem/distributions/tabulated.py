@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -39,6 +39,9 @@ from numpyro_kaem.inverse_transform import (
 )
 from numpyro_kaem.quadrature import Panels, QuadratureRule, default_rule
 
+if TYPE_CHECKING:
+    from numpyro_kaem.distributions.truncated import TruncatedPrior
+
 
 class TabulatedDistribution(dist.Distribution):
     """Abstract univariate distribution with a tabulated body [a, b] and the tails of a reference beyond it.
@@ -53,6 +56,9 @@ class TabulatedDistribution(dist.Distribution):
     _kept_inverse: InverseTable | None = None
     _kept_constants: Any = None
     pytree_data_fields = ("_kept_table", "_kept_inverse", "_kept_constants")
+
+    # Nodes and masses of expectations, of a distribution whose table is not its own.
+    _own_points: Any = None
 
     # What subclasses provide ----------------------------------------------------------------------------------------
 
@@ -211,6 +217,24 @@ class TabulatedDistribution(dist.Distribution):
         """
         value = self._check_shape("value", value)
         return self._log_survival(jnp.broadcast_to(value, self._result_shape(value)))
+
+    def log_mass_between(self, low: Num[ArrayLike, "..."], high: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Log of the probability between two points, log(F(high) - F(low)), with the digits of short intervals.
+
+        -inf where low < high does not hold or there is nothing in between. Differentiable in points and parameters.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+        """
+        low, high = self._check_shape("low", low), self._check_shape("high", high)
+        shape = jnp.broadcast_shapes(self._result_shape(low), self._result_shape(high))
+        return self._log_mass_between(jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape))
+
+    def truncate(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> TruncatedPrior:
+        """The density between bounds, a `TruncatedPrior`; each is a number, an array or None, for none on that side."""
+        from numpyro_kaem.distributions.truncated import TruncatedPrior
+
+        return TruncatedPrior(self, low, high)
 
     def icdf(self, q: Num[ArrayLike, "..."], *, complement: Num[ArrayLike, "..."] | None = None) -> Float[Array, "..."]:
         """The quantile z with cdf(z) = q.
@@ -456,8 +480,11 @@ class TabulatedDistribution(dist.Distribution):
         """Log of the probability between two points, low <= high: the sum of what is in the two tails and the body."""
         self = self._prepared()
         low, high = jnp.broadcast_arrays(low, high)
-        _, _, _, body_low, (below_low, above_low) = self._regions(low)
-        _, _, _, body_high, (below_high, above_high) = self._regions(high)
+        is_below, _, low_inside, body_low, (below_low, above_low) = self._regions(low)
+        _, is_above, high_inside, body_high, (below_high, above_high) = self._regions(high)
+        # Beyond the support there is what is beyond infinity.
+        below_low = jnp.where(is_below & ~low_inside, -jnp.inf, below_low)
+        above_high = jnp.where(is_above & ~high_inside, jnp.inf, above_high)
         rows = table_mass_between(self._table(), self._in_rows(body_low), self._in_rows(body_high))
         body = safe_log(self._out_of_rows(rows, body_low.shape))
         # Of a body whose mass there underflows.
