@@ -18,7 +18,7 @@ def _set_up(censored_dist, base_dist, event_shape, validate_args, **indicators):
     A prior has arrays with axes of their own, such as its coefficients.
     """
     if not isinstance(base_dist, TabulatedDistribution):
-        name = type(censored_dist).__mro__[1].__name__
+        name = type(censored_dist).__bases__[1].__name__
         raise TypeError(
             f"base_dist must be a KAPrior, a KAMixture or one of these truncated, got {type(base_dist).__name__}; for "
             f"other distributions there is numpyro.distributions.{name}"
@@ -36,7 +36,14 @@ def _set_up(censored_dist, base_dist, event_shape, validate_args, **indicators):
     dist.Distribution.__init__(censored_dist, shape, event_shape, validate_args=validate_args)
 
 
-class LeftCensoredPrior(dist.LeftCensoredDistribution):
+class _OfArrays:
+    """NumPyro compares NumPy values by NumPy, which cannot be where the bounds of a support are traced."""
+
+    def _validate_sample(self, value):
+        return super()._validate_sample(jnp.asarray(value))
+
+
+class LeftCensoredPrior(_OfArrays, dist.LeftCensoredDistribution):
     """Observations of a learned density, of some of which only an upper bound is known:
 
         log p(value) = log F(value) where censored, else the log-density.
@@ -77,7 +84,7 @@ class LeftCensoredPrior(dist.LeftCensoredDistribution):
         return jnp.where(self.censored, self.base_dist.log_cdf(value), self.base_dist.log_prob(value))
 
 
-class RightCensoredPrior(dist.RightCensoredDistribution):
+class RightCensoredPrior(_OfArrays, dist.RightCensoredDistribution):
     """Observations of a learned density, of some of which only a lower bound is known:
 
         log p(value) = log(1 - F(value)) where censored, else the log-density.
@@ -118,11 +125,12 @@ class RightCensoredPrior(dist.RightCensoredDistribution):
         return jnp.where(self.censored, self.base_dist.log_survival(value), self.base_dist.log_prob(value))
 
 
-class IntervalCensoredPrior(dist.IntervalCensoredDistribution):
-    """Observations of a learned density that are known to lie in an interval, below or above a bound, or outside of one.
+class IntervalCensoredPrior(_OfArrays, dist.IntervalCensoredDistribution):
+    """Observations of a learned density that are known to lie in an interval, below or above a bound, or outside.
 
-    A `numpyro.distributions.IntervalCensoredDistribution`: values have a last axis (lower, upper), and an interval whose
-    ends are equal is an exact observation. Masses of intervals keep their digits however short or far out these are.
+    A `numpyro.distributions.IntervalCensoredDistribution`: values have a last axis (lower, upper), and an interval
+    whose ends are equal is an exact observation. Masses of intervals keep their digits however short or far out they
+    are.
 
     Args:
         base_dist: a `KAPrior`, `KAMixture` or `TruncatedPrior`.

@@ -110,6 +110,10 @@ class TruncatedPrior(TabulatedDistribution):
             return constraints.greater_than_eq(low)
         return constraints.less_than_eq(high) if low is None else constraints.interval(low, high)
 
+    def _validate_sample(self, value):
+        # NumPyro compares NumPy values by NumPy, which cannot be where a bound is traced.
+        return super()._validate_sample(jnp.asarray(value))
+
     def truncate(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> TruncatedPrior:
         """The density between these bounds as well as between those that it has."""
         if self.low is not None:
@@ -196,8 +200,20 @@ class TruncatedPrior(TabulatedDistribution):
     @property
     def _log_mass(self) -> Array:
         """Log of the mass between the bounds, NaN where there is none."""
-        log_mass = self.base_dist._log_mass_between(*self._bounds)
+        log_mass = self._below(self.high) if self.low is None else self._above(self.low)
         return jnp.where(jnp.isneginf(log_mass), jnp.nan, log_mass)
+
+    def _above(self, z) -> Array:
+        """Log of the whole density's mass between z and the upper bound."""
+        if self.high is None:
+            return self.base_dist._log_masses(z)[1]
+        return self.base_dist._log_mass_between(z, self.high)
+
+    def _below(self, z) -> Array:
+        """Log of the whole density's mass between the lower bound and z."""
+        if self.low is None:
+            return self.base_dist._log_masses(z)[0]
+        return self.base_dist._log_mass_between(self.low, z)
 
     def _log_density(self, z):
         return self.base_dist._log_density(z) - self._log_mass
@@ -217,8 +233,7 @@ class TruncatedPrior(TabulatedDistribution):
         low, high = self._bounds
         z = jnp.where(value < low, low, jnp.where(value > high, high, value))
         log_mass = self._log_mass
-        below = self.base_dist._log_mass_between(low, z) - log_mass
-        above = self.base_dist._log_mass_between(z, high) - log_mass
+        below, above = self._below(z) - log_mass, self._above(z) - log_mass
         is_below = below < above
         rest_of_below = log_complement(jnp.where(is_below, jnp.minimum(below, LOG_HALF), -jnp.inf))
         rest_of_above = log_complement(jnp.where(is_below, -jnp.inf, jnp.minimum(above, LOG_HALF)))
