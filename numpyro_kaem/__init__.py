@@ -2,7 +2,16 @@
 
 from numpyro_kaem import kernels
 from numpyro_kaem.bases import RBF, RSWAF, Basis, BSpline, Chebyshev, Fourier, Wavelet
-from numpyro_kaem.distributions import DeepKAPrior, ICDFReparam, KAMixture, KAPrior
+from numpyro_kaem.distributions import (
+    DeepKAPrior,
+    ICDFReparam,
+    IntervalCensoredPrior,
+    KAMixture,
+    KAPrior,
+    LeftCensoredPrior,
+    RightCensoredPrior,
+    TruncatedPrior,
+)
 from numpyro_kaem.energies import UnivariateEnergy
 from numpyro_kaem.energy_module import adapt_svi_grid, energy_module
 from numpyro_kaem.generators import KAN, MLP
@@ -55,6 +64,7 @@ __all__ = [
     "ImportanceMLE",
     "ImportanceSampling",
     "IndexedBatch",
+    "IntervalCensoredPrior",
     "KAMixture",
     "KAPrior",
     "Ladder",
@@ -62,14 +72,17 @@ __all__ = [
     "LangevinMLE",
     "LatentGaussian",
     "LatentModel",
+    "LeftCensoredPrior",
     "Objective",
     "ParallelTempering",
     "Posterior",
+    "RightCensoredPrior",
     "TemperedSMC",
     "TensorBoardLogger",
     "ThermodynamicMLE",
     "TrainingFailed",
     "Trapezoid",
+    "TruncatedPrior",
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",

@@ -34,6 +34,8 @@ class CDFTable(NamedTuple):
         polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t, first axis the power; or one array for each.
         lower_tail: probability below a.
         upper_tail: probability above b.
+        log_mass: log-probability of each panel, finite where the probability underflows.
+        log_tails: log-probabilities below a and above b.
     """
 
     edges: Float[Array, "*batch_or_none num_edges"]
@@ -43,6 +45,8 @@ class CDFTable(NamedTuple):
     polynomials: Float[Array, "num_powers *batch num_panels"] | tuple[Float[Array, "*batch num_panels"], ...]
     lower_tail: Float[Array, "*batch"]
     upper_tail: Float[Array, "*batch"]
+    log_mass: Float[Array, "*batch num_panels"]
+    log_tails: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
 
 
 def log_integral(
@@ -111,24 +115,23 @@ def build_table(
     """
     # Normalised by division: the rounding of log Z alone would scale every probability by up to 5e-7 in float32.
     shapes = _shapes(log_density, rule)
-    _, mass, lower_tail, upper_tail = _masses(shapes, sizes, log_lower_tail, log_upper_tail)
+    largest, mass, lower_tail, upper_tail = _masses(shapes, sizes, log_lower_tail, log_upper_tail)
     total = lower_tail + jnp.sum(mass, axis=-1) + upper_tail
     lower_tail, upper_tail, mass = lower_tail / total, upper_tail / total, mass / total[..., None]
     before, after = _sums_on_either_side(mass)
     lower, upper = lower_tail[..., None] + before, upper_tail[..., None] + after
 
     # Without the barrier XLA would recompute the table inside every look-up.
-    return lax.optimization_barrier(
-        CDFTable(
-            edges=jnp.asarray(edges, mass.dtype),
-            lower=lower,
-            upper=upper,
-            mass=mass,
-            polynomials=_polynomials(shapes, rule),
-            lower_tail=lower_tail,
-            upper_tail=upper_tail,
-        )
-    )
+    parts = (jnp.asarray(edges, mass.dtype), lower, upper, mass, _polynomials(shapes, rule), lower_tail, upper_tail)
+    parts = lax.optimization_barrier(parts)
+    # The logarithms are computed where they are asked for.
+    empty = jnp.isneginf(shapes.log_scale)
+    log_average = jnp.log(jnp.where(empty, 1.0, shapes.average)) + shapes.log_scale
+    log_total = (largest + jnp.log(total))[..., None]
+    log_size = jnp.log(jnp.where(sizes > 0, sizes, 1.0)).astype(mass.dtype)  # of panels that a kink has emptied, too
+    log_mass = jnp.where(empty | (sizes <= 0), -jnp.inf, log_size + log_average - log_total)
+    log_tails = log_lower_tail - log_total[..., 0], log_upper_tail - log_total[..., 0]
+    return CDFTable(*parts, log_mass, log_tails)
 
 
 def _sums_on_either_side(mass: Float[Array, "*batch num_panels"]) -> tuple[Array, Array]:
@@ -173,16 +176,76 @@ def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "n
 
     The batch dimensions of the distributions are counted as one.
     """
-    shape, starts = z.shape, table.edges[..., :-1]
+    return table_masses(table, z)[0]
+
+
+def table_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Float[Array, "num_rows n"], ...]:
+    """F(z) and S(z) = 1 - F(z) as `table_cdf` has it, each summed up from its own end."""
+    row, panel, share, rest = _shares(table, z)
+    mass = take(table.mass, row, panel)
+    both = take(table.lower, row, panel) + mass * share, take(table.upper, row, panel) + mass * rest
+    # Not clipped by jnp.clip, which halves derivatives at its limits, and panel edges are numbers that people use.
+    return tuple((p - lax.stop_gradient(p - jnp.clip(p, 0.0, 1.0))).reshape(z.shape) for p in both)
+
+
+def table_log_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Float[Array, "num_rows n"], ...]:
+    """Log F(z) and log S(z) as `table_masses` has them, finite where F(z) or S(z) underflows."""
+    row, panel, share, rest = _shares(table, z)
+    log_mass = take(table.log_mass, row, panel)
+
+    def log_sum(log_tail, reverse, part):
+        """Of the panels before the one of z, in the order that they are summed up in, and a part of that."""
+        masses = jnp.flip(table.log_mass, -1) if reverse else table.log_mass
+        before = lax.cumlogsumexp(
+            jnp.concatenate([log_tail[..., None], masses[..., :-1]], axis=-1), axis=masses.ndim - 1
+        )
+        before = take(before, row, masses.shape[-1] - 1 - panel if reverse else panel)
+        largest = lax.stop_gradient(jnp.maximum(before, log_mass))
+        largest = jnp.where(jnp.isneginf(largest), 0.0, largest)
+        total = jnp.exp(before - largest) + jnp.exp(log_mass - largest) * part
+        positive = total > 0
+        return jnp.where(positive, largest + jnp.log(jnp.where(positive, total, 1.0)), -jnp.inf).reshape(z.shape)
+
+    return log_sum(table.log_tails[0], False, share), log_sum(table.log_tails[1], True, rest)
+
+
+def table_mass_between(
+    table: CDFTable, low: Float[Array, "num_rows n"], high: Float[Array, "num_rows n"]
+) -> Float[Array, "num_rows n"]:
+    """F(high) - F(low) for low <= high inside of the body, with the digits of short intervals."""
+    row, first, _, rest = _shares(table, low)
+    _, last, share, _ = _shares(table, high)
+    # Of the panels in between the smaller sums are taken: those from the nearer end of the body.
+    below = take(table.lower, row, last) - take(table.lower, row, first) - take(table.mass, row, first)
+    above = take(table.upper, row, first) - take(table.upper, row, last) - take(table.mass, row, last)
+    between = jnp.where(take(table.lower, row, last) <= take(table.upper, row, first), below, above)
+    between = jnp.where(last > first + 1, between, 0.0)
+    apart = take(table.mass, row, first) * rest + between + take(table.mass, row, last) * share
+    # In one panel Q(u) - Q(v) = (u - v) (P(u) + 2 v (P(u) - P(v)) / (x(u) - x(v))), with P(t) = Q(t) / t.
+    left, right = take_edge(table.edges, row, first), take_edge(table.edges, row, first + 1)
+    u, v = ((end.ravel() - left) / (right - left) for end in (high, low))
+    powers = [take(power, row, first) for power in table.polynomials]
+    value, slope = powers[-1], 0.0
+    for coefficient in reversed(powers[:-1]):
+        slope = slope * (2.0 * u - 1.0) + value
+        value = value * (2.0 * v - 1.0) + coefficient
+    # P(u) = P(v) + (x(u) - x(v)) slope
+    chord = value + 2.0 * u * slope
+    together = take(table.mass, row, first) * ((high.ravel() - low.ravel()) / (right - left)) * chord
+    return jnp.maximum(jnp.where(first == last, together, apart), 0.0).reshape(low.shape)
+
+
+def _shares(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Array, Array, Array, Array]:
+    """The row and the panel of every point, and what shares of the panel's mass are below and above it."""
+    starts = table.edges[..., :-1]
     row, z = lax.broadcasted_iota(jnp.int32, z.shape, 0).ravel(), z.ravel()
     panel = search_panels(
         padded(starts), row if starts.ndim > 1 else jnp.zeros_like(row), z, panel_depth(starts.shape[-1])
     )
     left, right = take_edge(table.edges, row, panel), take_edge(table.edges, row, panel + 1)
-    # Not clipped by jnp.clip, which halves derivatives at its limits, and panel edges are numbers that people use.
-    share = polynomial([take(power, row, panel) for power in table.polynomials], (z - left) / (right - left))
-    probability = take(table.lower, row, panel) + take(table.mass, row, panel) * share
-    return (probability - lax.stop_gradient(probability - jnp.clip(probability, 0.0, 1.0))).reshape(shape)
+    powers = [take(power, row, panel) for power in table.polynomials]
+    share = polynomial(powers, (z - left) / (right - left))
+    return row, panel, share, _rest(powers, (right - z) / (right - left))
 
 
 def take(values: Num[Array, "*batch columns"], row: Int[Array, " n"], column: Int[Array, " n"]) -> Array:
@@ -231,3 +294,13 @@ def polynomial(coefficients: list[Array], t: Array) -> Array:
     for coefficient in reversed(coefficients[:-1]):
         value = value * x + coefficient
     return value * t
+
+
+def _rest(coefficients: list[Array], t: Array) -> Array:
+    """Q(1) - Q(1 - t) with the digits of small t, which is t (P(x) + 2 sum_k c_k (1 + x + ... + x^(k-1)))."""
+    x, tail, value, chord = 1.0 - 2.0 * t, 0.0, coefficients[-1], 0.0
+    for coefficient, above in zip(reversed(coefficients[:-1]), reversed(coefficients[1:]), strict=True):
+        tail = tail + above
+        chord = chord * x + tail
+        value = value * x + coefficient
+    return t * (value + 2.0 * chord)

@@ -98,7 +98,7 @@ def tail_shares(dtype) -> np.ndarray:
 
 def build_inverse(table: CDFTable, tails: tuple[TailPanels, TailPanels] | None) -> InverseTable:
     """Prepare a table for quantiles, and extend it into the tails."""
-    edges, lower, upper, mass, polynomials, lower_end, upper_end = lax.stop_gradient(table)
+    edges, lower, upper, mass, polynomials, lower_end, upper_end = lax.stop_gradient(table[:7])
     dtype, batch_shape = mass.dtype, mass.shape[:-1]
     left_survival = upper + mass
     if tails is not None:

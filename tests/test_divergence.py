@@ -73,6 +73,29 @@ def test_divergences_are_those_of_an_independent_quadrature(case):
     assert np.all(np.array(ours) > 0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
+def test_a_normal_s_divergence_from_a_learned_density_is_that_of_quadrature(x64, dtype):
+    """Of one much narrower than a panel, of one much wider than the domain, and far away, with finite gradients."""
+    q = prior_of("normal", dtype=dtype)
+    loc, scale = (np.array(part, dtype) for part in ([0.3, 1.0, 0.0, 30.0, -2.9], [0.7, 1e-3, 50.0, 0.5, 0.2]))
+
+    @quick_jit
+    def evaluate(loc, scale, q):
+        total = lambda loc, scale, q: jnp.sum(kl_divergence(dist.Normal(loc, scale), q))  # noqa: E731
+        return kl_divergence(dist.Normal(loc, scale), q), jax.grad(total, argnums=(0, 1, 2))(loc, scale, q)
+
+    values, gradients = evaluate(loc, scale, q)
+    density = density_of(q, "normal")
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    for index, (m, s) in enumerate(zip(loc.astype(float), scale.astype(float), strict=True)):
+        edges = np.unique(np.concatenate([m + s * np.linspace(-12, 12, 121), np.linspace(-3.0, 3.0, 121)]))
+        z = 0.5 * (edges[1:] + edges[:-1])[:, None] + 0.5 * np.diff(edges)[:, None] * nodes
+        mass = scipy.stats.norm(m, s).pdf(z) * 0.5 * np.diff(edges)[:, None] * weights
+        expected = np.sum(mass * (scipy.stats.norm(m, s).logpdf(z) - density.log_prob(z.ravel()).reshape(z.shape)))
+        np.testing.assert_allclose(values[index], expected, rtol=2e-5 if dtype == np.float32 else 1e-8, atol=1e-5)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+
+
 @pytest.mark.slow
 def test_divergences_of_mixtures():
     logits = jnp.array([0.7, -0.4])

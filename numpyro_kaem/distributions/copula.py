@@ -6,25 +6,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem.distributions.exponential_family import in_float64
 from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.log_tails import normal_quantile
+from numpyro_kaem.entry_points import compiled
 
 
 class OpenGaussianCopula(dist.GaussianCopula):
-    """NumPyro's `GaussianCopula`, whose draws are finite.
+    """NumPyro's `GaussianCopula` over learned marginals, with both tails from their own side.
 
-    Beyond 5.4 standard deviations the normal CDF rounds to one in float32, and the quantile at one is the end of the
-    support. That happens once in 30 million draws; here probabilities are kept half a step away from zero and one.
+    Beyond 5.4 standard deviations the normal CDF rounds to one in float32: there NumPyro's density has the correlation
+    of another point, and its draws are the end of the support. Here scores and draws come from the smaller one of the
+    two probabilities on either side of a point, scores from its logarithm.
     """
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Draw from the Gaussian, and put its coordinates through the marginals' quantiles."""
         shape = sample_shape + self.batch_shape
-        probability = jax.scipy.stats.norm.cdf(self.base_dist.expand(shape).sample(key))
-        info = jnp.finfo(probability.dtype)
-        return self.marginal_dist.icdf(jnp.clip(probability, info.tiny, 1.0 - info.epsneg))
+        score = self.base_dist.expand(shape).sample(key)
+        tiny = jnp.finfo(score.dtype).tiny
+        below, above = (jnp.maximum(jax.scipy.special.ndtr(side), tiny) for side in (score, -score))
+        return self.marginal_dist.icdf(below, complement=above)
+
+    @validate_sample
+    def log_prob(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Sklar's density: that of the normal scores over those of independent ones, times the marginals'."""
+        scores, log_marginals = _scores_and_log_marginals(self.marginal_dist, jnp.asarray(value))
+        log_ratio = self.base_dist.log_prob(scores) - jnp.sum(jax.scipy.stats.norm.logpdf(scores), axis=-1)
+        return log_ratio + jnp.sum(log_marginals, axis=-1)
+
+
+@compiled
+def _scores_and_log_marginals(marginals: KAPrior, value: Array) -> tuple[Array, Array]:
+    """Phi^-1(F(value)) and the log-densities, by one table."""
+    marginals = marginals._prepared()
+    below, above = marginals.log_cdf(value), marginals.log_survival(value)
+    from_below = below < above
+    # Outside of the support a score is any finite number: the density is zero by that of the marginal.
+    score = normal_quantile(jnp.maximum(jnp.where(from_below, below, above), -1e6))
+    return jnp.where(from_below, score, -score), marginals.log_prob(value)
 
 
 def normal_score_copula(

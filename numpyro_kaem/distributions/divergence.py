@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions.kl import kl_divergence
@@ -13,7 +14,9 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.moments import expectation
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.distributions.tails import tail_quantile
 from numpyro_kaem.entry_points import compiled
+from numpyro_kaem.quadrature import GaussLegendre
 
 
 # Both signatures, because neither of (KAPrior, Distribution) and NumPyro's own (Distribution, ExpandedDistribution)
@@ -48,6 +51,39 @@ def _(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "*batch"]:
     return jnp.broadcast_to(_divergence(p, q), shape)
 
 
+# For each type, because NumPyro has rules for all pairs of some types: next to them one for all would be ambiguous.
+for _kind in (
+    dist.Normal,
+    dist.LogNormal,
+    dist.Laplace,
+    dist.Logistic,
+    dist.Gumbel,
+    dist.Exponential,
+    dist.HalfNormal,
+    dist.Weibull,
+    dist.Uniform,
+):
+
+    @kl_divergence.register(_kind, TabulatedDistribution)
+    def _(p: dist.Distribution, q: TabulatedDistribution) -> Float[Array, "*batch"]:
+        """KL(p || q) = E_p[log p(z) - log q(z)] of a distribution of NumPyro from a learned density, by quadrature.
+
+        Panels end at those of q and at quantiles of p, so that either may be much narrower than the other. It is
+        infinite where p's support reaches beyond q's.
+        """
+        try:
+            shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+        except ValueError as error:
+            raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
+        return jnp.broadcast_to(_divergence_from_learned(p, q), shape)
+
+
+@kl_divergence.register(dist.ExpandedDistribution, TabulatedDistribution)
+def _(p: dist.ExpandedDistribution, q: TabulatedDistribution) -> Float[Array, "*batch"]:
+    shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+    return jnp.broadcast_to(kl_divergence(p.base_dist, q), shape)
+
+
 # NumPyro's divergence of a point mass is -log q at the point, whatever q is.
 @kl_divergence.register(dist.Delta, DeepKAPrior)
 def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
@@ -56,7 +92,7 @@ def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
 
 @compiled
 def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "..."]:
-    p = p._prepared()
+    p = p._settled()._prepared()
     rank = len(p._table_shape)
     extra = q.batch_shape[: max(0, len(q.batch_shape) - rank)]
 
@@ -75,6 +111,37 @@ def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, 
     # A batch of q's wider than p's: the nodes and both densities do not depend on the index and are computed once.
     result = jax.vmap(lambda index: expectation(p, lambda z: log_ratio(z)[:, index]))(jnp.arange(math.prod(extra)))
     result = result.reshape(*extra, *result.shape[1:])
+    return jnp.where(_reaches_beyond(p.support, q.support), jnp.inf, result)
+
+
+@compiled
+def _divergence_from_learned(p: dist.Distribution, q: TabulatedDistribution) -> Float[Array, "..."]:
+    q = q._settled()._prepared()
+    dtype, shape = q._dtype, jnp.broadcast_shapes(p.batch_shape, q._table_shape)
+    # Quantiles of p at octaves of either tail, and at sixteenths in between.
+    octaves = 0.5 ** np.arange(80 if dtype == jnp.float32 else 100, 4, -1)
+    share = np.concatenate([octaves, np.arange(1, 8) / 16, octaves, np.arange(1, 9) / 16]).astype(dtype)
+    below = np.arange(len(share)) < len(share) // 2
+    column = (-1, *[1] * len(shape))
+    share, below = (jnp.asarray(part.reshape(column)) for part in (share, below))
+    quantiles = jnp.broadcast_to(tail_quantile(p, share, below), (len(share), *shape))
+    panels = q._edges_and_sizes[0]
+    panels = jnp.moveaxis(jnp.broadcast_to(panels, (*q._table_shape, panels.shape[-1])), -1, 0).astype(dtype)
+    panels = panels.reshape(panels.shape[0], *[1] * (len(shape) - len(q._table_shape)), *q._table_shape)
+    panels = jnp.broadcast_to(panels, (panels.shape[0], *shape))
+    panels = jnp.clip(panels, jnp.min(quantiles, axis=0), jnp.max(quantiles, axis=0))
+    # The integral does not depend on where panels end.
+    edges = jax.lax.stop_gradient(jnp.sort(jnp.concatenate([quantiles.astype(dtype), panels]), axis=0))
+
+    rule, sizes = GaussLegendre(), jnp.diff(edges, axis=0)[:, None]
+    nodes = rule.unit_nodes.astype(dtype).reshape(1, *column)
+    weights = rule.weights.astype(dtype).reshape(1, *column)
+    z = edges[:-1, None] + sizes * nodes
+    inside = q.support(z) & p.support(z)
+    safe = jnp.where(inside, z, jax.lax.stop_gradient(jnp.clip(z, *q._body)))
+    log_p = p.log_prob(safe)
+    terms = sizes * weights * jnp.exp(log_p) * (log_p - q._log_density(safe))
+    result = jnp.sum(jnp.where(inside, terms, 0.0), axis=(0, 1))
     return jnp.where(_reaches_beyond(p.support, q.support), jnp.inf, result)
 
 

@@ -13,6 +13,7 @@ from numpyro_kaem.checks import check_precision
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
 from numpyro_kaem.distributions.leaf_shapes import insert_axes, settle, settle_tables, table_rank
+from numpyro_kaem.distributions.log_tails import log_sum_exp
 from numpyro_kaem.distributions.reference import merge_components
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.quadrature import Panels
@@ -176,7 +177,7 @@ class KAMixture(TabulatedDistribution):
         constants = self.components._constants_of(tilt)
         log_weights = self._log_proportions - constants.log_integral
         log_density = jax.nn.logsumexp(tilt.log_density + log_weights[..., None, None], axis=-3)
-        log_tails = (_log_sum_exp(tail + log_weights) for tail in tilt.log_tails)
+        log_tails = (log_sum_exp(tail + log_weights) for tail in tilt.log_tails)
         return build_table(log_density, *self._edges_and_sizes, self._rule, *log_tails), constants
 
     def _log_tail_weights(self) -> tuple[Array, Array]:
@@ -184,14 +185,7 @@ class KAMixture(TabulatedDistribution):
         lower, upper = (self._log_proportions + weight for weight in self._components._log_tail_weights())
         return jax.nn.logsumexp(lower, axis=-1), jax.nn.logsumexp(upper, axis=-1)
 
-    def _tail_probabilities(self, below, above, *sides):
+    def _log_tail_probabilities(self, below, above, *sides):
         points = (jnp.asarray(z)[..., None] for z in (below, above))
-        lower, upper = self._components._tail_probabilities(*points, *sides)
-        return jnp.sum(self.probs * lower, axis=-1), jnp.sum(self.probs * upper, axis=-1)
-
-
-def _log_sum_exp(terms: Float[Array, "*batch num_components"]) -> Float[Array, "*batch"]:
-    """Log of the sum of exponentials along the last axis; of -inf alone it is -inf with zero gradient, not NaN."""
-    empty = jnp.all(jnp.isneginf(terms), axis=-1)
-    total = jax.nn.logsumexp(jnp.where(empty[..., None], 0.0, terms), axis=-1)
-    return jnp.where(empty, -jnp.inf, total)
+        tails = self._components._log_tail_probabilities(*points, *sides)
+        return tuple(log_sum_exp(self._log_proportions + tail) for tail in tails)

@@ -17,6 +17,7 @@ from numpyro_kaem.bases import Basis
 from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
 from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
+from numpyro_kaem.distributions.log_tails import log_mass_above, log_mass_below
 from numpyro_kaem.distributions.reference import (
     check_reference,
     kinks,
@@ -26,7 +27,6 @@ from numpyro_kaem.distributions.reference import (
     with_numbers_as_arrays,
 )
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
-from numpyro_kaem.distributions.tails import mass_below, survival
 from numpyro_kaem.energies import UnivariateEnergy, check_finite, check_half_precision
 from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.quadrature import Panels, QuadratureRule, nodes_first
@@ -462,8 +462,8 @@ class KAPrior(TabulatedDistribution):
             sizes=pieces.sizes(basis),
             at_ends=(at_ends[..., 0], at_ends[..., 1]),
             log_tails=(
-                jnp.broadcast_to(at_ends[..., 0] + _safe_log(mass_below(self.reference, low)), shape),
-                jnp.broadcast_to(at_ends[..., 1] + _safe_log(survival(self.reference, high)), shape),
+                jnp.broadcast_to(at_ends[..., 0] + log_mass_below(self.reference, low), shape),
+                jnp.broadcast_to(at_ends[..., 1] + log_mass_above(self.reference, high), shape),
             ),
         )
 
@@ -510,8 +510,3 @@ class _Constants(NamedTuple):
     largest: Array
     at_ends: tuple[Array, Array]
     log_integral: Array
-
-
-def _safe_log(probability: Array) -> Array:
-    """Log p, -inf at zero without an infinite gradient."""
-    return jnp.where(probability > 0, jnp.log(jnp.where(probability > 0, probability, 1.0)), -jnp.inf)

@@ -85,6 +85,8 @@ def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[in
     the farthest, and of nodes in an octave.
     """
     distribution = distribution._prepared()
+    if distribution._own_points is not None:
+        return distribution._own_points()
     rule, pieces, basis = distribution._rule, distribution._pieces, distribution._basis
     dtype, shape = distribution._dtype, distribution._table_shape
 
@@ -110,11 +112,11 @@ def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[in
         low, high = distribution._body
         for tail, end, below in (table.lower_tail, low, True), (table.upper_tail, high, False):
             below = jnp.asarray(below)
-            z, mass = quantile_in_tail(distribution, table, share, rest, below), tail * weights
+            z, mass = quantile_in_tail(distribution, share, rest, below), tail * weights
             usable = (mass > 0) & jnp.isfinite(z)
             if distribution._tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
                 safe = (jnp.where(usable, part, 0.5) for part in (share, rest))
-                z = quantile_in_tail(distribution, table, *safe, below)
+                z = quantile_in_tail(distribution, *safe, below)
             else:  # bisection has no derivatives: nodes stay in place, and the density at them changes
                 z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
                 log_density = distribution._log_density(z)

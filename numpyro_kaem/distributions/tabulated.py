@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -16,13 +16,21 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem.bases import Basis
-from numpyro_kaem.cdf_table import CDFTable, table_cdf
+from numpyro_kaem.cdf_table import CDFTable, table_log_masses, table_mass_between, table_masses
 from numpyro_kaem.checks import check_key
 from numpyro_kaem.cut_panels import CutPanels
+from numpyro_kaem.distributions.log_tails import (
+    log_difference,
+    log_mass_above,
+    log_mass_below,
+    log_mass_between,
+    log_sum,
+    safe_log,
+)
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
 from numpyro_kaem.distributions.reference import support_bounds_of_body
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail, tail_panels
-from numpyro_kaem.distributions.tails import mass_below, survival
+from numpyro_kaem.distributions.tails import survival
 from numpyro_kaem.entry_points import compiled
 from numpyro_kaem.inverse_transform import (
     InverseTable,
@@ -31,6 +39,9 @@ from numpyro_kaem.inverse_transform import (
     with_guide,
 )
 from numpyro_kaem.quadrature import Panels, QuadratureRule, default_rule
+
+if TYPE_CHECKING:
+    from numpyro_kaem.distributions.truncated import TruncatedPrior
 
 
 class TabulatedDistribution(dist.Distribution):
@@ -52,6 +63,9 @@ class TabulatedDistribution(dist.Distribution):
     _expanded_shape: tuple[int, ...] | None = None
     pytree_data_fields = ("_kept_table", "_kept_inverse", "_kept_constants")
     pytree_aux_fields = ("_expanded_shape",)
+
+    # Nodes and masses of expectations, of a distribution whose table is not its own.
+    _own_points: Any = None
 
     # What subclasses provide ----------------------------------------------------------------------------------------
 
@@ -169,6 +183,73 @@ class TabulatedDistribution(dist.Distribution):
         value = self._check_shape("value", value)
         return self._cdf(jnp.broadcast_to(value, self._result_shape(value)))
 
+    def survival(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Probability above `value`, 1 - cdf(value) with the digits that this has lost in the upper tail.
+
+        The same shapes as of `cdf`; one below the support and zero above it. Differentiable in value and parameters.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+
+        Example:
+            ```python
+            import jax
+            import numpyro.distributions as dist
+            from numpyro_kaem import BSpline, KAPrior, UnivariateEnergy
+
+            energy = UnivariateEnergy.init(jax.random.key(0), basis=BSpline(20, 3, (-3.0, 3.0)))
+            prior = KAPrior(energy, dist.Normal(0.0, 1.0))
+            assert prior.survival(9.0) > 0.0 and prior.survival(20.0) == 0.0
+            assert -210.0 < prior.log_survival(20.0) < -200.0
+            ```
+        """
+        self = self._settled()
+        value = self._check_shape("value", value)
+        return self._survival(jnp.broadcast_to(value, self._result_shape(value)))
+
+    def log_cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Log of `cdf`, to full precision in both tails: finite where the probability underflows.
+
+        It underflows, to -inf, only far out in the lower tails of references for which no logarithm of the tail is
+        known: those that have a cdf alone, and doubly truncated ones. -inf below the support and 0 above it, where
+        derivatives are zero.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+        """
+        self = self._settled()
+        value = self._check_shape("value", value)
+        return self._log_cdf(jnp.broadcast_to(value, self._result_shape(value)))
+
+    def log_survival(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Log of `survival`, to full precision in both tails, as `log_cdf`; 0 below the support and -inf above it.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+        """
+        self = self._settled()
+        value = self._check_shape("value", value)
+        return self._log_survival(jnp.broadcast_to(value, self._result_shape(value)))
+
+    def log_mass_between(self, low: Num[ArrayLike, "..."], high: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Log of the probability between two points, log(F(high) - F(low)), with the digits of short intervals.
+
+        -inf where low < high does not hold or there is nothing in between. Differentiable in points and parameters.
+
+        Raises:
+            ValueError: for a shape that does not broadcast with the batch shape.
+        """
+        self = self._settled()
+        low, high = self._check_shape("low", low), self._check_shape("high", high)
+        shape = jnp.broadcast_shapes(self._result_shape(low), self._result_shape(high))
+        return self._log_mass_between(jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape))
+
+    def truncate(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> TruncatedPrior:
+        """The density between bounds, a `TruncatedPrior`; each is a number, an array or None, for none on that side."""
+        from numpyro_kaem.distributions.truncated import TruncatedPrior
+
+        return TruncatedPrior(self, low, high)
+
     def icdf(self, q: Num[ArrayLike, "..."], *, complement: Num[ArrayLike, "..."] | None = None) -> Float[Array, "..."]:
         """The quantile z with cdf(z) = q.
 
@@ -184,10 +265,11 @@ class TabulatedDistribution(dist.Distribution):
             ValueError: for a shape that does not broadcast with the batch shape.
         """
         self = self._settled()
-        q = self._check_shape("q", q)
+        # The search compares the bits of probabilities with those of the table.
+        q = self._check_shape("q", q).astype(self._dtype)
         shape = self._result_shape(q)
         if complement is not None:
-            complement = self._check_shape("complement", complement)
+            complement = self._check_shape("complement", complement).astype(self._dtype)
             shape = jnp.broadcast_shapes(shape, complement.shape)
             complement = jax.lax.stop_gradient(jnp.broadcast_to(complement, shape))
         return _icdf(self, jnp.broadcast_to(q, shape), complement, False)
@@ -352,7 +434,7 @@ class TabulatedDistribution(dist.Distribution):
         table = self._table()
         # Panels of fixed shares cannot end at a kink.
         extended = self._has_tails and self._kinks is None
-        return build_inverse(table, tail_panels(self, table) if extended else None)
+        return build_inverse(table, tail_panels(self) if extended else None)
 
     # Compiled, because called one by one the many small operations would each be compiled on first use.
 
@@ -392,26 +474,99 @@ class TabulatedDistribution(dist.Distribution):
 
     @compiled
     def _cdf(self, value):
-        self = self._prepared()
-        low, high = self._body
-        value = self._onto_ends(value)
-        is_below, is_above, inside = value < low, value > high, self.support(value)
-        # No jnp.clip: it would halve derivatives at the body's ends.
-        in_body = jnp.where(is_below, low, jnp.where(is_above, high, value))
-        in_body = jnp.broadcast_to(in_body, self._result_shape(in_body))
-        body = self._out_of_rows(table_cdf(self._table(), self._in_rows(in_body)), in_body.shape)
-        # Outside of its support the reference's own cdf may be NaN.
-        in_support = jnp.where(inside, value, in_body)
-        below, above = self._tail_probabilities(jnp.minimum(in_support, low), jnp.maximum(in_support, high))
-        below, above = jnp.where(inside, below, 0.0), jnp.where(inside, above, 0.0)
-        return jnp.where(is_below, below, jnp.where(is_above, 1.0 - above, body))
+        return self._masses(value)[0]
 
     @compiled
     def _survival(self, value):
-        _, high = self._body
-        # The upper tail from its own side, where 1 - F(z) has lost its digits.
-        _, above = self._tail_probabilities(high, jnp.maximum(value, high))
-        return jnp.where(value > high, above, 1.0 - self._cdf(value))
+        return self._masses(value, before=self._before)[1]
+
+    @compiled
+    def _log_cdf(self, value):
+        return self._log_masses(value)[0]
+
+    @compiled
+    def _log_survival(self, value):
+        return self._log_masses(value)[1]
+
+    def _masses(self, value, before=lambda table, regions, beyond: 1.0 - beyond):
+        """F and 1 - F: in a tail what is beyond, and what is before it."""
+        self = self._prepared()
+        table, regions = self._table(), self._regions(value)
+        is_below, is_above, inside, in_body, tails = regions
+        rows = table_masses(table, self._in_rows(in_body))
+        body_below, body_above = (self._out_of_rows(part, in_body.shape) for part in rows)
+        log_beyond = jnp.where(is_below, *self._log_tail_probabilities(*tails))
+        beyond = jnp.where(inside & (is_below | is_above), jnp.exp(log_beyond), 0.0)
+        before = before(table, regions, beyond)
+        return (
+            jnp.where(is_below, beyond, jnp.where(is_above, before, body_below)),
+            jnp.where(is_below, before, jnp.where(is_above, beyond, body_above)),
+        )
+
+    def _before(self, table, regions, beyond):
+        """What is before points in the tails; of a tail that holds the bulk of the mass, summed up from its start."""
+        is_below, _, inside, _, tails = regions
+        others = self._log_tail_probabilities(*tails, log_mass_above, log_mass_below)
+        ends = (jnp.asarray(end, self._dtype) for end in self._body)
+        starts = self._log_tail_probabilities(*ends, log_mass_above, log_mass_below)
+        other, start = (jnp.where(is_below, *pair) for pair in (others, starts))
+        is_bulk = inside & (beyond > 0.5) & (other < 0.0)
+        other, start = (jnp.where(is_bulk, part, 0.0) for part in (other, start))
+        rest = jnp.where(is_below, table.upper[..., 0] + table.mass[..., 0], table.lower[..., -1] + table.mass[..., -1])
+        return jnp.where(is_bulk, rest + (jnp.exp(other) - jnp.exp(start)), 1.0 - beyond)
+
+    def _log_masses(self, value):
+        """Log F and log(1 - F); of the smaller one first, of the larger one from that."""
+        self = self._prepared()
+        is_below, is_above, inside, in_body, tails = self._regions(value)
+        rows = table_log_masses(self._table(), self._in_rows(in_body))
+        log_body = [self._out_of_rows(part, in_body.shape) for part in rows]
+        log_tails = [jnp.where(inside, tail, -jnp.inf) for tail in self._log_tail_probabilities(*tails)]
+        masses = self._masses(value, before=self._before)
+        logs = []
+        for (mass, rest), body, tail, is_own, is_other in (
+            (masses, log_body[0], log_tails[0], is_below, is_above),
+            (masses[::-1], log_body[1], log_tails[1], is_above, is_below),
+        ):
+            is_small = mass < 0.5
+            small = jnp.where(is_own, tail, jnp.where(is_other, safe_log(mass), body))
+            logs.append(jnp.where(is_small, small, jnp.log1p(-jnp.where(is_small, 0.0, rest))))
+        return tuple(logs)
+
+    @compiled
+    def _log_mass_between(self, low, high):
+        """Log of the probability between two points, low <= high: the sum of what is in the two tails and the body."""
+        self = self._prepared()
+        low, high = jnp.broadcast_arrays(low, high)
+        is_below, _, low_inside, body_low, (below_low, above_low) = self._regions(low)
+        _, is_above, high_inside, body_high, (below_high, above_high) = self._regions(high)
+        # Beyond the support there is what is beyond infinity.
+        below_low = jnp.where(is_below & ~low_inside, -jnp.inf, below_low)
+        above_high = jnp.where(is_above & ~high_inside, jnp.inf, above_high)
+        rows = table_mass_between(self._table(), self._in_rows(body_low), self._in_rows(body_high))
+        body = safe_log(self._out_of_rows(rows, body_low.shape))
+        # Of a body whose mass there underflows.
+        logs = [table_log_masses(self._table(), self._in_rows(end)) for end in (body_low, body_high)]
+        (below_a, above_a), (below_b, above_b) = ([self._out_of_rows(p, body_low.shape) for p in log] for log in logs)
+        from_below = below_b < above_a
+        tiny = log_difference(jnp.where(from_below, below_b, above_a), jnp.where(from_below, below_a, above_b))
+        body = jnp.where(body < math.log(jnp.finfo(body.dtype).tiny) + 10.0, tiny, body)
+        tails = self._log_tail_probabilities(
+            jnp.stack([below_low, below_high]), jnp.stack([above_low, above_high]), log_mass_between, log_mass_between
+        )
+        return log_sum(body, *(jnp.where(low < high, tail, -jnp.inf) for tail in tails))
+
+    def _regions(self, value):
+        """Whether points are below the body, above it, in the support; the points moved into the body and the tails."""
+        low, high = self._body
+        value = self._onto_ends(value)
+        is_below, is_above, inside = value < low, value > high, self.support(value) & jnp.isfinite(value)
+        # No jnp.clip: it would halve derivatives at the body's ends.
+        in_body = jnp.where(is_below, low, jnp.where(is_above, high, value))
+        in_body = jnp.broadcast_to(in_body, self._result_shape(in_body))
+        # Outside of its support the reference's own cdf may be NaN.
+        in_support = jnp.where(inside, value, in_body)
+        return is_below, is_above, inside, in_body, (jnp.minimum(in_support, low), jnp.maximum(in_support, high))
 
     @compiled
     def _quantile(self, q, complement, drawn: bool):
@@ -451,26 +606,36 @@ class TabulatedDistribution(dist.Distribution):
             table = self._table()
             tail = jnp.where(below, table.lower_tail, table.upper_tail)
             share = jnp.minimum(jnp.where(below, q, complement) / jnp.where(tail > 0, tail, 1.0), 1.0)
-            far = quantile_in_tail(self, table, share, 1.0 - share, below)
+            far = quantile_in_tail(self, share, 1.0 - share, below)
             z = jnp.where(below | (complement < inverse.upper_end), far, z)
         support = self.support
         low, high = getattr(support, "lower_bound", -jnp.inf), getattr(support, "upper_bound", jnp.inf)
         z = jnp.where(q == 0, jnp.asarray(low, z.dtype), jnp.where(complement == 0, jnp.asarray(high, z.dtype), z))
         return self._in_rows(jnp.where((q >= 0) & (complement >= 0), z, jnp.nan))
 
-    def _tail_probabilities(self, below, above, lower=mass_below, upper=survival):
-        """F at points below the body and 1 - F at points above it.
+    def _log_tail_probabilities(self, below, above, lower=log_mass_below, upper=log_mass_above):
+        """Log F at points below the body and log(1 - F) at points above it.
 
         With `lower` and `upper` exchanged, what the reference has on the other side of the points, in the same units.
         """
         log_lower, log_upper = self._log_tail_weights()
         reference = self._reference
-        return jnp.exp(log_lower) * lower(reference, below), jnp.exp(log_upper) * upper(reference, above)
+        return log_lower + lower(reference, below), log_upper + upper(reference, above)
 
 
 @survival.register
 def _(distribution: TabulatedDistribution, z):
-    return distribution._survival(z)
+    return distribution.survival(z)
+
+
+@log_mass_below.register
+def _(distribution: TabulatedDistribution, z):
+    return distribution.log_cdf(z)
+
+
+@log_mass_above.register
+def _(distribution: TabulatedDistribution, z):
+    return distribution.log_survival(z)
 
 
 @eqx.filter_custom_jvp

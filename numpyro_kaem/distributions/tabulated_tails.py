@@ -11,15 +11,20 @@ import numpy as np
 from jax import core
 from jaxtyping import Array
 
-from numpyro_kaem.cdf_table import CDFTable
-from numpyro_kaem.distributions.tails import mass_below, survival, tail_quantile
+from numpyro_kaem.distributions.log_tails import (
+    log_mass_above,
+    log_mass_below,
+    log_sum,
+    log_tail_quantile,
+    safe_log,
+)
 from numpyro_kaem.inverse_transform import TAIL_RULE, TailPanels, invert_tail, tail_shares
 
 if TYPE_CHECKING:
     from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
-def tail_panels(distribution: TabulatedDistribution, table: CDFTable) -> tuple[TailPanels, TailPanels]:
+def tail_panels(distribution: TabulatedDistribution) -> tuple[TailPanels, TailPanels]:
     """Panels of the lower and the upper tail, each a fixed share of it."""
     dtype, rank = distribution._dtype, len(distribution._table_shape)
     shares = tail_shares(dtype)
@@ -33,7 +38,7 @@ def tail_panels(distribution: TabulatedDistribution, table: CDFTable) -> tuple[T
     batch = [1] * (0 if common else rank)
     below = jnp.asarray([True, False]).reshape(2, *batch)
     both = (part.astype(dtype).reshape(-1, 1, *batch) for part in (shares, 1.0 - shares))
-    edges = quantile_in_tail(distribution, table, *both, below)
+    edges = quantile_in_tail(distribution, *both, below)
     end = jnp.where(below, *(jnp.asarray(end, dtype) for end in distribution._body))
     edges = jnp.concatenate([jnp.broadcast_to(end, (1, *edges.shape[1:])), edges[1:]])
     # A tail without mass has no quantiles: its panels are empty.
@@ -51,41 +56,46 @@ def tail_panels(distribution: TabulatedDistribution, table: CDFTable) -> tuple[T
     )
 
 
-def quantile_in_tail(distribution: TabulatedDistribution, table: CDFTable, share, rest, below) -> Array:
-    """The point with a share of the tail below it (where `below`) or above it, and the rest = 1 - share before it.
+def quantile_in_tail(distribution: TabulatedDistribution, share, rest, below) -> Array:
+    """The point with a share of the tail below it (where `below`) or above it, and the rest = 1 - share before it."""
+    return quantile_of_logs(distribution, safe_log(share), safe_log(rest), below)
+
+
+def quantile_of_logs(distribution: TabulatedDistribution, log_share, log_rest, below) -> Array:
+    """As `quantile_in_tail`, given logarithms.
 
     A tail may hold the bulk of the reference. The point is found from that end of the reference which is nearer:
     next to a body in the other tail of the reference, the mass beyond has lost the digits of the mass before.
     """
-    (low, high), reference = distribution._body, distribution._reference
+    # As arrays: Python numbers alone would be computed in the widest dtype that JAX is set to.
+    low, high = (jnp.asarray(end, distribution._dtype) for end in distribution._body)
     if distribution._tails_invert:
-        # As arrays: Python numbers alone would be computed in the widest dtype that JAX is set to.
-        low, high = (jnp.asarray(end, distribution._dtype) for end in (low, high))
-        beyond = jnp.where(below, mass_below(reference, low), survival(reference, high))
-        before = jnp.where(below, survival(reference, low), mass_below(reference, high))
-        beyond, before = share * beyond, before + rest * beyond
-        return tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
+        reference = distribution._reference
+        tail = jnp.where(below, log_mass_below(reference, low), log_mass_above(reference, high))
+        other = jnp.where(below, log_mass_above(reference, low), log_mass_below(reference, high))
+        beyond, before = log_share + tail, log_sum(other, log_rest + tail)
+        return log_tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
     bounds = _support_bound(distribution, "lower_bound", jnp.min), _support_bound(distribution, "upper_bound", jnp.max)
-    tails, others = (
-        (table.lower_tail, table.upper_tail),
-        distribution._tail_probabilities(low, high, survival, mass_below),
-    )
+    starts = distribution._body
+    tails = distribution._log_tail_probabilities(low, high)
+    others = distribution._log_tail_probabilities(low, high, log_mass_above, log_mass_below)
 
-    def invert(side, start, tail, other):
+    def invert(side):
         def masses(z):
             at = (z, high) if side == 0 else (low, z)
-            return distribution._tail_probabilities(*at)[side], distribution._tail_probabilities(
-                *at, survival, mass_below
-            )[side]
+            beyond = distribution._log_tail_probabilities(*at)
+            before = distribution._log_tail_probabilities(*at, log_mass_above, log_mass_below)
+            return beyond[side], before[side]
 
-        beyond, before = share * tail, other + rest * tail
+        beyond, before = log_share + tails[side], log_sum(others[side], log_rest + tails[side])
         from_beyond = beyond <= before
         target = jnp.where(from_beyond, beyond, -before)
         # Decreasing outwards, both.
-        return invert_tail(lambda z: jnp.where(from_beyond, masses(z)[0], -masses(z)[1]), target, start, bounds[side])
+        return invert_tail(
+            lambda z: jnp.where(from_beyond, masses(z)[0], -masses(z)[1]), target, starts[side], bounds[side]
+        )
 
-    ends = (invert(side, *of) for side, of in enumerate(zip((low, high), tails, others, strict=True)))
-    return jnp.where(below, *ends)
+    return jnp.where(below, invert(0), invert(1))
 
 
 def _support_bound(distribution: TabulatedDistribution, name: str, widest: Callable) -> float | Array:
