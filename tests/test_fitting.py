@@ -150,6 +150,10 @@ def test_smoothness_means_the_same_at_any_scale_and_place(x64):
     np.testing.assert_allclose(there.held_out_gain, here.held_out_gain, rtol=1e-6)
     moved = np.asarray(evaluate_quickly(there.prior, "log_prob", 1e-3 * points + 70.0)) + np.log(1e-3)
     np.testing.assert_allclose(moved, evaluate_quickly(here.prior, "log_prob", points), atol=1e-5)
+    here, there = (
+        fit_samples(size * z, basis=BSpline(8, 3, (-4.0 * size, 5.0 * size)), smoothness=0.01) for size in (1.0, 100.0)
+    )
+    np.testing.assert_allclose(here.prior.energy.coefficients, there.prior.energy.coefficients, atol=1e-6)
 
 
 def test_coordinates_are_fitted_as_if_alone():

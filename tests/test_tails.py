@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from prior_cases import quick_jit, random_energy
+from prior_cases import evaluate_quickly, quick_jit, random_energy
 from test_reference_tails import TAILS
 
 from numpyro_kaem import BSpline, KAMixture, KAPrior, UnivariateEnergy
@@ -103,8 +103,18 @@ def far_out(dtype=np.float32):
     return KAPrior(type(energy)(*parts, basis), dist.Normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", [pytest.param("prior", marks=pytest.mark.slow), "mixture"])
+def test_beyond_the_domain_a_cdf_is_finite_where_the_reference_underflows():
+    prior = far_out(np.float32)
+    end = prior.energy.basis.domain[1]
+    z = np.array([-1e3, -end - 0.02, end + 0.02, 1e3], np.float32)[:, None]
+    cdf, slope = quick_jit(lambda prior: jax.jvp(prior.cdf, (z,), (np.ones_like(z),)))(prior)
+    np.testing.assert_allclose(cdf, [[0.0] * 2, [0.0] * 2, [1.0] * 2, [1.0] * 2], atol=0.01)
+    assert np.all(np.isfinite(slope)) and np.all(slope[1:3] > 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["prior", "mixture"])
 def test_tails_of_a_reference_that_underflows_have_the_mass_that_their_density_has(x64, kind, dtype):
     """The cdf beyond is finite, its slope is the density, and a quantile of the tail is where the cdf says."""
     prior = far_out(dtype)
@@ -201,6 +211,17 @@ def test_quantiles_of_wider_probabilities_are_those_of_the_prior_s_own_dtype(x64
     np.testing.assert_array_equal(wide, narrow)
 
 
+def test_a_copula_has_its_correlation_in_the_upper_tail_as_in_the_lower_one():
+    cholesky = np.linalg.cholesky(np.array([[1.0, 0.9], [0.9, 1.0]]))
+    energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=BSpline(6, 3, (-3.0, 3.0)), scale=0.0)
+    marginals = KAPrior(energy, dist.Normal(0.0, 1.0))
+    copula = OpenGaussianCopula(marginals, correlation_cholesky=jnp.asarray(cholesky, jnp.float32))
+    z = np.array([[8.0, 8.0], [-8.0, -8.0]], np.float32)
+    truth = scipy.stats.multivariate_normal(cov=cholesky @ cholesky.T).logpdf(z)
+    np.testing.assert_allclose(evaluate_quickly(copula, "log_prob", z), truth, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_copula_keeps_its_correlation_forty_standard_deviations_out_on_either_side():
     """With marginals that are normal it is the multivariate normal; draws of its tails are the Gaussian's own."""
     cholesky = np.linalg.cholesky(np.array([[1.0, 0.9], [0.9, 1.0]]))

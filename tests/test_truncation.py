@@ -46,7 +46,8 @@ def everything(d, value, q):
     return d.log_prob(value), d.cdf(value), d.survival(value), d.log_cdf(value), d.log_survival(value), d.icdf(q)
 
 
-@pytest.mark.parametrize("kind", ["prior", pytest.param("mixture", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prior", "mixture"])
 def test_a_truncated_density_is_the_part_between_its_bounds(x64, kind):
     """Bounds for each observation, in the body, in either tail and on either side of both."""
     prior = whole(kind)
@@ -177,8 +178,22 @@ def test_bad_bounds_are_refused(arguments, error, message):
 # Censored -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["prior", pytest.param("mixture", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("batch_shape", [(), pytest.param((3,), marks=pytest.mark.slow)])
+def test_lifetimes_that_are_truncated_and_censored_have_the_likelihood_of_their_survival_functions():
+    prior, entry = whole(), np.array([-1.0, 0.3, 0.9], np.float32)
+    value, censored = np.array([0.5, 0.8, 30.0], np.float32), np.array([False, True, True])
+
+    @quick_jit
+    def evaluate(prior):
+        observed = RightCensoredPrior(prior.truncate(low=entry), censored)
+        exact = jnp.where(censored, prior.log_survival(value), prior.log_prob(value)) - prior.log_survival(entry)
+        return observed.log_prob(value), exact
+
+    np.testing.assert_allclose(*evaluate(prior), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prior", "mixture"])
+@pytest.mark.parametrize("batch_shape", [(), (3,)])
 def test_censored_observations_count_by_the_logarithm_of_a_tail(kind, batch_shape):
     """Of scalar priors and of batches, with an indicator for each observation, far out, and with finite gradients."""
     prior, shape = whole(kind, batch_shape), (6, *batch_shape)
@@ -203,6 +218,7 @@ def test_censored_observations_count_by_the_logarithm_of_a_tail(kind, batch_shap
     assert draws.shape == (4, *shape)
 
 
+@pytest.mark.slow
 def test_intervals_keep_their_digits(x64):
     prior = whole()
     low = np.array([0.4, 1.0, 1.0, 2.0, 8.0, 3.0, 3.0], np.float32)

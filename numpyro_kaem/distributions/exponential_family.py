@@ -257,6 +257,30 @@ def maximise(
     return coefficients, left < max(tolerance, 1e-8)
 
 
+def nearest_energy(family: Family, log_density: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The energy that is nearest, by least squares under the density, to what tilts the reference into a density.
+
+    Args:
+        family: of the reference and the basis.
+        log_density: up to a constant, at the nodes: (num_coordinates, num_nodes).
+        widths: what the nodes count.
+
+    Returns:
+        Coefficients, (num_coordinates, num_basis).
+    """
+    share = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
+    # A little everywhere, which settles the energy where there is next to no density.
+    share = share / share.sum(axis=-1, keepdims=True) + 1e-6 * widths / widths.sum(axis=-1, keepdims=True)
+    share = share / share.sum(axis=-1, keepdims=True)
+    energy = log_density + np.log(widths) - family.log_measure[:, :-2]
+    energy = (energy - np.sum(share * energy, axis=-1, keepdims=True))[..., None]
+    design = family.design[:, :-2]
+    centered = design - share[:, None] @ design
+    weighted = np.swapaxes(centered, 1, 2) * share[:, None]
+    normal = weighted @ centered + 1e-12 * np.eye(design.shape[-1])
+    return np.linalg.solve(normal, weighted @ energy)[..., 0]
+
+
 def log_normalizer(family: Family, coefficients: np.ndarray) -> np.ndarray:
     """Log Z of coefficients (D, K, G): shape (D, K)."""
     return _probabilities(family, coefficients)[0]

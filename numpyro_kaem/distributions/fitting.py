@@ -22,10 +22,11 @@ from numpyro_kaem.distributions.exponential_family import (
     Families,
     cells,
     maximise,
+    nearest_energy,
     node_probabilities,
 )
 from numpyro_kaem.distributions.ka_prior import KAPrior
-from numpyro_kaem.distributions.penalised_fit import fit_penalised, nearest_energy
+from numpyro_kaem.distributions.penalised_fit import fit_penalised
 from numpyro_kaem.distributions.reference import check_reference, support_ends
 from numpyro_kaem.distributions.rotation import Rotation, estimate_rotation
 from numpyro_kaem.distributions.sample_checks import (
@@ -139,7 +140,7 @@ def fit_samples(
         axes = penalty_axes(basis, breakpoints, np.array([sample.moments()[1] for sample in samples]))
     families = Families(prior), Families(prior, prior._rule)
     check_reference_mass(families[1].reference_mass, prior)
-    fit = fit_penalised(*families, samples, num_folds, None if chosen else smoothness, axes, reference is None)
+    fit = fit_penalised(*families, samples, num_folds, None if chosen else smoothness, axes)
     check_fit(fit, prior, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
     return SampleFit(_tilted(prior, fit.coefficients), smoothness, gain)

@@ -10,7 +10,6 @@ import numpy as np
 from numpyro_kaem.distributions.exponential_family import (
     RIDGE,
     Families,
-    Family,
     compress,
     log_normalizer,
     maximise,
@@ -51,7 +50,6 @@ def fit_penalised(
     num_folds: int,
     smoothness: np.ndarray | None,
     axes: tuple[np.ndarray, np.ndarray],
-    is_near: bool,
 ) -> PenalisedFit:
     """Fit the energies of a prior to samples.
 
@@ -62,7 +60,6 @@ def fit_penalised(
         num_folds: number of folds of the samples.
         smoothness: of each coordinate, or None to choose it by cross-validation.
         axes: eigenvalues and eigenvectors of the roughness.
-        is_near: whether the reference was made for the samples, so that no energy at all is a good start.
     """
     fits = []
     for start in range(0, len(samples), _BLOCK):
@@ -76,17 +73,12 @@ def fit_penalised(
             ]
         )
         sums = masses @ families[0].design[:, :-2]
-        first = np.zeros_like(sums[:, 0])
-        if not is_near:
-            mean, scale = np.array([sample.moments() for sample in samples[block]]).T[..., None]
-            normal = -0.5 * ((coarse.nodes[block] - mean) / scale) ** 2
-            first = nearest_energy(families[0], normal, coarse.widths[block])
         if smoothness is None:
-            of_block, gain = cross_validate(*families, sums, masses.sum(axis=-1), eigenvalues, first)
+            of_block, gain = cross_validate(*families, sums, masses.sum(axis=-1), eigenvalues)
         else:
             of_block, gain = smoothness[block], np.full(len(sums), np.nan)
         precision = of_block[:, None] * eigenvalues + RIDGE
-        fitted, converged = _fit_to_means(*families, sums.sum(axis=1, keepdims=True), precision, first[:, None])
+        fitted, converged = _fit_to_means(*families, sums.sum(axis=1, keepdims=True), precision)
         probability = node_probabilities(families[1], fitted)[:, 0]
         cdf_error = [
             _cdf_error(*of)
@@ -102,38 +94,14 @@ def fit_penalised(
     return PenalisedFit(*(np.concatenate(parts) for parts in zip(*fits, strict=True)))
 
 
-def nearest_energy(family: Family, log_density: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The energy that is nearest, by least squares under the density, to what tilts the reference into a density.
-
-    Args:
-        family: of the reference and the basis.
-        log_density: up to a constant, at the nodes: (num_coordinates, num_nodes).
-        widths: what the nodes count.
-
-    Returns:
-        Coefficients, (num_coordinates, num_basis).
-    """
-    share = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
-    # A little everywhere, which settles the energy where there is next to no density.
-    share = share / share.sum(axis=-1, keepdims=True) + 1e-6 * widths / widths.sum(axis=-1, keepdims=True)
-    share = share / share.sum(axis=-1, keepdims=True)
-    energy = log_density + np.log(widths) - family.log_measure[:, :-2]
-    energy = (energy - np.sum(share * energy, axis=-1, keepdims=True))[..., None]
-    design = family.design[:, :-2]
-    centered = design - share[:, None] @ design
-    weighted = np.swapaxes(centered, 1, 2) * share[:, None]
-    normal = weighted @ centered + 1e-12 * np.eye(design.shape[-1])
-    return np.linalg.solve(normal, weighted @ energy)[..., 0]
-
-
-def _fit_to_means(family, fine, statistics, precision, start) -> tuple[np.ndarray, np.ndarray]:
+def _fit_to_means(family, fine, statistics, precision) -> tuple[np.ndarray, np.ndarray]:
     """The maximum, on the nodes of the prior where the fewer ones do not see the same density."""
-    fitted, converged = maximise(family, statistics, precision, start)
+    fitted, converged = maximise(family, statistics, precision, np.zeros_like(statistics))
     error = np.abs(log_normalizer(family, fitted) - log_normalizer(fine, fitted))[:, 0]
     again = np.flatnonzero(~converged | ~(error < COARSE_ERROR))
     if len(again):
-        first = np.where(converged[again, None, None] & (error < 0.1)[again, None, None], fitted[again], start[again])
-        fitted[again], converged[again] = maximise(fine[again], statistics[again], precision[again], first)
+        start = np.where((converged & (error < 0.1))[again, None, None], fitted[again], 0.0)
+        fitted[again], converged[again] = maximise(fine[again], statistics[again], precision[again], start)
     return fitted, converged
 
 

@@ -73,7 +73,6 @@ def cross_validate(
     fold_sums: np.ndarray,
     fold_weights: np.ndarray,
     eigenvalues: np.ndarray,
-    start: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the smoothness of each coordinate by the held-out log-likelihood.
 
@@ -88,7 +87,6 @@ def cross_validate(
         fold_sums: weighted sums of the basis functions over each fold, (D, K, G).
         fold_weights: weights of the folds, (D, K), summing to one over K.
         eigenvalues: of the roughness, (D, G).
-        start: coefficients to start from, (D, G).
 
     Returns:
         The smoothness of each coordinate, (D,), and its mean held-out log-likelihood relative to the reference's, (D,).
@@ -98,7 +96,7 @@ def cross_validate(
     usable = (fold_weights > 1e-12) & (rest > 1e-12)
     train = (fold_sums.sum(1, keepdims=True) - fold_sums) / np.where(usable, rest, 1.0)[..., None]
     train = np.where(usable[..., None], train, fold_sums.sum(1, keepdims=True))
-    coefficients = np.repeat(start[:, None], num_folds, axis=1)
+    coefficients = np.zeros_like(fold_sums)
     scores = np.full((len(_PATH), num_coordinates, num_folds), -np.inf)
     active, is_rough = np.arange(num_coordinates), np.zeros(num_coordinates, bool)
     for index, smoothness in enumerate(_PATH):
