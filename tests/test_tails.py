@@ -62,7 +62,7 @@ def log_integrals(prior, scipy_reference, z):
 SIDES = quick_jit(lambda prior, z: (prior.log_cdf(z), prior.log_survival(z), prior.cdf(z), prior.survival(z)))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name", [name if name == "normal" else pytest.param(name, marks=pytest.mark.slow) for name in REFERENCES]
 )
@@ -143,6 +143,7 @@ def test_tails_of_a_reference_that_underflows_have_the_mass_that_their_density_h
     np.testing.assert_allclose(back, 1.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_outside_of_the_support_and_at_the_ends_of_panels_logarithms_have_finite_derivatives():
     reference, _, domain = REFERENCES["exponential"]
     prior = KAPrior(random_energy(BSpline(6, 3, domain), (), 2.0), reference)
