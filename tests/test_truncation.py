@@ -192,8 +192,7 @@ def test_lifetimes_that_are_truncated_and_censored_have_the_likelihood_of_their_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["prior", "mixture"])
-@pytest.mark.parametrize("batch_shape", [(), (3,)])
+@pytest.mark.parametrize(("kind", "batch_shape"), [("prior", ()), ("mixture", (3,))])
 def test_censored_observations_count_by_the_logarithm_of_a_tail(kind, batch_shape):
     """Of scalar priors and of batches, with an indicator for each observation, far out, and with finite gradients."""
     prior, shape = whole(kind, batch_shape), (6, *batch_shape)
