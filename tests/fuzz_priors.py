@@ -233,6 +233,7 @@ CAUSES = (
     "z must lie in the support",
     "weights must",
     "the fitted CDF",
+    "the fitted density",
 )
 
 

@@ -223,7 +223,7 @@ def check_fit(fit: PenalisedFit, prior: KAPrior, effective: np.ndarray, is_chose
             f"are, {reference} has log-densities of {-fit.log_reference[at]:.3g}, of which {prior._dtype} keeps "
             "too few digits; give a wider one, or none, or enable JAX's 64-bit mode"
         )
-    for at in np.flatnonzero(fit.steepness > 100.0):
+    for at in np.flatnonzero(fit.steepness > 25.0):
         raise ValueError(
             f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: "
             f"its logarithm changes by {fit.steepness[at]:.0f} within one of {prior._rule.panels_per_interval} panels "
