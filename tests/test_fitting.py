@@ -414,6 +414,21 @@ def test_a_reference_far_from_the_samples_is_refused(scale):
         fit_samples(z, reference=dist.Normal(0.0, scale))
 
 
+def test_a_reference_that_leaves_no_digits_is_refused():
+    z = np.random.default_rng(0).normal(50.0, 5.0, 2_000)
+    with pytest.raises(ValueError, match=r"reference must be nearer to the samples: .* float32 keeps too few digits"):
+        fit_samples(z, reference=dist.Normal(36.0, 0.03), smoothness=1e-6)
+
+
+def test_a_fit_too_rough_for_its_quadrature_is_refused():
+    # Quantiles at the steep edge of the atom were out of order.
+    rng = np.random.default_rng(13)
+    z = np.where(rng.random(8_832) < rng.uniform(0.05, 0.6), 0.0, rng.gamma(2.0, size=8_832))
+    z[rng.integers(8_832)] = 100.0
+    with pytest.raises(ValueError, match=r"too rough for its quadrature: its logarithm changes by \d+ within one of 4"):
+        fit_samples(z)
+
+
 @pytest.mark.parametrize("loc", [40.0, 45.0, 60.0])
 def test_a_reference_beside_the_samples_is_tilted_to_them(loc):
     z = np.random.default_rng(0).normal(50.0, 5.0, 2_000)
