@@ -32,7 +32,7 @@ from numpyro_kaem import (
     ThermodynamicMLE,
     UnivariateEnergy,
 )
-from numpyro_kaem.sharded_inputs import spreading
+from numpyro_kaem._numerics.sharding import spreading
 
 FLAG = "--xla_force_host_platform_device_count=8"
 PIXELS, HIDDEN, DRAWS = 784, 128, 512

@@ -13,7 +13,7 @@ from numpyro.infer import SVI
 from benchmarks.samplers import LATENTS, NOISE, STEPS, TEMPERATURES, make_problem
 from benchmarks.timing import alternate, print_rows
 from numpyro_kaem import MALA, ULA, LangevinMLE, ThermodynamicMLE, fit
-from numpyro_kaem.convolutions import channels_last
+from numpyro_kaem._numerics.convolutions import channels_last
 
 # Of the author's JAX code (PritRaj1/thermo-ebms), the same sizes and 20 steps, on a machine where the bare generator
 # gradients of these steps took as long as is said: a whole training step, and the first one with its compilation.

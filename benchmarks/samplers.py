@@ -26,7 +26,7 @@ from numpyro_kaem import (
     TemperedSMC,
     UnivariateEnergy,
 )
-from numpyro_kaem.convolutions import channels_last
+from numpyro_kaem._numerics.convolutions import channels_last
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 

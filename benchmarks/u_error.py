@@ -25,7 +25,7 @@ from numpyro_kaem import (
     UnivariateEnergy,
     Wavelet,
 )
-from numpyro_kaem.quadrature import QuadratureRule
+from numpyro_kaem._numerics.quadrature import QuadratureRule
 
 COORDINATES, STANDARD_DEVIATION = 20, 5.0
 ROUGH = (10.0, 20.0, 30.0)

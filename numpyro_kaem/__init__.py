@@ -1,7 +1,8 @@
 """Kolmogorov-Arnold Energy Models in NumPyro: learned priors that are drawn exactly and can be read."""
 
 from numpyro_kaem import kernels
-from numpyro_kaem.bases import RBF, RSWAF, Basis, BSpline, Chebyshev, Fourier, Wavelet
+from numpyro_kaem._compilation.programs import clear_caches
+from numpyro_kaem._numerics.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.distributions import (
     DeepKAPrior,
     ICDFReparam,
@@ -12,16 +13,25 @@ from numpyro_kaem.distributions import (
     RightCensoredPrior,
     TruncatedPrior,
 )
-from numpyro_kaem.energies import UnivariateEnergy
-from numpyro_kaem.energy_module import adapt_svi_grid, energy_module
+from numpyro_kaem.energies import (
+    RBF,
+    RSWAF,
+    Basis,
+    BSpline,
+    Chebyshev,
+    Fourier,
+    UnivariateEnergy,
+    Wavelet,
+    adapt_svi_grid,
+    energy_module,
+)
 from numpyro_kaem.generators import KAN, MLP
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
 from numpyro_kaem.kernels import NUTS as NUTS
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models import LatentModel, pairwise_log_likelihood
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
-from numpyro_kaem.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior import (
     MALA,
     PCNL,
@@ -37,8 +47,6 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.programs import clear_caches
-from numpyro_kaem.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.training import FitResult, GridAdaptation, IndexedBatch, TensorBoardLogger, TrainingFailed, fit
 
 __version__ = "0.1.0"

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from numpyro_kaem import RBF, RSWAF, BSpline, Chebyshev, Fourier, KAPrior, UnivariateEnergy, Wavelet
-from numpyro_kaem.distributions.sample_checks import CDF_ERROR, CDF_ERROR_OF_CHANCE
+from numpyro_kaem._fitting.sample_checks import CDF_ERROR, CDF_ERROR_OF_CHANCE
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))
 START = time.monotonic()

@@ -22,7 +22,7 @@ from numpyro_kaem import (
     UnivariateEnergy,
     Wavelet,
 )
-from numpyro_kaem.compiler_options import RUN_ONCE, known_options
+from numpyro_kaem._compilation.options import RUN_ONCE, known_options
 
 
 class ExactUniform(NamedTuple):

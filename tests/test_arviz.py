@@ -16,8 +16,8 @@ from numpyro.infer.reparam import LocScaleReparam
 from scipy import stats
 from speed import slow_unless
 
-from numpyro_kaem.arviz import pareto_k, pareto_smooth
 from numpyro_kaem.posterior import EllipticalSlice, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
+from numpyro_kaem.posterior.arviz import pareto_k, pareto_smooth
 
 X = np.array([0.5, -1.0, 2.0], np.float32)
 Y = np.array([[0.1, 0.2], [0.0, 1.0], [-1.0, 0.5]], np.float32)

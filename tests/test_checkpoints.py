@@ -23,8 +23,8 @@ import optax
 import pytest
 
 import numpyro_kaem
-from numpyro_kaem import checkpoints
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints import store as checkpoint_store
+from numpyro_kaem._checkpoints.store import CheckpointStore
 
 PACKAGE = Path(numpyro_kaem.__file__).parent
 NARROW_DTYPES = ("int4", "uint4", "int8", "uint8", "float8_e4m3fn")
@@ -35,7 +35,7 @@ import sys, types
 package = types.ModuleType("numpyro_kaem")
 package.__path__, package.__version__ = [{os.fspath(PACKAGE)!r}], "test"
 sys.modules["numpyro_kaem"] = package
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints.store import CheckpointStore
 """
 
 
@@ -295,7 +295,7 @@ def test_a_draft_that_only_lacks_its_name_is_a_checkpoint(tmp_path, monkeypatch)
     (tmp_path / "0000000006").rename(tmp_path / "0000000006.writing")
     assert restored_step(store) == 6
     # The next save, which tidies up, may fail or be killed as well.
-    monkeypatch.setattr(checkpoints, "write_arrays", lambda *args: (tmp_path / "missing").stat())
+    monkeypatch.setattr(checkpoint_store, "write_arrays", lambda *args: (tmp_path / "missing").stat())
     with pytest.warns(RuntimeWarning, match="could not be written"):
         assert not store.save(9, small_state(9), {}, DESCRIPTION)
     assert restored_step(store) == 6 and os.listdir(tmp_path) == ["0000000006"]
@@ -343,9 +343,9 @@ def test_a_long_list_of_differences_is_cut(tmp_path):
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(numpyro_kaem.checkpoint_manifest, "FORMAT", 2)
+        patch.setattr(numpyro_kaem._checkpoints.manifest, "FORMAT", 2)
         patch.setattr(numpyro_kaem, "__version__", "9.1")
-        patch.setattr(checkpoints, "is_whole", lambda folder: True)
+        patch.setattr(checkpoint_store, "is_whole", lambda folder: True)
         save_steps(store, 1)
     with pytest.raises(ValueError, match=r"has format 2, this version .* written by version 9\.1"):
         restored_step(store)
@@ -369,7 +369,7 @@ def test_a_full_disk_costs_one_checkpoint_only(tmp_path, monkeypatch, function):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, function, full)
+        patch.setattr(checkpoint_store, function, full)
         with pytest.warns(RuntimeWarning, match=r"step 6 could not be written to .*No space left on device") as caught:
             assert not store.save(6, small_state(6), {"loss": np.arange(6.0)}, DESCRIPTION)
     assert len(caught) == 1

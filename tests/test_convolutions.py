@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from prior_cases import quick_jit
 
-from numpyro_kaem.convolutions import channels_last
+from numpyro_kaem._numerics.convolutions import channels_last
 
 LAYOUTS = {
     "channels first": (("NCHW", "OIHW", "NCHW"), (3, 4, 9, 8), (6, 4, 3, 2)),

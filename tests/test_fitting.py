@@ -12,8 +12,8 @@ from prior_cases import evaluate_quickly, quick_jit
 from speed import slow_unless
 
 from numpyro_kaem import RBF, BSpline, KAPrior, UnivariateEnergy
-from numpyro_kaem.distributions.exponential_family import RIDGE
-from numpyro_kaem.distributions.fitting import fit_log_density, fit_samples
+from numpyro_kaem._fitting.exponential_family import RIDGE
+from numpyro_kaem._fitting.fit import fit_log_density, fit_samples
 
 GRID = np.linspace(-9.0, 9.0, 3_601)
 

@@ -16,10 +16,10 @@ from numpyro.infer import MCMC, NUTS
 from prior_cases import quick_jit
 
 from numpyro_kaem import BSpline, KAPrior
-from numpyro_kaem.arviz import posterior_samples
+from numpyro_kaem._fitting.fit import fit_posterior, fit_samples
 from numpyro_kaem.distributions.copula import OpenGaussianCopula
-from numpyro_kaem.distributions.fitting import fit_posterior, fit_samples
 from numpyro_kaem.distributions.rotation import Rotation
+from numpyro_kaem.posterior.arviz import posterior_samples
 
 OPTIONS = {"smoothness": 1e-3}
 MIXING = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0], [3.0, 0.0, 1.0]])

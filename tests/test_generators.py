@@ -9,7 +9,7 @@ import pytest
 from numpyro.contrib.module import eqx_module
 from prior_cases import quick_jit
 
-from numpyro_kaem.bases import RBF, BSpline
+from numpyro_kaem.energies import RBF, BSpline
 from numpyro_kaem.generators import KAN, MLP
 
 BASIS = BSpline(num_intervals=6, degree=3, domain=(-2.0, 2.0))

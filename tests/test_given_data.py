@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from numpyro_kaem import ImportanceMLE, ImportanceSampling, LatentModel, fit
-from numpyro_kaem.given_data import Columns, NotAnArray, as_arrays
+from numpyro_kaem.models.data import Columns, NotAnArray, as_arrays
 
 FRAME = pd.DataFrame({"y": [0.5, -1.0, 2.0, 0.1], "n": [1, 2, 3, 4], "name": list("abcd")})
 

@@ -29,7 +29,7 @@ from numpyro_kaem import (
     energy_module,
     fit,
 )
-from numpyro_kaem.grid_adaptation import least_squares
+from numpyro_kaem.energies.adaptation import least_squares
 
 DOMAIN = (-3.0, 3.0)
 INSIDE = np.linspace(*DOMAIN, 801, dtype=np.float32)

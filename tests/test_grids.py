@@ -14,7 +14,7 @@ from prior_cases import quick_jit
 from speed import slow_unless
 
 from numpyro_kaem import RBF, BSpline, KAPrior, UnivariateEnergy
-from numpyro_kaem.grids import Grid
+from numpyro_kaem._numerics.grid import Grid
 
 LOW, HIGH = np.array([-3.0, -2.5, -1.0], np.float32), np.array([3.0, 2.0, 4.0], np.float32)
 KNOTS = np.sort(np.random.default_rng(0).uniform(-3.0, 3.0, size=(3, 7)).astype(np.float32), axis=-1)

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_kaem import ImportanceSampling, Ladder, Langevin, ParallelTempering, TemperedSMC
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints.store import CheckpointStore
 from numpyro_kaem.posterior import chains, importance, run_checkpoints, swarm
 
 # jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.

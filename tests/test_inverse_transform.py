@@ -9,8 +9,8 @@ from prior_cases import quick_jit
 from speed import slow_unless
 
 from numpyro_kaem import GaussLegendre
-from numpyro_kaem.cdf_table import build_table, log_integral, table_cdf
-from numpyro_kaem.inverse_transform import (
+from numpyro_kaem._densities.cdf_table import build_table, log_integral, table_cdf
+from numpyro_kaem._densities.inverse_table import (
     TAIL_RULE,
     TailPanels,
     build_inverse,

@@ -12,7 +12,7 @@ import pytest
 from training_cases import saved_arrays
 
 import numpyro_kaem
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints.store import CheckpointStore
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 16, 10
 NUM_STEPS = NUM_EPOCHS * STEPS_PER_EPOCH

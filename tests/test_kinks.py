@@ -14,9 +14,10 @@ from reference_density import ReferenceDensity
 from speed import slow_unless
 
 from numpyro_kaem import BSpline, KAMixture, KAPrior, UnivariateEnergy
-from numpyro_kaem.cut_panels import CutPanels
-from numpyro_kaem.distributions.reference import kinks
-from numpyro_kaem.quadrature import GaussLegendre, Panels
+from numpyro_kaem._densities.cut_panels import CutPanels
+from numpyro_kaem._densities.panels import Panels
+from numpyro_kaem._densities.reference import kinks
+from numpyro_kaem._numerics.quadrature import GaussLegendre
 
 # NumPyro distribution of arrays, SciPy counterpart, the parameters as float32 numbers, domain.
 KINKED = {

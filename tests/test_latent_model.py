@@ -17,7 +17,7 @@ from numpyro.handlers import mask, scale, seed, substitute, trace
 from numpyro.infer.util import log_density, potential_energy
 from prior_cases import quick_jit
 
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 
 N = 6
 X = np.random.default_rng(0).normal(size=(N, 3))

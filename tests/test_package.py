@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -58,45 +59,24 @@ PUBLIC_NAMES = [
     "pairwise_log_likelihood",
 ]
 
-# Each module may import from those before it, never from those after it. The generators build on the energies
-# alone, and arviz.py converts what the posterior samplers return.
-ASIDE = ["arviz", "generators"]
-LAYERS = [
+# Each room may import from those before it, never from those after it. The order of the files of a room is that of
+# the docstring of its __init__.py. checks.py is before all, and all are before the package's own __init__.py.
+ROOMS = [
     "checks",
-    "compiler_options",
-    "fingerprint",
-    "given_data",
-    "interrupts",
-    "rounding",
-    "grids",
-    "entry_points",
-    "bases",
-    "grid_adaptation",
+    "_numerics",
+    "_compilation",
     "energies",
-    "quadrature",
-    "cut_panels",
-    "cdf_table",
-    "inverse_transform",
+    "_densities",
+    "_fitting",
     "distributions",
-    "energy_module",
-    "convolutions",
-    "staging",
-    "programs",
-    "model_structure",
-    "model_fingerprint",
-    "scans",
-    "row_program",
-    "self_check",
-    "latent_model",
-    "pairwise",
-    "sharded_inputs",
-    "checkpoint_arrays",
-    "checkpoint_manifest",
-    "checkpoints",
+    "generators",
+    "models",
     "posterior",
     "kernels",
     "objectives",
+    "_checkpoints",
     "training",
+    "__main__",
 ]
 
 
@@ -125,16 +105,32 @@ def imported_modules(path):
     return names
 
 
-def sources(layer):
-    """Return the source files of a layer: one module, or all of a subpackage."""
-    path = PACKAGE / f"{layer}.py"
-    return [path] if path.exists() else sorted((PACKAGE / layer).glob("*.py"))
+def is_package(name):
+    """Tell whether a dotted name is of this package or below it."""
+    return name.split(".")[0] == "numpyro_kaem"
 
 
-def is_module(name):
-    """Tell whether a dotted name begins with a module of the package, below the root."""
-    first = name.split(".")[1:2]
-    return bool(first) and bool(sources(first[0]))
+def sources(room):
+    """Return the source files of a room: one module, or all of a folder."""
+    path = PACKAGE / f"{room}.py"
+    return [path] if path.exists() else sorted((PACKAGE / room).glob("*.py"))
+
+
+def files_in_order(room):
+    """Return the names of a room's files, from its docstring, and last its __init__."""
+    if (PACKAGE / f"{room}.py").exists():
+        return [room]
+    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    return [f"{room}.{name}" for name in re.findall(r"^(\w+): ", docstring, re.MULTILINE)] + [room]
+
+
+ORDER = [name for room in ROOMS for name in files_in_order(room)]
+
+
+def file_of(name):
+    """Return the file, as in ORDER, in which a dotted name below the package lies."""
+    parts = name.split(".")[1:]
+    return next(".".join(parts[:end]) for end in (2, 1) if ".".join(parts[:end]) in ORDER)
 
 
 @pytest.mark.parametrize("name", PUBLIC_NAMES)
@@ -210,69 +206,50 @@ print(time.perf_counter() - start)
     assert min(float(run_python(code)) for _ in range(3)) < 1.0
 
 
-def test_every_module_has_a_place():
-    modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
-    assert modules == {"__init__", *LAYERS, *ASIDE}
+def test_every_file_has_a_place():
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    assert names == {"__init__", *ORDER}
+    assert len(ORDER) == len(set(ORDER))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_modules_depend_in_one_direction(layer):
-    later = LAYERS[LAYERS.index(layer) + 1 :]
-    paths = sources(layer)
-    assert paths, f"no module numpyro_kaem/{layer}"
-    wrong = {
-        (path.name, name)
+@pytest.mark.parametrize("name", ORDER)
+def test_files_depend_in_one_direction(name):
+    path = PACKAGE / f"{name.replace('.', '/')}.py"
+    path = path if path.exists() else path.with_suffix("") / "__init__.py"
+    imported = [file_of(other) for other in imported_modules(path) if is_package(other)]
+    assert [other for other in imported if ORDER.index(other) >= ORDER.index(name)] == []
+
+
+def knowing(module, rooms=ROOMS):
+    """Return the files of rooms that import from a module of another package."""
+    paths = [path for room in rooms for path in sources(room)]
+    return {
+        path.relative_to(PACKAGE).as_posix()
         for path in paths
-        for name in imported_modules(path)
-        if name.split(".")[0] == "numpyro_kaem" and set(name.split(".")[1:2]) & set(later)
+        if any(f"{name}.".startswith(f"{module}.") for name in imported_modules(path))
     }
-    assert wrong == set()
 
 
-def test_no_module_imports_from_the_package_root():
-    # The root imports everything, so an import from it would point both ways.
-    wrong = [
-        (path.name, name)
-        for path in PACKAGE.rglob("*.py")
-        if path != PACKAGE / "__init__.py"
-        for name in imported_modules(path)
-        if name.split(".")[0] == "numpyro_kaem" and not is_module(name)
-    ]
-    assert wrong == []
+def test_generators_know_only_energies():
+    names = {
+        name.split(".")[1] for path in sources("generators") for name in imported_modules(path) if is_package(name)
+    }
+    assert names <= {"checks", "energies", "generators"}
 
 
-def test_generators_know_only_bases_and_energies():
-    wrong = [
-        (path.name, name)
-        for path in sources("generators")
-        for name in imported_modules(path)
-        if name.split(".")[0] == "numpyro_kaem"
-        and name.split(".")[1] not in {"checks", "bases", "energies", "generators"}
-    ]
-    assert wrong == []
-
-
-def test_nothing_below_the_seam_knows_numpyro_handlers():
-    below = LAYERS[: LAYERS.index("staging")]
-    paths = [path for layer in below for path in sources(layer)]
-    wrong = [(p.name, n) for p in paths for n in imported_modules(p) if n.startswith("numpyro.handlers")]
-    assert wrong == []
+def test_nothing_below_models_knows_numpyro_s_handlers():
+    assert knowing("numpyro.handlers", ROOMS[: ROOMS.index("models")]) == set()
+    assert knowing("numpyro.handlers") != set()
 
 
 def test_nothing_below_posterior_knows_blackjax():
-    below = LAYERS[: LAYERS.index("posterior")]
-    paths = [path for layer in below for path in sources(layer)]
-    wrong = [(p.name, n) for p in paths for n in imported_modules(p) if n.split(".")[0] == "blackjax"]
-    assert wrong == []
+    assert knowing("blackjax", ROOMS[: ROOMS.index("posterior")]) == set()
+    assert knowing("blackjax") != set()
 
 
-def test_only_arviz_py_imports_arviz():
-    knows = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if any(name.split(".")[0].startswith("arviz") for name in imported_modules(path))
-    }
-    assert knows == {"arviz.py"}
+def test_one_file_knows_arviz():
+    assert knowing("arviz") == {"posterior/arviz.py"}
 
 
 def test_installed_metadata_asks_for_every_third_party_import():

@@ -13,9 +13,9 @@ import scipy.stats
 from numpyro.handlers import mask, scale
 from prior_cases import quick_jit
 
-from numpyro_kaem import pairwise
-from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.pairwise import pairwise_log_likelihood
+from numpyro_kaem.models import pairwise
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.models.pairwise import pairwise_log_likelihood
 
 B, D = 6, 5
 RNG = np.random.default_rng(0)

@@ -35,9 +35,9 @@ from numpyro_kaem import (
     fit,
     programs,
 )
-from numpyro_kaem.distributions.tails import survival
-from numpyro_kaem.fingerprint import SameProgram, fingerprint
-from numpyro_kaem.programs import jit_by_program, jit_by_value
+from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint
+from numpyro_kaem._compilation.programs import jit_by_program, jit_by_value
+from numpyro_kaem._densities.tails import survival
 
 KERNEL = ULA(step_size=0.1)
 SAMPLERS = {

@@ -11,7 +11,7 @@ from prior_cases import evaluate_quickly
 from scipy import stats
 
 from numpyro_kaem import BSpline, GaussLegendre, KAPrior, UnivariateEnergy
-from numpyro_kaem.quadrature import graded_edges, integrated_legendre
+from numpyro_kaem._numerics.quadrature import graded_edges, integrated_legendre
 
 BREAKPOINTS = np.array([-1.0, 0.5, 0.7, 3.0])
 

@@ -13,8 +13,8 @@ import optax
 import pytest
 from training_cases import DATA, KeptChains, run, saved_arrays
 
-from numpyro_kaem import checkpoints
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints import store
+from numpyro_kaem._checkpoints.store import CheckpointStore
 
 NUM_EPOCHS, NUM_STEPS = 4, 12
 
@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_until_a_callback_ends_it(monkey
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints, "write_arrays", full)
+    monkeypatch.setattr(store, "write_arrays", full)
     with pytest.warns(RuntimeWarning, match=r"could not be written to .*No space left on device") as warned:
         result = run(num_epochs=5, checkpoint_dir=tmp_path, callbacks=[lambda epoch, metrics, params: epoch == 2])
     assert [re.search(r"step (\d+)", str(warning.message))[1] for warning in warned] == ["3", "6"]

@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer.elbo import ELBO
 
-from numpyro_kaem.checkpoint_arrays import read_arrays
-from numpyro_kaem.checkpoint_manifest import verify
+from numpyro_kaem._checkpoints.arrays import read_arrays
+from numpyro_kaem._checkpoints.manifest import verify
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.training import fit
 

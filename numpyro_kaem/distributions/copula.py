@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.distributions.exponential_family import in_float64
+from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.log_tails import normal_quantile
+from numpyro_kaem._fitting.exponential_family import in_float64
 from numpyro_kaem.distributions.ka_prior import KAPrior
-from numpyro_kaem.distributions.log_tails import normal_quantile
-from numpyro_kaem.entry_points import compiled
 
 
 class OpenGaussianCopula(dist.GaussianCopula):

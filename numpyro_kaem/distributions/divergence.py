@@ -11,12 +11,12 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions.kl import kl_divergence
 
+from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.tails import tail_quantile
+from numpyro_kaem._numerics.quadrature import GaussLegendre
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.moments import expectation
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
-from numpyro_kaem.distributions.tails import tail_quantile
-from numpyro_kaem.entry_points import compiled
-from numpyro_kaem.quadrature import GaussLegendre
 
 
 # Both signatures, because neither of (KAPrior, Distribution) and NumPyro's own (Distribution, ExpandedDistribution)

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from numpyro_kaem.cdf_table import CDFTable, build_table
+from numpyro_kaem._densities.cdf_table import CDFTable, build_table
+from numpyro_kaem._densities.cut_panels import CutPanels
+from numpyro_kaem._densities.log_tails import log_sum_exp
+from numpyro_kaem._densities.panels import Panels
+from numpyro_kaem._densities.reference import merge_components
 from numpyro_kaem.checks import check_precision
-from numpyro_kaem.cut_panels import CutPanels
 from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
 from numpyro_kaem.distributions.leaf_shapes import insert_axes, settle, settle_tables, table_rank
-from numpyro_kaem.distributions.log_tails import log_sum_exp
-from numpyro_kaem.distributions.reference import merge_components
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
-from numpyro_kaem.quadrature import Panels
 
 
 class KAMixture(TabulatedDistribution):

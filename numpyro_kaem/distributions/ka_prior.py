@@ -13,12 +13,12 @@ from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_kaem.bases import Basis
-from numpyro_kaem.cdf_table import CDFTable, build_table, log_integral
-from numpyro_kaem.cut_panels import CutPanels
-from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
-from numpyro_kaem.distributions.log_tails import log_mass_above, log_mass_below
-from numpyro_kaem.distributions.reference import (
+from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.cdf_table import CDFTable, build_table, log_integral
+from numpyro_kaem._densities.cut_panels import CutPanels
+from numpyro_kaem._densities.log_tails import log_mass_above, log_mass_below
+from numpyro_kaem._densities.panels import Panels, nodes_first
+from numpyro_kaem._densities.reference import (
     check_reference,
     kinks,
     reaches_outside,
@@ -26,10 +26,11 @@ from numpyro_kaem.distributions.reference import (
     warn_of_narrow_panels,
     with_numbers_as_arrays,
 )
+from numpyro_kaem._numerics.quadrature import QuadratureRule
+from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
-from numpyro_kaem.energies import UnivariateEnergy, check_finite, check_half_precision
-from numpyro_kaem.entry_points import compiled
-from numpyro_kaem.quadrature import Panels, QuadratureRule, nodes_first
+from numpyro_kaem.energies import Basis
+from numpyro_kaem.energies.energy import UnivariateEnergy, check_finite, check_half_precision
 
 
 class KAPrior(TabulatedDistribution):
@@ -208,7 +209,7 @@ class KAPrior(TabulatedDistribution):
             assert abs(float(prior.cdf(-1.0)) - np.mean(z < -1.0)) < 0.02
             ```
         """
-        from numpyro_kaem.distributions.fitting import fit_samples
+        from numpyro_kaem._fitting.fit import fit_samples
 
         return fit_samples(
             z,
@@ -267,7 +268,7 @@ class KAPrior(TabulatedDistribution):
             assert float(prior.log_prob(1.0)) > float(prior.log_prob(0.0)) + 3.0
             ```
         """
-        from numpyro_kaem.distributions.fitting import fit_log_density
+        from numpyro_kaem._fitting.fit import fit_log_density
 
         return fit_log_density(fn, domain, reference=reference, basis=basis, batch_shape=batch_shape).prior
 
@@ -317,8 +318,8 @@ class KAPrior(TabulatedDistribution):
             assert abs(float(prior.cdf(1.3)) - 0.62) < 0.01
             ```
         """
-        from numpyro_kaem.distributions.density_table import tabulated_log_density
-        from numpyro_kaem.distributions.fitting import fit_log_density
+        from numpyro_kaem._fitting.density_table import tabulated_log_density
+        from numpyro_kaem._fitting.fit import fit_log_density
 
         fn, default, batch_shape = tabulated_log_density(points, density, floor)
         basis = default if basis is None else basis
@@ -387,7 +388,7 @@ class KAPrior(TabulatedDistribution):
             assert -0.95 < float(prior.correlation_matrix[0, 1]) < -0.75
             ```
         """
-        from numpyro_kaem.distributions.fitting import fit_posterior
+        from numpyro_kaem._fitting.fit import fit_posterior
 
         return fit_posterior(idata, var_name, correlated=correlated, rotation=rotation, weights=weights, **options)
 

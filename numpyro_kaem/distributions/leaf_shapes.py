@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import PyTree
 
-from numpyro_kaem.distributions.tails import mass_below
-from numpyro_kaem.grids import Grid
+from numpyro_kaem._densities.tails import mass_below
+from numpyro_kaem._numerics.grid import Grid
 
 if TYPE_CHECKING:
     from numpyro_kaem.distributions.ka_prior import KAPrior

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.inverse_table import TAIL_RULE
+from numpyro_kaem._densities.panels import nodes_first
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail
-from numpyro_kaem.entry_points import compiled
-from numpyro_kaem.inverse_transform import TAIL_RULE
-from numpyro_kaem.quadrature import nodes_first
 
 if TYPE_CHECKING:
     from numpyro_kaem.distributions.tabulated import TabulatedDistribution

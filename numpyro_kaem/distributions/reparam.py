@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.infer.reparam import Reparam
 
+from numpyro_kaem._densities.tails import SYMMETRIC, mass_below, survival, tail_quantile
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
-from numpyro_kaem.distributions.tails import SYMMETRIC, mass_below, survival, tail_quantile
 
 
 class ICDFReparam(Reparam):

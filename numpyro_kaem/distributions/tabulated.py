@@ -15,11 +15,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.bases import Basis
-from numpyro_kaem.cdf_table import CDFTable, table_log_masses, table_mass_between, table_masses
-from numpyro_kaem.checks import check_key
-from numpyro_kaem.cut_panels import CutPanels
-from numpyro_kaem.distributions.log_tails import (
+from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.cdf_table import CDFTable, table_log_masses, table_mass_between, table_masses
+from numpyro_kaem._densities.cut_panels import CutPanels
+from numpyro_kaem._densities.inverse_table import (
+    InverseTable,
+    build_inverse,
+    table_icdf,
+    with_guide,
+)
+from numpyro_kaem._densities.log_tails import (
     log_difference,
     log_mass_above,
     log_mass_below,
@@ -27,18 +32,14 @@ from numpyro_kaem.distributions.log_tails import (
     log_sum,
     safe_log,
 )
+from numpyro_kaem._densities.panels import Panels, default_rule
+from numpyro_kaem._densities.reference import support_bounds_of_body
+from numpyro_kaem._densities.tails import survival
+from numpyro_kaem._numerics.quadrature import QuadratureRule
+from numpyro_kaem.checks import check_key
 from numpyro_kaem.distributions.moments import expectation, mean_and_variance
-from numpyro_kaem.distributions.reference import support_bounds_of_body
 from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail, tail_panels
-from numpyro_kaem.distributions.tails import survival
-from numpyro_kaem.entry_points import compiled
-from numpyro_kaem.inverse_transform import (
-    InverseTable,
-    build_inverse,
-    table_icdf,
-    with_guide,
-)
-from numpyro_kaem.quadrature import Panels, QuadratureRule, default_rule
+from numpyro_kaem.energies import Basis
 
 if TYPE_CHECKING:
     from numpyro_kaem.distributions.truncated import TruncatedPrior

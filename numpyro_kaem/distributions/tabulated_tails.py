@@ -11,14 +11,14 @@ import numpy as np
 from jax import core
 from jaxtyping import Array
 
-from numpyro_kaem.distributions.log_tails import (
+from numpyro_kaem._densities.inverse_table import TAIL_RULE, TailPanels, invert_tail, tail_shares
+from numpyro_kaem._densities.log_tails import (
     log_mass_above,
     log_mass_below,
     log_sum,
     log_tail_quantile,
     safe_log,
 )
-from numpyro_kaem.inverse_transform import TAIL_RULE, TailPanels, invert_tail, tail_shares
 
 if TYPE_CHECKING:
     from numpyro_kaem.distributions.tabulated import TabulatedDistribution

@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from numpyro_kaem.distributions.log_tails import LOG_HALF, log_complement, log_sum, safe_log
+from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.inverse_table import TAIL_RULE
+from numpyro_kaem._densities.log_tails import LOG_HALF, log_complement, log_sum, safe_log
 from numpyro_kaem.distributions.moments import _finite_where, expectation
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution, _icdf
 from numpyro_kaem.distributions.tabulated_tails import quantile_of_logs
-from numpyro_kaem.entry_points import compiled
-from numpyro_kaem.inverse_transform import TAIL_RULE
 
 
 class TruncatedPrior(TabulatedDistribution):

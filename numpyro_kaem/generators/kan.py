@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem.bases import Basis, BSpline
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.energies import ACTIVATIONS, UnivariateEnergy
+from numpyro_kaem.energies import Basis, BSpline
+from numpyro_kaem.energies.energy import ACTIVATIONS, UnivariateEnergy
 from numpyro_kaem.generators.precision import check_compute_dtype, contract
 
 _DEFAULT_BASIS = BSpline(num_intervals=8, degree=3, domain=(-3.0, 3.0))

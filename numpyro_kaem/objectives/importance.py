@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_kaem._compilation.fingerprint import ByValue
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.fingerprint import ByValue
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior.weights import log_evidence
 

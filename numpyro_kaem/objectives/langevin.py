@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_kaem._compilation.fingerprint import ByValue
 from numpyro_kaem.checks import check_count, check_flag
-from numpyro_kaem.fingerprint import ByValue
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.objectives.population import Tuning, Walk

@@ -13,8 +13,8 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable
 
-from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.model_structure import inspect_model
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.models.structure import inspect_model
 
 # The mutable site of an objective's state, `{"metrics": ..., "shared": ..., "per_datum": ...}`.
 STATE = "objective$state"

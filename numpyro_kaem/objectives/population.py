@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.chains import move_or_place, move_or_replace, propose_swaps
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Point, Target

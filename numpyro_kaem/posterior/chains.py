@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
+from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
+from numpyro_kaem._compilation.programs import jit_by_value
+from numpyro_kaem._numerics.sharding import compiler_sharded
 from numpyro_kaem.posterior.diagnostics import check_observations
 from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
-from numpyro_kaem.programs import jit_by_value
-from numpyro_kaem.sharded_inputs import compiler_sharded
 
 # Draws of a datum whose spread is the first preconditioner.
 _SPREAD_DRAWS = 64

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from numpyro_kaem.checks import check_key, check_not_masked
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.target import Flaws, Target
 
 # Chains that disagree by more than this are not worth ten independent draws each.

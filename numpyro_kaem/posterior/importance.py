@@ -14,12 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm.auto import tqdm
 
+from numpyro_kaem._compilation.fingerprint import ByValue
+from numpyro_kaem._compilation.interrupts import interrupts
+from numpyro_kaem._compilation.options import LOOP
+from numpyro_kaem._compilation.programs import jit_by_value
+from numpyro_kaem._numerics.convolutions import channels_last
+from numpyro_kaem._numerics.sharding import compiler_sharded
 from numpyro_kaem.checks import check_count, check_positive
-from numpyro_kaem.compiler_options import LOOP
-from numpyro_kaem.convolutions import channels_last
-from numpyro_kaem.fingerprint import ByValue
-from numpyro_kaem.interrupts import interrupts
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import (
     check_call,
     check_log_likelihood,
@@ -38,8 +40,6 @@ from numpyro_kaem.posterior.weights import (
     observed_values,
     sample_prior,
 )
-from numpyro_kaem.programs import jit_by_value
-from numpyro_kaem.sharded_inputs import compiler_sharded
 
 
 def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num_data"]:
@@ -302,7 +302,7 @@ class ImportanceSampling(ByValue):
         raw_log_weights = log_weights
         if self.pareto_smoothed:
             # ArviZ is slow to import, and few need it here.
-            from numpyro_kaem.arviz import pareto_smooth
+            from numpyro_kaem.posterior.arviz import pareto_smooth
 
             log_weights = pareto_smooth(raw_log_weights)
             log_sums = _log_sums(log_weights)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from numpyro_kaem.compiler_options import LOOP
-from numpyro_kaem.convolutions import channels_last
-from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.model_structure import scaled_log_prob
-from numpyro_kaem.programs import jit_by_program
+from numpyro_kaem._compilation.options import LOOP
+from numpyro_kaem._compilation.programs import jit_by_program
+from numpyro_kaem._numerics.convolutions import channels_last
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.models.structure import scaled_log_prob
 
 # Runs of the model that are held at once, and numbers that they may give.
 _RUNS_AT_ONCE = 2**10

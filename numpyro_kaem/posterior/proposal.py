@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 from numpyro.handlers import substitute
 
-from numpyro_kaem.fingerprint import SameProgram
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem._compilation.fingerprint import SameProgram
+from numpyro_kaem.models.latent_model import LatentModel
 
 
 class Proposal(NamedTuple):

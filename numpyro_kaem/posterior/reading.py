@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
-from numpyro_kaem.given_data import NotAnArray, as_arrays
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.data import NotAnArray, as_arrays
+from numpyro_kaem.models.latent_model import LatentModel
 
 T = TypeVar("T")
 

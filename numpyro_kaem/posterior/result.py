@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, rank_rhat
 from numpyro_kaem.posterior.evidence import Evidence
 
@@ -216,7 +216,7 @@ class Posterior:
         Above 0.7 neither the draws nor the evidence of that datum can be trusted, however large the ESS. None for
         samplers that are not importance samplers.
         """
-        from numpyro_kaem.arviz import pareto_k
+        from numpyro_kaem.posterior.arviz import pareto_k
 
         if self.proposal_log_weights is None:
             return None
@@ -330,7 +330,7 @@ class Posterior:
         )
 
     def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
-        """Convert to ArviZ; the arguments are those of `numpyro_kaem.arviz.to_arviz` after the first."""
-        from numpyro_kaem.arviz import to_arviz
+        """Convert to ArviZ; the arguments are those of `numpyro_kaem.posterior.arviz.to_arviz` after the first."""
+        from numpyro_kaem.posterior.arviz import to_arviz
 
         return to_arviz(self, *args, **kwargs)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from numpyro_kaem.checkpoint_arrays import checksum, to_device, to_host
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints.arrays import checksum, to_device, to_host
+from numpyro_kaem._checkpoints.store import CheckpointStore
 from numpyro_kaem.posterior.description import describe_settings
 from numpyro_kaem.posterior.target import Target
 

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
+from numpyro_kaem._compilation.fingerprint import ByValue
+from numpyro_kaem._compilation.interrupts import interrupts
+from numpyro_kaem._numerics.sharding import take_rows
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.fingerprint import ByValue
-from numpyro_kaem.interrupts import interrupts
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.convergence import has_two_lumps
@@ -42,7 +43,6 @@ from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.smc_evidence import smc_std_error, thermodynamic_along_smc
 from numpyro_kaem.posterior.swarm import Course, Plan, Rung, Tuning
 from numpyro_kaem.posterior.weights import observed_values
-from numpyro_kaem.sharded_inputs import take_rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,11 +16,11 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
+from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
+from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.posterior.chains import AT_START, Problem
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.target import Flaws, Point, count_invalid, fenced, map_batched, tempered
-from numpyro_kaem.programs import jit_by_value
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
 _IMPOSSIBLE = -1e30

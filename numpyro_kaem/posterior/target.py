@@ -11,10 +11,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from numpyro.handlers import reparam
 
-from numpyro_kaem.convolutions import channels_last
+from numpyro_kaem._numerics.convolutions import channels_last
 from numpyro_kaem.distributions import ICDFReparam
 from numpyro_kaem.distributions.reparam import normal_of_quantile
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 
 
 class Point(NamedTuple):

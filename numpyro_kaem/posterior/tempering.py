@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
+from numpyro_kaem._compilation.fingerprint import ByValue
+from numpyro_kaem._compilation.interrupts import interrupts
+from numpyro_kaem._numerics.sharding import take_rows
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.fingerprint import ByValue
-from numpyro_kaem.interrupts import interrupts
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior.chains import Course, Population, Problem
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, has_two_lumps
@@ -41,7 +42,6 @@ from numpyro_kaem.posterior.reading import first_data, warn_unfinished
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.weights import observed_values
-from numpyro_kaem.sharded_inputs import take_rows
 
 # The progress bar moves this often in a run, and shows the lowest ESS of so many data.
 _UPDATES, _SHOWN = 50, 64

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.pairwise import pairwise_log_likelihood
+from numpyro_kaem._numerics.sharding import spread
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.models.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior.proposal import in_support
-from numpyro_kaem.sharded_inputs import spread
 
 # Runs of the model that are held at once where it must run for every pair of a draw and a datum.
 _PAIRS_AT_ONCE = 2**12

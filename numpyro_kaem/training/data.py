@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from numpyro_kaem.checkpoint_arrays import to_host
-from numpyro_kaem.given_data import as_arrays, is_table
-from numpyro_kaem.programs import jit_by_value
-from numpyro_kaem.sharded_inputs import spreading
+from numpyro_kaem._checkpoints.arrays import to_host
+from numpyro_kaem._compilation.programs import jit_by_value
+from numpyro_kaem._numerics.sharding import spreading
+from numpyro_kaem.models.data import as_arrays, is_table
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 

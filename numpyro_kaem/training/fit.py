@@ -17,19 +17,19 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from numpyro.infer.svi import SVIState
 
-from numpyro_kaem.checkpoints import CheckpointStore
+from numpyro_kaem._checkpoints.store import CheckpointStore
+from numpyro_kaem._compilation.fingerprint import SameProgram
+from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
+from numpyro_kaem._compilation.programs import is_known_by_value, jit_by_program, jit_by_value
+from numpyro_kaem._numerics.sharding import spreading
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.compiler_options import LOOP, RUN_ONCE
-from numpyro_kaem.fingerprint import SameProgram
-from numpyro_kaem.given_data import as_arrays
-from numpyro_kaem.latent_model import LatentModel
-from numpyro_kaem.model_fingerprint import model_fingerprint
+from numpyro_kaem.models.data import as_arrays
+from numpyro_kaem.models.fingerprint import model_fingerprint
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.description import describe_distributions, describe_settings
 from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
 from numpyro_kaem.posterior.weights import log_evidence
-from numpyro_kaem.programs import is_known_by_value, jit_by_program, jit_by_value
-from numpyro_kaem.sharded_inputs import spreading
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed, check_data, check_is_data, is_stream
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint

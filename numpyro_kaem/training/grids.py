@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 
+from numpyro_kaem._compilation.fingerprint import ByValue
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.energies import UnivariateEnergy
-from numpyro_kaem.energy_module import adapt_svi_grid, on_adapted_grid
-from numpyro_kaem.fingerprint import ByValue
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem.energies.energy import UnivariateEnergy
+from numpyro_kaem.energies.module import adapt_svi_grid, on_adapted_grid
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood, sample_prior
 
 

@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array
 from numpyro.optim import _NumPyroOptim
 
+from numpyro_kaem._compilation.fingerprint import fingerprint
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.fingerprint import fingerprint
 
 
 def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from numpyro_kaem.checkpoint_arrays import checksum
+from numpyro_kaem._checkpoints.arrays import checksum
 
 
 def any_process(value: bool) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from numpyro_kaem.checkpoints import CheckpointStore
-from numpyro_kaem.interrupts import interrupts
+from numpyro_kaem._checkpoints.store import CheckpointStore
+from numpyro_kaem._compilation.interrupts import interrupts
 from numpyro_kaem.training.data import ArrayFeed, StreamFeed
 from numpyro_kaem.training.failure import TrainingFailed
 from numpyro_kaem.training.processes import any_process

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from numpyro_kaem._numerics.sharding import with_auto_axes
 from numpyro_kaem.objectives.objective import STATE
-from numpyro_kaem.sharded_inputs import with_auto_axes
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 
-from numpyro_kaem.convolutions import channels_last
-from numpyro_kaem.fingerprint import SameProgram
-from numpyro_kaem.latent_model import LatentModel
+from numpyro_kaem._compilation.fingerprint import SameProgram
+from numpyro_kaem._numerics.convolutions import channels_last
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE
 from numpyro_kaem.training.grids import GridAdaptation
 

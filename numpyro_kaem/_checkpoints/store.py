@@ -1,0 +1,354 @@
+"""Checkpoints of a training run: each is written whole or not at all, and verified before it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from numpyro_kaem._checkpoints.arrays import leaves_by_path, read_arrays, signature, to_device, to_host, write_arrays
+from numpyro_kaem._checkpoints.manifest import MANIFEST, DamagedError, flush, is_whole, to_json, verify, write_manifest
+from numpyro_kaem.checks import check_count
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+ARRAYS, HISTORY = "state", "history.npz"
+FOLDER_NAME = re.compile(r"(\d{10,})(\.writing|\.removed)?")
+MAX_DIFFERENCES = 20
+
+
+class CheckpointStore:
+    """A folder of checkpoints, of which the newest whole one is restored.
+
+    A checkpoint is a folder named by its step:
+
+        0000001200/state/          the arrays, by leaf path (Orbax)
+        0000001200/history.npz     NumPy's format without pickle
+        0000001200/manifest.json   step, description, shapes and dtypes; size and SHA-256 of every other file
+
+    It is written under the name `0000001200.writing`, its manifest last, flushed to the disk and renamed: a
+    process that is killed leaves a whole checkpoint or a folder that is ignored, and removed by the next `save`.
+    A checkpoint is used only after every byte has been checked against the manifest, and the manifest against
+    its own checksum. Nothing on the disk depends on classes, and reading runs no code.
+
+    Where JAX runs in several processes, all of them call `save` and `restore`, with a folder that they share;
+    the first process writes. At any time one run writes to a folder; others may read it.
+
+    Args:
+        directory: folder on a file system; it is created where it does not exist.
+        keep: how many checkpoints to keep, at least 1.
+
+    Raises:
+        ValueError: if the folder cannot be created or written to (the path and the reason are named), or if
+            keep is out of range.
+        TypeError: for a directory that is no path.
+
+    Example:
+        ```python
+        import tempfile
+
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        from numpyro_kaem._checkpoints.store import CheckpointStore
+
+        store = CheckpointStore(tempfile.mkdtemp())
+        state = {"weight": jnp.arange(3.0), "key": jax.random.key(0)}
+        store.save(100, state, {"loss": np.ones(100)}, {"batch_size": 50})
+        step, restored, history = store.restore(state, {"batch_size": 50})
+        assert step == 100 and jnp.array_equal(restored["weight"], state["weight"])
+        ```
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        self._keep = check_count("keep", keep, 1)
+        if not isinstance(directory, str | os.PathLike):
+            raise TypeError(f"checkpoint_dir must be a path, as text or pathlib.Path, got {directory!r}")
+        if "://" in os.fspath(directory):
+            raise ValueError(f"checkpoint_dir must be a folder on a file system, got {os.fspath(directory)!r}")
+        # A later change of the working directory must not move the checkpoints.
+        self._directory = Path(directory).expanduser().absolute()
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._directory):
+                pass
+        except OSError as error:
+            raise ValueError(
+                "checkpoint_dir must be a folder that can be created and written to, "
+                f"got {os.fspath(self._directory)!r}: {error.strerror}"
+            ) from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from writing to the folder, for as long as this process does.
+
+        The operating system gives the lock back when the process ends, however it does.
+
+        Raises:
+            ValueError: where another run holds it.
+        """
+        if fcntl is None or jax.process_index():
+            yield
+            return
+        folder = os.open(self._directory, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"checkpoint_dir {os.fspath(self._directory)!r} is being written to by another run: wait for its "
+                    "end, or take another directory"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(folder)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that have all their files in full length, ascending."""
+        return sorted({step for step, folder in self._candidates() if is_whole(folder)})
+
+    def save(self, step: int, state: PyTree, history: dict[str, np.ndarray], description: dict[str, Any]) -> bool:
+        """Write a checkpoint, and then remove the oldest ones beyond `keep`.
+
+        Args:
+            step: steps taken so far; a checkpoint of the same step is replaced.
+            state: pytree of JAX and NumPy arrays, typed PRNG keys and numbers.
+            history: NumPy arrays of any shapes, which may differ between checkpoints.
+            description: facts about the run that must be the same at `restore`, as JSON has them.
+
+        Returns:
+            Whether it has been written: the same on all processes.
+
+        Warns:
+            RuntimeWarning: if it could not be written, by reason of the file system.
+
+        Raises:
+            TypeError: for a leaf, a history or a description that cannot be written.
+        """
+        step = check_count("step", step, 0)
+        leaves = leaves_by_path(state)
+        arrays = {path: to_host(leaf) for path, leaf in leaves.items() if np.size(leaf)}
+        for name, array in history.items():
+            if np.asarray(array).dtype.kind not in "biufcSU":
+                raise TypeError(f"history[{name!r}] must be an array of NumPy numbers, got {array!r}")
+        manifest = {
+            "step": step,
+            "description": json.loads(to_json(description)),
+            "tree": signature(leaves),
+        }
+        written = True
+        if jax.process_index() == 0:
+            try:
+                self._write(step, arrays, history, manifest)
+            except OSError as error:
+                written = False
+                warnings.warn(
+                    f"the checkpoint of step {step} could not be written to {os.fspath(self._directory)!r} "
+                    f"({error.strerror or error}); the run goes on without it",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return _all_processes(written)
+
+    def restore(self, like: PyTree, description: dict[str, Any]) -> tuple[int, PyTree, dict[str, np.ndarray]] | None:
+        """The newest undamaged checkpoint.
+
+        Args:
+            like: a state of the same structure, shapes and dtypes: its JAX arrays say where to place the restored.
+            description: facts that must agree with those saved, where the checkpoint has them.
+
+        Returns:
+            Step, state and history, or None where there is no checkpoint.
+
+        Warns:
+            RuntimeWarning: for every damaged checkpoint that is passed over (the folder and the damage are
+                named), and if none is left.
+
+        Raises:
+            ValueError: if the checkpoint is of another model or run (what differs is listed) or was written
+                by a newer version of this library.
+            RuntimeError: if this version of Orbax cannot read it.
+        """
+        leaves = leaves_by_path(like)
+        names = _of_first_process([folder.name for _, folder in self._candidates()])
+        for name in names:
+            folder, damage, manifest = self._directory / name, None, {}
+            try:
+                manifest = verify(folder)
+            except DamagedError as error:
+                damage = str(error)
+            if not _all_processes(damage is None):
+                damage = damage or "another process cannot read it"
+                warnings.warn(f"the checkpoint {folder} is passed over: {damage}", RuntimeWarning, stacklevel=2)
+                continue
+            self._check_same_run(manifest, signature(leaves), json.loads(to_json(description)))
+            # An empty array has no content to restore.
+            paths = [path for path, leaf in leaves.items() if np.size(leaf)]
+            arrays = read_arrays(folder / ARRAYS, paths) if paths else {}
+            restored = [to_device(arrays[path], leaf) if path in arrays else leaf for path, leaf in leaves.items()]
+            state = jax.tree.unflatten(jax.tree.structure(like), restored)
+            with np.load(folder / HISTORY, allow_pickle=False) as history:
+                return manifest["step"], state, dict(history)
+        if names:
+            warnings.warn(
+                f"no undamaged checkpoint is left in {os.fspath(self._directory)!r}: the run starts anew",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return None
+
+    def _candidates(self) -> list[tuple[int, Path]]:
+        """Steps and folders that may hold a checkpoint, the newest first."""
+        candidates = []
+        for folder in self._directory.iterdir():
+            match = FOLDER_NAME.fullmatch(folder.name)
+            if match is None or not folder.is_dir():
+                continue
+            # A draft with a manifest is whole: the process was killed just before it could rename the folder.
+            if match[2] is None or (match[2] == ".writing" and (folder / MANIFEST).exists()):
+                candidates.append((int(match[1]), folder))
+        return sorted(candidates, key=lambda item: (item[0], item[1].suffix), reverse=True)
+
+    def _write(
+        self, step: int, arrays: dict[str, np.ndarray], history: dict[str, np.ndarray], manifest: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint under its temporary name and put it into place."""
+        self._tidy()
+        draft = self._directory / f"{step:010d}.writing"
+        try:
+            draft.mkdir()
+            if arrays:
+                write_arrays(draft / ARRAYS, arrays)
+            _write_history(draft / HISTORY, history)
+            write_manifest(draft, manifest)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        folder = self._put_into_place(draft)
+        if not is_whole(folder):
+            raise OSError(f"{folder} is not what has been written")
+        self._remove_older_than(step)
+
+    def _tidy(self) -> None:
+        """Finish or remove what a killed process has left."""
+        for folder in list(self._directory.iterdir()):
+            match = FOLDER_NAME.fullmatch(folder.name)
+            if match is None or match[2] is None or not folder.is_dir():
+                continue
+            if match[2] == ".writing" and is_whole(folder):
+                self._put_into_place(folder)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _put_into_place(self, draft: Path) -> Path:
+        folder = draft.with_suffix("")
+        if folder.exists():
+            self._remove(folder, then=draft)
+        else:
+            draft.rename(folder)
+        flush(self._directory)
+        return folder
+
+    def _remove_older_than(self, step: int) -> None:
+        """Remove what is older than the newest `keep` whole checkpoints up to this step."""
+        whole = [other for other in self.steps() if other <= step]
+        for other, folder in self._candidates():
+            # Without a manifest it need not be ours.
+            if other < whole[-self._keep :][0] and (folder / MANIFEST).exists():
+                with contextlib.suppress(OSError):
+                    self._remove(folder)
+
+    def _remove(self, folder: Path, then: Path | None = None) -> None:
+        """Remove a checkpoint, renamed first so that what is left of it is never taken for a damaged one.
+
+        Args:
+            folder: the checkpoint.
+            then: folder that takes its place.
+        """
+        removed = folder.with_suffix(".removed")
+        folder.rename(removed)
+        if then is not None:
+            then.rename(folder)
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def _check_same_run(self, manifest: dict, tree: dict, description: dict) -> None:
+        """Raise an error that lists what differs between a checkpoint and this run."""
+        saved_tree, saved = manifest["tree"], _entries(manifest["description"])
+        # A fact that is not there at all was not noted yet by the version that has written the checkpoint.
+        now = _entries({name: value for name, value in description.items() if name in manifest["description"]})
+        differences = [f"{path} is not in the checkpoint" for path in tree if path not in saved_tree]
+        differences += [f"{path} is in the checkpoint only" for path in saved_tree if path not in tree]
+        for path in tree:
+            for kind in ("shape", "dtype"):
+                old, new = (t.get(path, {}).get(kind) for t in (saved_tree, tree))
+                if path in saved_tree and old != new:
+                    old, new = (tuple(v) if kind == "shape" else v for v in (old, new))
+                    differences.append(f"{path} has the {kind} {old} in the checkpoint, {new} now")
+        for name in sorted(saved | now):
+            old, new = (entries.get(name, "absent") for entries in (saved, now))
+            if old != new:
+                differences.append(f"{name} was {old}, is {new} now")
+        if differences:
+            more = len(differences) - MAX_DIFFERENCES
+            listed = differences[:MAX_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
+            raise ValueError(
+                f"checkpoint_dir {os.fspath(self._directory)!r} holds a checkpoint (step {manifest['step']}) of "
+                "another model or run; take another directory, or the same model, data and settings. It differs:\n- "
+                + "\n- ".join(listed)
+            )
+
+
+def _write_history(path: Path, history: dict[str, np.ndarray]) -> None:
+    # numpy.savez takes no array by the name of "file", and pickles what it cannot write.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in history.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+
+def _entries(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The entries of nested dictionaries by dotted name; not-a-number as text, since it equals nothing."""
+    entries = {}
+    for name, value in description.items():
+        if isinstance(value, dict):
+            entries |= _entries(value, f"{prefix}{name}.")
+        else:
+            entries[prefix + name] = "nan" if isinstance(value, float) and math.isnan(value) else value
+    return entries
+
+
+def _all_processes(value: bool) -> bool:
+    """Whether the value is true in all processes; they wait for each other here."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array([value], np.uint8))))
+
+
+def _of_first_process(names: list[str]) -> list[str]:
+    """The names that the first process has."""
+    if jax.process_count() == 1:
+        return names
+    text = np.frombuffer("\n".join(names).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(text.size, np.int32)))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, text.size)] = text[:size]
+    return bytes(multihost_utils.broadcast_one_to_all(padded)).decode().split("\n") if size else []

@@ -1,0 +1,79 @@
+"""Functions that users call one by one, compiled once for all grids and all numbers of the same shapes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import core
+
+from numpyro_kaem._numerics.grid import Grid
+
+# In place of what is an argument of a program.
+_ARRAY, _GRID = object(), object()
+
+
+def compiled(function: Callable) -> Callable:
+    """Compile a function of positional arguments whose leaves are arrays, and others that are constants.
+
+    Called with values, it takes static grids and NumPy's numbers as data, so that the same program serves others. Where
+    an argument is traced, it becomes part of a larger program, for which static grids and NumPy's numbers are
+    constants: such a program is faster, and knows where supports end.
+    """
+
+    def from_leaves(data, structure, leaves):
+        data = iter(data)
+        args = [_restored(leaf, data) for leaf in leaves]
+        return function(*jax.tree.unflatten(structure, args))
+
+    from_leaves.__name__ = function.__name__
+    program = jax.jit(from_leaves, static_argnums=(1, 2))
+
+    @functools.wraps(function)
+    def call(*args):
+        leaves, structure = jax.tree.flatten(args, is_leaf=_is_grid)
+        if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(leaves)):
+            leaves, structure = jax.tree.flatten(args)
+            leaves = [_Constant(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim == 0 else leaf for leaf in leaves]
+        data, static = [], []
+        for leaf in leaves:
+            if isinstance(leaf, Grid):
+                data.append(leaf.as_data().bits)
+                static.append(_GRID)
+            elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
+                data.append(leaf)
+                static.append(_ARRAY)
+            else:
+                static.append(leaf)
+        return program(data, structure, tuple(static))
+
+    return call
+
+
+def _is_grid(node: Any) -> bool:
+    return isinstance(node, Grid)
+
+
+def _restored(leaf, data):
+    """A leaf, from what is static of it and the arrays that are not."""
+    if leaf is _ARRAY:
+        return next(data)
+    if leaf is _GRID:
+        return Grid(None, next(data))
+    return leaf.array if isinstance(leaf, _Constant) else leaf
+
+
+class _Constant:
+    """A NumPy number that is no argument of a program; equal by its bits."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self._bits = array, (array.dtype.str, array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and self._bits == other._bits
+
+    def __hash__(self) -> int:
+        return hash(self._bits)

@@ -1,0 +1,192 @@
+"""Compiled programs that are kept for the next call that computes the same.
+
+JAX keeps what it has compiled under the identity of a function, and a model or a closure is a new function at every
+call, or worse, the same one with another value behind a name. Here programs are kept under what they compute.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint
+from numpyro_kaem._compilation.options import known_options
+
+# Programs that are kept: those that were not called for longest make room.
+_MOST = 128
+# Values of these libraries' classes are known by what they are equal to.
+_LIBRARIES = ("numpyro_kaem.", "numpyro.", "jax.", "jaxlib.", "numpy.")
+
+
+class _Store:
+    """The last values that were asked for, by key."""
+
+    def __init__(self):
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > _MOST:
+                self._values.popitem(last=False)
+        return value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
+
+_PROGRAMS, _PASSED = _Store(), _Store()
+
+
+def clear_caches() -> None:
+    """Forget the compiled programs that samplers, `fit` and `to_arviz` keep for their next calls.
+
+    Programs are kept under what they compute, the last 128 of them: a call whose model, settings and shapes are those
+    of an earlier one is not compiled again, whatever its parameters, data and keys, and a model whose closure has
+    changed is. They hold no data that a model is given; JAX arrays that a model closes over stay alive with them.
+    Memory of other compiled functions is given back by `jax.clear_caches`.
+
+    Example:
+        ```python
+        import numpyro_kaem
+
+        numpyro_kaem.clear_caches()
+        ```
+    """
+    _PROGRAMS.clear()
+    _PASSED.clear()
+
+
+def passes_once(key: Hashable, check: Callable[[], None]) -> None:
+    """Run a check, unless it was passed under this key before."""
+    _PASSED.get(key, lambda: check() or True)
+
+
+class _Reusable:
+    """What `jit_by_program` and `jit_by_value` have in common.
+
+    Args:
+        function: from pytrees to a pytree of arrays. Arguments that are no arrays are static.
+        first_donated: arrays of the arguments from this one on are given up to the results; None for none.
+        compiler_options: of `jax.jit`; those that the installed XLA does not know are left out.
+    """
+
+    def __init__(
+        self, function: Callable, *, first_donated: int | None = None, compiler_options: dict[str, Any] | None = None
+    ):
+        self.function, self.first_donated, self.compiler_options = function, first_donated, compiler_options
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, compiled now or earlier."""
+        return self.compiled(*args)(*args)
+
+    def compiled(self, *args: Any) -> Callable:
+        """The program for arguments like these, compiled if there is none: a function of such arguments.
+
+        Its `executable` is JAX's, with `memory_analysis` and `cost_analysis`.
+        """
+        raise NotImplementedError
+
+    def _trace(self, args: tuple) -> tuple[Any, Any]:
+        """What JAX has traced, of the array leaves of the arguments, and the structure of the results."""
+        arrays, static = eqx.partition(args, eqx.is_array)
+        leaves, structure = _arrays(args), jax.tree.structure(arrays)
+        sizes = [len(jax.tree.leaves(part)) for part in arrays]
+        first = len(leaves) if self.first_donated is None else sum(sizes[: self.first_donated])
+        outputs = []
+
+        def run(*leaves):
+            results = self.function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
+            outputs.append(jax.tree.structure(results))
+            return jax.tree.leaves(results)
+
+        run.__name__ = self.__name__  # by which JAX's logs and profiles call the program
+        donated = tuple(range(first, len(leaves)))
+        jitted = jax.jit(run, donate_argnums=donated, compiler_options=known_options(self.compiler_options))
+        return jitted.trace(*leaves), outputs[-1]
+
+    def _compile(self, traced: Any, outputs: Any) -> Callable:
+        compiled = traced.lower().compile()
+
+        def program(*args: Any) -> Any:
+            return jax.tree.unflatten(outputs, compiled(*_arrays(args)))
+
+        program.executable = compiled  # which tells what it costs
+        return program
+
+
+class jit_by_program(_Reusable):
+    """A function compiled once for all functions that compute the same, whatever they close over.
+
+    It is traced at every call, and what it closes over may have changed since the last.
+    """
+
+    def compiled(self, *args: Any) -> Callable:
+        """Trace the function; the program of what was traced."""
+        traced, outputs = self._trace(args)
+        options = self.first_donated, tuple(sorted((self.compiler_options or {}).items()))
+        key = fingerprint(traced.jaxpr), outputs, _where(args), options
+        return _PROGRAMS.get(key, lambda: self._compile(traced, outputs))
+
+
+class jit_by_value(_Reusable):
+    """A module's function compiled once for all arguments that are equal, as `equinox.filter_jit` does it.
+
+    Arrays are traced, all other leaves of the arguments are compared by their values. Where one may be equal to what it
+    was and yet compute something else, as a function does that reads a global variable, the program that was traced is
+    compared instead, as `jit_by_program` does it; `SameProgram` spares that.
+    """
+
+    def compiled(self, *args: Any) -> Callable:
+        """The program for the values and shapes of these arguments, traced if there is none."""
+        leaves, structure = jax.tree.flatten(args)
+        static = [leaf for leaf in leaves if not eqx.is_array(leaf)]
+        if not all(map(is_known_by_value, static)):
+            options = {"first_donated": self.first_donated, "compiler_options": self.compiler_options}
+            return jit_by_program(self.function, **options).compiled(*args)
+        values = tuple(jax.typeof(leaf) if eqx.is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
+        wide = jnp.result_type(float)  # the type of Python's numbers among the static leaves
+        key = self.function, structure, values, _where(args), wide
+        return _PROGRAMS.get(key, lambda: self._compile(*self._trace(args)))
+
+
+def is_known_by_value(leaf: Any) -> bool:
+    """Whether equal values compute the same: of numbers, names, and what libraries define, down to its fields."""
+    if isinstance(leaf, bool | int | float | complex | str | bytes | SameProgram) or eqx.is_array(leaf):
+        return True
+    is_function = callable(leaf) and hasattr(leaf, "__qualname__")
+    module = f"{(leaf if is_function else type(leaf)).__module__}."
+    if is_function or not module.startswith(_LIBRARIES):
+        return module.startswith(_LIBRARIES) and not getattr(leaf, "__closure__", None)
+    has_fields = module.startswith(("numpyro_kaem.", "numpyro."))
+    return not has_fields or all(map(is_known_by_value, jax.tree.leaves(vars(leaf))))
+
+
+def _arrays(args: tuple) -> list[jax.Array]:
+    """The array leaves of arguments, as JAX's."""
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)]
+
+
+def _where(args: tuple) -> tuple:
+    """On what arrays are, which a program is compiled for: the default device, and those that arrays are bound to."""
+    leaves = jax.tree.leaves(args)
+    bound = tuple(leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves)
+    return jax.config.jax_default_device, bound

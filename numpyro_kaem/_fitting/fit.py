@@ -1,0 +1,362 @@
+"""Priors from data: a tilted reference fitted to samples, to a log-density, or to a posterior."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+from numpyro_kaem._densities.reference import check_reference, support_ends
+from numpyro_kaem._fitting.default_shape import NUM_INTERVALS, Shape, default_basis, default_reference
+from numpyro_kaem._fitting.exponential_family import (
+    COARSE,
+    RIDGE,
+    Families,
+    cells,
+    maximise,
+    nearest_energy,
+    node_probabilities,
+)
+from numpyro_kaem._fitting.penalised_fit import fit_penalised
+from numpyro_kaem._fitting.sample_checks import (
+    check_domain_holds,
+    check_fit,
+    check_inside_support,
+    check_known,
+    check_levels,
+    check_reference_mass,
+    check_samples,
+    check_smoothness,
+    check_spread,
+    check_weights,
+    of_coordinate,
+    real_array,
+    sample_range,
+)
+from numpyro_kaem._fitting.smoothing import penalty_axes
+from numpyro_kaem._fitting.ties import untie
+from numpyro_kaem._numerics.quadrature import QuadratureRule
+from numpyro_kaem.distributions.copula import normal_score_copula
+from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.rotation import Rotation, estimate_rotation
+from numpyro_kaem.energies import Basis, BSpline
+from numpyro_kaem.energies.energy import UnivariateEnergy
+
+TOTAL_VARIATION_BOUND = 0.01  # beyond which a log-density counts as not represented by the basis
+_FLOOR = 30.0  # nats below the largest log-density, at which points of no density are held
+
+
+class SampleFit(NamedTuple):
+    """A prior fitted to samples.
+
+    Attributes:
+        prior: the fitted density.
+        smoothness: the weight of the roughness penalty, of the batch shape; given or chosen.
+        held_out_gain: mean held-out log-likelihood per sample minus the reference's, of the batch shape, from
+            cross-validation; NaN where the smoothness was given.
+    """
+
+    prior: KAPrior
+    smoothness: np.ndarray
+    held_out_gain: np.ndarray
+
+
+class LogDensityFit(NamedTuple):
+    """A prior fitted to a log-density.
+
+    Attributes:
+        prior: the fitted density.
+        total_variation: between it and the given density, both normalised on the domain; of the batch shape.
+    """
+
+    prior: KAPrior
+    total_variation: np.ndarray
+
+
+def fit_samples(
+    z: ArrayLike | Sequence,
+    *,
+    weights: ArrayLike | Sequence | None = None,
+    basis: Basis | None = None,
+    reference: dist.Distribution | None = None,
+    smoothness: ArrayLike | Sequence | None = None,
+    num_folds: int = 10,
+    shuffle: bool = True,
+) -> SampleFit:
+    """Fit a prior to samples by penalised maximum likelihood: `KAPrior.from_samples` with what it found on the way.
+
+    Args, Raises: see `KAPrior.from_samples`.
+
+    Returns:
+        The prior, the smoothness, and the gain in held-out log-likelihood over the reference.
+    """
+    check_known(z=z, weights=weights, basis=basis, reference=reference, smoothness=smoothness)
+    z = check_samples(z)
+    num_samples, batch_shape = len(z), z.shape[1:]
+    flat = z.reshape(num_samples, -1)
+    weights = check_weights(weights, z.shape)
+    effective = np.asarray(1.0 / np.sum(weights**2, axis=0))
+    weights = np.broadcast_to(weights if weights.ndim > 1 else weights[:, None], flat.shape)
+    check_spread(*sample_range(flat, weights), batch_shape, NUM_INTERVALS)
+    if reference is not None:
+        reference = _unexpanded(reference)
+        check_inside_support(z, weights, reference)
+    if basis is not None:
+        check_domain_holds(flat, weights, basis, batch_shape)
+    num_basis = NUM_INTERVALS + 3 if basis is None else basis.num_basis
+    smoothness, chosen = check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape)
+    num_folds = num_folds if chosen else 1
+
+    index = np.arange(num_samples)
+    folds = np.random.default_rng(0).permutation(index) % num_folds if shuffle else index * num_folds // num_samples
+    ends = (-np.inf, np.inf) if reference is None else support_ends(reference)
+    supports = np.stack([np.broadcast_to(end, batch_shape).ravel() for end in ends], axis=-1)
+    samples = [untie(*of, folds, chosen, support) for *of, support in zip(flat.T, weights.T, supports, strict=True)]
+    check_levels(samples, batch_shape)
+    shapes = [Shape.of(sample) for sample in samples]
+    prior = _untilted(
+        default_basis(shapes, supports, batch_shape) if basis is None else basis,
+        default_reference(shapes, samples, batch_shape) if reference is None else reference,
+        batch_shape,
+    )
+    breakpoints = cells(prior.energy.basis, batch_shape)
+    if basis is None:  # in the coordinate in which its knots are even
+        places = np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
+        scale = np.array(
+            [
+                of._replace(points=np.interp(of.points, knots, places)).moments()[1]
+                for of, knots in zip(samples, breakpoints, strict=True)
+            ]
+        )
+        axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
+    else:
+        axes = penalty_axes(basis, breakpoints, np.array([sample.moments()[1] for sample in samples]))
+    families = Families(prior), Families(prior, prior._rule)
+    check_reference_mass(families[1].reference_mass, prior)
+    fit = fit_penalised(*families, samples, num_folds, None if chosen else smoothness, axes)
+    check_fit(fit, prior, effective, chosen, basis is None)
+    smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
+    return SampleFit(_tilted(prior, fit.coefficients), smoothness, gain)
+
+
+def fit_log_density(
+    fn: Callable[[np.ndarray], ArrayLike],
+    domain: tuple[ArrayLike | Sequence, ArrayLike | Sequence],
+    *,
+    reference: dist.Distribution | None = None,
+    basis: Basis | None = None,
+    batch_shape: tuple[int, ...] = (),
+) -> LogDensityFit:
+    """Fit a prior to a log-density: `KAPrior.from_log_density` with the error of the fit.
+
+    Args, Raises: see `KAPrior.from_log_density`.
+
+    Returns:
+        The prior, and the total-variation distance from the given density on the domain.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function from points to log-densities, got {fn!r}")
+    check_known(domain=domain, reference=reference, basis=basis)
+    if not all(isinstance(size, numbers.Integral) and size >= 0 for size in batch_shape):
+        raise ValueError(f"batch_shape must be a tuple of sizes, such as (40,), got {batch_shape!r}")
+    dtype = jnp.result_type(float)
+    # Rounded at once, so that basis and reference end at the same numbers.
+    low, high = (np.asarray(end, dtype) for end in BSpline(NUM_INTERVALS, 3, domain).domain)
+    if reference is not None:
+        reference = _unexpanded(reference)
+    batch_shape = np.broadcast_shapes(low.shape, batch_shape, () if reference is None else reference.batch_shape)
+    if basis is None:
+        basis = BSpline(NUM_INTERVALS, 3, (low, high))
+    elif isinstance(basis, Basis) and not all(
+        np.allclose(np.asarray(ours), end) for ours, end in zip(basis.domain, (low, high), strict=True)
+    ):
+        raise ValueError(f"basis must have the domain {domain}, got a basis on {basis.domain}")
+    if reference is None:
+        reference = dist.Uniform(*(jnp.asarray(end, dtype) for end in basis.domain))
+    prior = _untilted(basis, reference, batch_shape)
+    coefficients, total_variation = _nearest(fn, prior, prior._rule)
+    if np.max(total_variation) > TOTAL_VARIATION_BOUND:
+        worst = np.unravel_index(np.argmax(total_variation), batch_shape)
+        warnings.warn(
+            f"the fitted density differs from fn by {np.max(total_variation):.3g} in total variation"
+            f"{of_coordinate(worst)}; {_enough_cells(fn, (low, high), reference, batch_shape)}",
+            stacklevel=3,
+        )
+    return LogDensityFit(_tilted(prior, coefficients), total_variation)
+
+
+def _nearest(fn, prior: KAPrior, rule: QuadratureRule, most_steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of the member of a prior's family that is nearest to a density, and its total variation from it."""
+    families = Families(prior, rule, tails=False)
+    family, widths = families[:], families.widths
+    log_density = _log_density(fn, families.nodes, prior.batch_shape)
+    target = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
+    target /= target.sum(axis=-1, keepdims=True)
+
+    # Least squares, which also settles f where there is next to no density; then the member of the family that is
+    # nearest in Kullback-Leibler divergence: the one with the density's own mean of the basis functions.
+    start = nearest_energy(family, log_density, widths)[:, None]
+    statistics = target[:, None] @ family.design[:, :-2]
+    fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, start, most_steps=most_steps)
+    density = node_probabilities(family, fitted)[:, 0, :-2]
+    density /= density.sum(axis=-1, keepdims=True)
+    total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(prior.batch_shape)
+    return fitted[:, 0], total_variation
+
+
+def _enough_cells(fn, domain, reference, batch_shape) -> str:
+    """A number of cells that is enough for a log-density, in words."""
+    for num_cells in (60, 80, 120, 160, 240, 320):
+        prior = _untilted(BSpline(num_cells, 3, domain), reference, batch_shape)
+        error = np.max(_nearest(fn, prior, COARSE, most_steps=20)[1])
+        if error < 0.1 * TOTAL_VARIATION_BOUND:
+            return f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}"
+    return (
+        f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}: it has a jump or a peak that no spline of even "
+        "knots follows, so end the domain at the jump, or give BSpline.from_knots with knots that are dense there"
+    )
+
+
+def fit_posterior(
+    idata: Any,
+    var_name: str | Sequence[str],
+    *,
+    correlated: bool = False,
+    rotation: str | None = None,
+    weights: ArrayLike | Sequence | None = None,
+    **options: Any,
+) -> dist.Distribution:
+    """Fit a prior to posterior draws: `KAPrior.from_posterior`.
+
+    Args, Returns, Raises: see there.
+    """
+    from numpyro_kaem.posterior.arviz import posterior_samples
+
+    if correlated and rotation is not None:
+        raise ValueError(f"give correlated=True or rotation={rotation!r}, not both: each of them keeps correlations")
+    if not isinstance(var_name, str | list | tuple) or not all(isinstance(name, str) for name in var_name):
+        raise TypeError(f"var_name must be the name of a variable or a list of them, got {var_name!r}")
+    unknown = set(options) - {"reference", "basis", "smoothness", "num_folds", "shuffle"}
+    if unknown:
+        raise TypeError(
+            f"options must be among reference, basis, smoothness, num_folds and shuffle, got {sorted(unknown)}"
+        )
+    samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
+    num_samples = len(next(iter(samples.values())))
+    if weights is not None and np.size(weights) == num_samples:
+        weights = np.reshape(weights, num_samples)  # (chain, draw) as well
+    options = {"shuffle": False, "weights": weights, **options}
+    flat = np.concatenate([values.reshape(num_samples, -1) for values in samples.values()], axis=1)
+    event_shape = next(iter(samples.values())).shape[1:] if isinstance(var_name, str) else flat.shape[1:]
+    if not correlated and rotation is None:
+        return fit_samples(flat.reshape(num_samples, *event_shape), **options).prior
+
+    if flat.shape[1] < 2:
+        cause = "correlated=True" if correlated else f"rotation={rotation!r}"
+        raise ValueError(f"{cause} needs at least two coordinates, but {var_name!r} is a scalar; leave it out")
+    check_samples(flat)
+    shared = check_weights(weights, flat.shape)
+    if shared.ndim != 1:
+        raise ValueError(f"weights must have shape ({num_samples},), one a draw, got {np.shape(weights)}")
+    if correlated:
+        marginals = fit_samples(flat, **options).prior.tabulate()
+        return normal_score_copula(marginals, flat, shared, event_shape)
+    loc, matrix = estimate_rotation(flat, shared, rotation)
+    sources = fit_samples(np.linalg.solve(matrix, (flat - loc).T).T, **options).prior.tabulate()
+    transforms = [Rotation(jnp.asarray(loc, float), jnp.asarray(matrix, float))]
+    if len(event_shape) > 1:
+        transforms.append(dist.transforms.ReshapeTransform(event_shape, (flat.shape[1],)))
+    return dist.TransformedDistribution(sources.to_event(1), transforms)
+
+
+# The numbers behind a prior ------------------------------------------------------------------------------------------
+
+
+def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
+    """The reference without an ExpandedDistribution, which hides cdf and icdf, and checked."""
+    reference = reference.base_dist if isinstance(reference, dist.ExpandedDistribution) else reference
+    check_reference(reference)
+    return reference
+
+
+def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> KAPrior:
+    """The reference as a KAPrior with a zero energy, all arguments checked."""
+    if not isinstance(basis, Basis):
+        raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
+    energy = UnivariateEnergy(
+        base_weight=jnp.zeros(batch_shape),
+        spline_weight=jnp.ones(batch_shape),
+        coefficients=jnp.zeros((*batch_shape, basis.num_basis)),
+        basis=basis,
+    )
+    prior = KAPrior(energy, reference)
+    if prior.batch_shape != batch_shape:
+        raise ValueError(
+            f"reference must have a batch shape that broadcasts to that of the data, {batch_shape}, "
+            f"got {reference.batch_shape}"
+        )
+    return prior
+
+
+def _tilted(prior: KAPrior, coefficients: np.ndarray) -> KAPrior:
+    """The prior with the given coefficients, in the dtype that it has."""
+    old = prior.energy.coefficients
+    new = jnp.asarray(coefficients.reshape(old.shape), old.dtype)
+    energy = eqx.tree_at(lambda energy: energy.coefficients, prior.energy, new)
+    return KAPrior(energy, prior.reference, quadrature=prior.quadrature)
+
+
+def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
+    """The log-density at the nodes, checked, with points of no density raised to a floor."""
+    points = nodes.T.reshape(-1, *batch_shape)
+    values = _call(fn, points)
+    if values is None:
+        raise TypeError("fn must return an array of log-densities, got None")
+    values = real_array("what fn returns", values)
+    try:
+        values = np.broadcast_to(values, points.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"fn must return an array of the shape of its argument, {points.shape}, got {values.shape}; for a batch "
+            "of densities give batch_shape, or a domain of arrays of the batch shape"
+        ) from error
+    for wrong, name in ((np.isnan(values), "NaN"), (np.isposinf(values), "infinite")):
+        if wrong.any():
+            first = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"fn must be a log-density on the domain, but is {name} at {int(wrong.sum())} of {values.size} points, "
+                f"the first z = {points[tuple(first)]:.6g}{of_coordinate(first[1:])}; choose a domain inside which it "
+                "is finite or -inf"
+            )
+    largest = values.max(axis=0)
+    if np.any(np.isneginf(largest)):
+        first = np.argwhere(np.isneginf(largest))[0]
+        raise ValueError(
+            f"fn must have some density on the domain, but is -inf at all of {len(points)} points"
+            f"{of_coordinate(first)}; choose a domain that holds the density"
+        )
+    values = np.where(np.isneginf(values), largest - _FLOOR, values)
+    return values.reshape(len(points), -1).T
+
+
+def _call(fn, points: np.ndarray):
+    """What fn returns; where it takes single numbers only, an error that says so."""
+    try:
+        return fn(points)
+    except (TypeError, ValueError) as error:
+        try:
+            fn(float(points.flat[0]))
+        except Exception:
+            raise error from None
+        raise TypeError(
+            f"fn must take an array of points, here of shape {points.shape}, and return their log-densities, but it "
+            f"takes single numbers only ({error}); write it with NumPy (np.log for math.log, np.where for if), or give "
+            "np.vectorize(fn)"
+        ) from error

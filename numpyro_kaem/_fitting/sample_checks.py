@@ -1,0 +1,242 @@
+"""What can be wrong with samples, their weights, and what is asked of a fit to them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import core
+from jax.typing import ArrayLike
+
+from numpyro_kaem._fitting.penalised_fit import PenalisedFit
+from numpyro_kaem._fitting.ties import Sample
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.energies import Basis
+
+# How far the CDF of a fit may be from that of the samples: CDF_ERROR + CDF_ERROR_OF_CHANCE / sqrt(n).
+CDF_ERROR, CDF_ERROR_OF_CHANCE = 0.02, 1.8
+
+
+def of_coordinate(index: Any) -> str:
+    """Where it is, in words; nothing where there is but one coordinate."""
+    index = tuple(int(i) for i in index)
+    return f" of coordinate {index[0] if len(index) == 1 else index}" if index else ""
+
+
+def check_known(**arguments: Any) -> None:
+    """Raise where an argument, or a part of it, is traced."""
+    for name, value in arguments.items():
+        if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(f"{name} is traced, but the fit runs on the host; call it outside of jit, vmap and grad")
+
+
+def real_array(name: str, value: ArrayLike | Sequence) -> np.ndarray:
+    """An array of real numbers as float64, or what is wrong with it."""
+    check_known(**{name: value})
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} has masked values, got {np.ma.count_masked(value)} of them; drop them first")
+    values = np.asarray(value)
+    if values.dtype.kind not in "iufb" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {values.dtype}")
+    return values.astype(np.float64)
+
+
+def check_samples(z: ArrayLike | Sequence) -> np.ndarray:
+    """Samples as float64, or what is wrong with them."""
+    values = real_array("z", z)
+    if values.ndim == 0 or len(values) < 2 or values.size == 0:
+        raise ValueError(f"z must have shape (num_samples, *batch) with at least 2 samples, got shape {values.shape}")
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        first, kind = np.argwhere(wrong)[0], "NaN" if np.isnan(values).any() else "infinite"
+        raise ValueError(
+            f"z must be finite, but {int(wrong.sum())} of {values.size} values are {kind}, the first in sample "
+            f"{first[0]}{of_coordinate(first[1:])}; remove these samples, or give finite values"
+        )
+    return values
+
+
+def check_weights(weights: ArrayLike | Sequence | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights that sum to one, of shape (num_samples,) or (num_samples, num_coordinates)."""
+    num_samples = shape[0]
+    if weights is None:
+        return np.full(num_samples, 1.0 / num_samples)
+    values = real_array("weights", weights)
+    if values.shape not in {(num_samples,), shape}:
+        raise ValueError(f"weights must have shape ({num_samples},) or that of z, {shape}, got {values.shape}")
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        first = np.argwhere(~(np.isfinite(values) & (values >= 0)))[0]
+        raise ValueError(
+            f"weights must be finite and not negative, got {values[tuple(first)]} for sample {first[0]}"
+            f"{of_coordinate(first[1:])}; exponentiate log-weights, after subtracting their maximum"
+        )
+    total = values.sum(axis=0)
+    if np.any(total == 0):
+        raise ValueError(f"weights must not sum to zero, but do{of_coordinate(np.argwhere(total == 0)[0])}")
+    values = values / values.max(axis=0)
+    return (values / values.sum(axis=0)).reshape(num_samples, *([-1] if values.ndim > 1 else []))
+
+
+def sample_range(flat: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest sample of positive weight, by coordinate."""
+    present = weights.reshape(len(flat), -1) > 0
+    return np.where(present, flat, np.inf).min(axis=0), np.where(present, flat, -np.inf).max(axis=0)
+
+
+def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...], num_intervals: int) -> None:
+    """Raise where samples do not vary, or not by more than rounding."""
+    if np.any(low == high):
+        at = np.argmax(low == high)
+        raise ValueError(
+            f"z must vary, but all samples{of_coordinate(np.unravel_index(at, batch_shape))} with positive weight "
+            f"are {low[at]:.6g}; leave that coordinate out, or give it a distribution of its own"
+        )
+    dtype = jnp.result_type(float)
+    # The variance has to be a number of the dtype, with room for sums of it.
+    smallest, largest = 10.0 * np.sqrt(float(jnp.finfo(dtype).tiny)), 0.01 * np.sqrt(float(jnp.finfo(dtype).max))
+    extreme = (high - low < smallest) | (np.maximum(np.abs(low), np.abs(high)) > largest)
+    if np.any(extreme):
+        at = np.argmax(extreme)
+        raise ValueError(
+            f"z must have a range of {smallest:.0e} to {largest:.0e} in {dtype}, but the samples"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.3g} and {high[at]:.3g}; change "
+            "their unit"
+        )
+    resolution = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(low), np.abs(high))
+    narrow = (high - low) / num_intervals < 16 * resolution
+    if np.any(narrow):
+        at = np.argmax(narrow)
+        raise ValueError(
+            f"z must vary by more than {dtype} tells apart, but the samples"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.9g} and {high[at]:.9g}; "
+            "subtract their mean, or enable JAX's 64-bit mode"
+        )
+
+
+def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Distribution) -> None:
+    """Raise where the reference has no density at a sample."""
+    # In the dtype of the prior: a sample at the end of a support is to be inside however the end was rounded.
+    outside = ~np.asarray(reference.support(jnp.asarray(z, jnp.result_type(float))))
+    present = (weights.reshape(len(z), *([1] * (z.ndim - 1))) if weights.ndim == 1 else weights.reshape(z.shape)) > 0
+    try:
+        outside = np.broadcast_to(outside, z.shape) & present
+    except ValueError as error:
+        raise ValueError(
+            f"reference must have a batch shape that broadcasts to that of z, {z.shape[1:]}, "
+            f"got {reference.batch_shape}"
+        ) from error
+    if outside.any():
+        first = np.argwhere(outside)[0]
+        raise ValueError(
+            f"z must lie in the support of the reference {type(reference).__name__}, but {int(outside.sum())} of "
+            f"{z.size} values do not, the first {z[tuple(first)]:.6g} in sample {first[0]}"
+            f"{of_coordinate(first[1:])}; choose a reference whose support holds the samples"
+        )
+
+
+def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batch_shape: tuple[int, ...]) -> None:
+    """Raise where no sample lies in the domain of the basis."""
+    if not isinstance(basis, Basis):
+        raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
+    low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
+    inside = (flat >= low) & (flat <= high) & (weights.reshape(len(flat), -1) > 0)
+    if not np.all(inside.any(axis=0)):
+        at = np.argmin(inside.any(axis=0))
+        raise ValueError(
+            f"basis must have a domain that holds samples, but ({low[at]:.6g}, {high[at]:.6g}) holds none"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))}, which lie between {flat[:, at].min():.6g} and "
+            f"{flat[:, at].max():.6g}; choose a domain over their bulk, or no basis for one over all of them"
+        )
+
+
+def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -> tuple[np.ndarray, bool]:
+    """The smoothness of every coordinate, and whether it has yet to be chosen."""
+    num_folds = check_count("num_folds", num_folds, 2)
+    size, fewest = math.prod(batch_shape), float(np.min(effective))
+    if smoothness is None:
+        if fewest < 2 * num_folds:
+            raise ValueError(
+                f"z must have at least {2 * num_folds} samples to choose the smoothness by {num_folds}-fold "
+                f"cross-validation, got {fewest:.3g} (effective number, with weights); give the smoothness, such as "
+                "smoothness=0.1, or fewer num_folds"
+            )
+        return np.empty(size), True
+    values = real_array("smoothness", smoothness)
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError(f"smoothness must be finite and at least 0, or None to choose it, got {smoothness!r}")
+    try:
+        values = np.broadcast_to(values, batch_shape).reshape(size).copy()
+    except ValueError as error:
+        raise ValueError(
+            f"smoothness must be a number or an array of the batch shape {batch_shape}, got shape {values.shape}"
+        ) from error
+    if np.any(values == 0) and fewest < num_basis:
+        raise ValueError(
+            f"z must have at least {num_basis} samples, one for each basis function, for a fit without smoothing, "
+            f"got {fewest:.3g} (effective number, with weights); give a positive smoothness, or a smaller basis"
+        )
+    return values, False
+
+
+def check_levels(samples: Sequence[Sample], batch_shape: tuple[int, ...]) -> None:
+    """Raise where samples have so few values that no density is like them."""
+    for at, sample in enumerate(samples):
+        variance = sample.moments()[1] ** 2 - sample.added_variance
+        if sample.added_variance > 0.1 * variance:
+            raise ValueError(
+                f"z must be continuous, but the samples{of_coordinate(np.unravel_index(at, batch_shape))} are "
+                f"discrete, of {len(sample.levels)} values, and a density that spreads each of them half way to the "
+                f"next one would have {sample.added_variance / variance:.0%} more variance; model them by a discrete "
+                "distribution, add noise of the size you mean, or give a smoothness to fit them as they are"
+            )
+
+
+def check_reference_mass(mass: np.ndarray, prior: KAPrior) -> None:
+    """Raise where a reference is so far from the samples that next to none of its mass is in the domain."""
+    for at in np.flatnonzero(mass < 1e-6):
+        raise ValueError(
+            f"reference must have mass where the samples{of_coordinate(np.unravel_index(at, prior.batch_shape))} are, "
+            f"but {type(prior.reference).__name__} has {mass[at]:.1g} of its mass in the domain of the basis; give one "
+            "nearer to the samples, or none"
+        )
+
+
+def check_fit(fit: PenalisedFit, prior: KAPrior, effective: np.ndarray, is_chosen: bool, is_default: bool) -> None:
+    """Raise where the fit is not the maximum, or its density is not that of the samples."""
+    batch_shape, reference = prior.batch_shape, type(prior.reference).__name__
+    for at in np.flatnonzero(~fit.converged):
+        raise ValueError(
+            f"the fit{of_coordinate(np.unravel_index(at, batch_shape))} did not converge; give a reference nearer to "
+            f"the samples than this {reference}, a basis of fewer functions, or a larger smoothness"
+        )
+    lost = float(jnp.finfo(prior._dtype).eps) * fit.log_reference
+    for at in np.flatnonzero(lost > 1e-2):
+        raise ValueError(
+            f"reference must be nearer to the samples{of_coordinate(np.unravel_index(at, batch_shape))}: where they "
+            f"are, {reference} has log-densities of {-fit.log_reference[at]:.3g}, of which {prior._dtype} keeps "
+            "too few digits; give a wider one, or none, or enable JAX's 64-bit mode"
+        )
+    for at in np.flatnonzero(fit.steepness > 25.0):
+        raise ValueError(
+            f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: "
+            f"its logarithm changes by {fit.steepness[at]:.0f} within one of {prior._rule.panels_per_interval} panels "
+            "of a cell; give a larger smoothness, or a basis of more cells"
+        )
+    # What smoothing may cost, and chance: an empirical distribution function is further away once in 300 times.
+    allowed = np.broadcast_to(CDF_ERROR + CDF_ERROR_OF_CHANCE / np.sqrt(effective), fit.cdf_error.shape)
+    for at in np.flatnonzero(is_chosen & (fit.cdf_error > allowed)):
+        message = (
+            f"the fitted CDF is {fit.cdf_error[at]:.2g} from that of the samples"
+            f"{of_coordinate(np.unravel_index(at, batch_shape))}, more than the {allowed[at]:.2g} that smoothing and "
+            "chance may cost; give a basis of more cells where the samples are dense, or a smaller smoothness"
+        )
+        if is_default:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)

@@ -1,0 +1,135 @@
+"""How rough a fitted energy is, and how rough it may be: the penalty and its choice by cross-validation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numpyro_kaem._fitting.exponential_family import (
+    RIDGE,
+    Family,
+    design_matrix,
+    log_normalizer,
+    maximise,
+    panel_nodes,
+)
+from numpyro_kaem.energies import Basis, BSpline
+
+_PATH = 10.0 ** np.arange(2.0, -10.5, -0.5)
+COARSE_ERROR = 1e-5  # nats in log Z, from which on the coarse quadrature is not trusted
+
+
+def roughness(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Matrices P with c' P c = scale^3 int_a^b f''(z)^2 dz, the roughness of f as a function of z / scale.
+
+    Splines of degree 0 and 1 have no second derivative to integrate: there the second differences of the coefficients
+    stand for it, as in P-splines (Eilers and Marx 1996).
+
+    Returns:
+        Shape (num_coordinates, num_basis, num_basis).
+    """
+    if isinstance(basis, BSpline) and basis.degree < 2:
+        places = 0.5 * (breakpoints[:, :-1] + breakpoints[:, 1:]) if basis.degree == 0 else breakpoints
+        places = places / scale[:, None]
+        gaps, num_basis = np.diff(places, axis=1), places.shape[1]
+        if num_basis < 3:
+            return np.zeros((len(places), num_basis, num_basis))
+        span = places[:, 2:] - places[:, :-2]
+        weights = np.sqrt(span / 2.0)
+        rows = np.zeros((len(places), num_basis - 2, num_basis))
+        index = np.arange(num_basis - 2)
+        rows[:, index, index] = 2.0 * weights / (gaps[:, :-1] * span)
+        rows[:, index, index + 1] = -2.0 * weights / (gaps[:, :-1] * gaps[:, 1:])
+        rows[:, index, index + 2] = 2.0 * weights / (gaps[:, 1:] * span)
+        return np.swapaxes(rows, 1, 2) @ rows
+    # Central differences at four nodes of a cell, none of them closer to its ends than the step: there the functions
+    # are smooth on the scale of the cell, and for cubics it is exact.
+    nodes, weights = panel_nodes(breakpoints, 4)
+    step = np.repeat(0.05 * np.diff(breakpoints, axis=1), 4, axis=1)
+    below, middle, above = (design_matrix(basis, nodes + shift * step) for shift in (-1, 0, 1))
+    second = (below - 2.0 * middle + above) * ((scale[:, None] / step) ** 2 * np.sqrt(weights / scale[:, None]))[
+        ..., None
+    ]
+    return np.swapaxes(second, 1, 2) @ second
+
+
+def penalty_axes(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues of the roughness, (num_coordinates, num_basis), and its eigenvectors.
+
+    In them the penalty is diagonal, and equations stay well conditioned however large it is. Where the bases of the
+    coordinates are one, moved and stretched, they share the eigenvectors: the first axis of these is 1.
+    """
+    if basis.stretched:
+        size = (scale / (breakpoints[:, -1] - breakpoints[:, 0])) ** 3
+        eigenvalues, rotation = np.linalg.eigh(roughness(basis, breakpoints[:1], scale[:1]))
+        eigenvalues = eigenvalues * (size / size[0])[:, None]
+    else:
+        eigenvalues, rotation = np.linalg.eigh(roughness(basis, breakpoints, scale))
+    return np.where(eigenvalues > 1e-12 * eigenvalues[:, -1:], eigenvalues, 0.0), rotation
+
+
+def cross_validate(
+    family: Family,
+    fine: Family,
+    fold_sums: np.ndarray,
+    fold_weights: np.ndarray,
+    eigenvalues: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the smoothness of each coordinate by the held-out log-likelihood.
+
+    A path from smooth to rough, each fit starting from the one before. That of a coordinate ends where it has not
+    gained for four steps, unless all of it has been as flat as it is at its smooth end, where every fit is the
+    reference. Chosen is the smoothest fit that loses less than a quarter of a standard error against the best one.
+
+    Args:
+        family: the families, in the eigenvectors of the roughness.
+        fine: the same on the quadrature of the prior, by which the coarse one of `family` is checked, and replaced
+            where densities are too rough for it.
+        fold_sums: weighted sums of the basis functions over each fold, (D, K, G).
+        fold_weights: weights of the folds, (D, K), summing to one over K.
+        eigenvalues: of the roughness, (D, G).
+
+    Returns:
+        The smoothness of each coordinate, (D,), and its mean held-out log-likelihood relative to the reference's, (D,).
+    """
+    num_coordinates, num_folds = fold_weights.shape
+    rest = 1.0 - fold_weights
+    usable = (fold_weights > 1e-12) & (rest > 1e-12)
+    train = (fold_sums.sum(1, keepdims=True) - fold_sums) / np.where(usable, rest, 1.0)[..., None]
+    train = np.where(usable[..., None], train, fold_sums.sum(1, keepdims=True))
+    coefficients = np.zeros_like(fold_sums)
+    scores = np.full((len(_PATH), num_coordinates, num_folds), -np.inf)
+    active, is_rough = np.arange(num_coordinates), np.zeros(num_coordinates, bool)
+    for index, smoothness in enumerate(_PATH):
+        for use in (False, True):
+            of = active[is_rough[active] == use]
+            if len(of) == 0:
+                continue
+            precision = smoothness * eigenvalues[of] + RIDGE
+            # A gain of 1e-7 nats per sample decides nothing.
+            c, converged = maximise(
+                (fine if use else family)[of], train[of], precision, coefficients[of], tolerance=1e-7, most_steps=50
+            )
+            log_z = log_normalizer(fine[of], c)
+            if not use:
+                error = np.max(np.abs(log_z - log_normalizer(family[of], c)), axis=1)
+                is_rough[of] = error > COARSE_ERROR
+            done = converged & (use | ~is_rough[of])
+            coefficients[of[done]] = c[done]
+            held_out = np.sum(fold_sums[of] * c, axis=-1) - fold_weights[of] * log_z
+            scores[index, of[done]] = np.where(usable[of], held_out, 0.0)[done]
+        total = scores[: index + 1].sum(axis=-1)
+        best, highest = np.argmax(total, axis=0), np.max(total, axis=0)
+        with np.errstate(invalid="ignore"):
+            past_flat_end = (highest - total[0] > 1e-4) | (highest - total[-1] > 1e-3)
+        active = active[~((index - best >= 4) & past_flat_end & np.isfinite(highest))[active]]
+        if len(active) == 0:
+            break
+    best = np.argmax(scores.sum(axis=-1), axis=0)
+    with np.errstate(invalid="ignore"):
+        loss = np.take_along_axis(scores, best[None, :, None], axis=0) - scores  # (path, D, K)
+        error = np.nan_to_num(np.std(loss, axis=-1, ddof=1) * np.sqrt(num_folds))
+    # Where the curve is flat, chance decides which point is the best one: the smoothest that is hardly worse is taken.
+    chosen = np.argmax(loss.sum(axis=-1) <= 0.25 * error, axis=0)
+    gain = np.take_along_axis(scores.sum(axis=-1), chosen[None], axis=0)[0]
+    # With n samples the best smoothness per sample falls as n^(-4/5), and the folds leave out one in num_folds.
+    return _PATH[chosen] * (1.0 - 1.0 / num_folds) ** 0.8, gain

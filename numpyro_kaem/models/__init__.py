@@ -1,0 +1,19 @@
+"""NumPyro models as densities of one datum.
+
+Each file imports from those above it and from earlier rooms only.
+
+data: what callers pass as data, as arrays
+staging: functions traced once and evaluated in part
+scans: the step of a `scan` that a site is at
+structure: the sites, plates and scales of a model
+fingerprint: when two models are the same program
+rows: the model run on one row: densities of one datum, masks included
+self_check: two rows at once compared with each by itself
+latent_model: `LatentModel`
+pairwise: draws against data, as a matrix product where one is exact
+"""
+
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.models.pairwise import pairwise_log_likelihood
+
+__all__ = ["LatentModel", "pairwise_log_likelihood"]

@@ -1,0 +1,97 @@
+"""What a NumPyro model computes, as a value by which compiled programs are kept."""
+
+import contextlib
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions.transforms import biject_to
+from numpyro.handlers import seed, substitute, trace
+
+from numpyro_kaem._compilation.fingerprint import fingerprint, has_custom_rules, value_of
+from numpyro_kaem.models.structure import scaled_log_prob
+
+
+def model_fingerprint(
+    model: Callable,
+    params: dict[str, Any],
+    data: tuple,
+    model_kwargs: dict[str, Any],
+    rng_key: Array,
+    plate_indices: dict[str, Array],
+) -> Hashable:
+    """What a model or guide computes: equal for those that do the same with arguments of these shapes.
+
+    It holds two runs as JAX has traced them: one draws the latents, the other finds the densities of latents and
+    observed sites, and their derivatives where a function in the model has rules of its own for these. What the model
+    closes over is in them: JAX's large arrays by identity, all other constants by content.
+
+    Args:
+        model: a NumPyro model or guide.
+        params: values of parameter and mutable sites, constrained.
+        data: positional arguments.
+        model_kwargs: keyword arguments. Of these three the arrays are arguments of the runs.
+        rng_key: an argument of the runs.
+        plate_indices: the indices of each plate, arguments of the runs.
+    """
+    arrays, static = eqx.partition((params, data, model_kwargs), eqx.is_array)
+    described: dict[str, Hashable] = {}
+
+    def run(arrays: Any, key: Array, indices: dict, latents: dict[str, Array]) -> dict[str, dict]:
+        params, data, model_kwargs = eqx.combine(arrays, static)
+        sites = trace(seed(substitute(model, data={**params, **indices, **latents}), key)).get_trace(
+            *data, **model_kwargs
+        )
+        described.update({name: _description(site) for name, site in sites.items()})
+        return sites
+
+    def draws(*inputs: Any) -> dict[str, Array]:
+        return {name: site["value"] for name, site in run(*inputs, {}).items() if _is_latent(site)}
+
+    def densities(*inputs: Any) -> tuple[Array, dict[str, Any]]:
+        computed = {name: _computed(site) for name, site in run(*inputs).items()}
+        terms = (jnp.sum(x["log_prob"]) for x in computed.values() if "log_prob" in x)
+        return sum(terms, jnp.zeros(())), computed
+
+    def derivatives(*inputs: Any) -> Any:
+        floats, others = eqx.partition(inputs, eqx.is_inexact_array)
+        return jax.value_and_grad(lambda floats: densities(*eqx.combine(floats, others)), has_aux=True)(floats)
+
+    inputs = arrays, rng_key, plate_indices
+    drawing, latents = jax.make_jaxpr(draws, return_shape=True)(*inputs)
+    program = drawing if has_custom_rules(drawing) else jax.make_jaxpr(densities)(*inputs, latents)
+    if has_custom_rules(program):
+        program = jax.make_jaxpr(derivatives)(*inputs, latents)
+    return value_of(static), tuple(described.items()), fingerprint(drawing), fingerprint(program)
+
+
+def _is_latent(site: dict) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _description(site: dict) -> Hashable:
+    """What is static about a traced site: its distribution's classes, and the plates around it."""
+    classes, fn = [], site["fn"] if site["type"] == "sample" else None
+    while fn is not None:
+        classes.append(type(fn))
+        fn = getattr(fn, "base_dist", None)
+    frames = tuple((frame.name, frame.dim, frame.size) for frame in site.get("cond_indep_stack", ()))
+    return site["type"], site.get("is_observed", False), tuple(classes), frames
+
+
+def _computed(site: dict) -> dict[str, Any]:
+    """What a model computes at a site."""
+    if site["type"] != "sample":
+        return {"value": eqx.filter(site["value"], eqx.is_array_like)}
+    computed = {"value": site["value"], "log_prob": scaled_log_prob(site)}
+    if _is_latent(site):
+        # A support without a transform is refused where one is needed.
+        with contextlib.suppress(NotImplementedError):
+            transform = biject_to(site["fn"].support)
+            u = transform.inv(site["value"])
+            z = transform(u)
+            computed |= {"u": u, "z": z, "log_det": transform.log_abs_det_jacobian(u, z)}
+    return computed

@@ -1,0 +1,381 @@
+"""Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x).
+
+ArviZ is imported when a function is called, not when this module is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray
+
+from numpyro_kaem.checks import check_count
+from numpyro_kaem.posterior.labels import Labels
+from numpyro_kaem.posterior.predictive import (
+    constant_data,
+    pointwise_density,
+    predictive_draws,
+    prior_draws,
+)
+from numpyro_kaem.posterior.result import Posterior
+
+_IS_ARVIZ_0 = version("arviz").startswith("0.")
+
+# Size of a group of draws, beyond which their default number shrinks.
+_MOST_NUMBERS = 10**7
+
+
+def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, " num_data"]:
+    """Shape k-hat of the generalised Pareto distribution fitted to the largest weights of each datum.
+
+    Args:
+        log_weights: unnormalised log importance weights.
+
+    Returns:
+        k-hat of each row: inf where so few weights differ from zero that a tail cannot be fitted, -inf where
+        the largest weights are all equal (the tail ends at once), NaN below 25 particles.
+
+    References:
+        A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72),
+        2024.
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem.posterior.arviz import pareto_k
+
+        weights = 1.0 + np.random.default_rng(0).pareto(2.0, size=(1, 20_000))  # a tail of shape 1 / 2
+        assert abs(pareto_k(np.log(weights))[0] - 0.5) < 0.1
+        ```
+    """
+    return _smooth(log_weights)[1]
+
+
+def pareto_smooth(
+    log_weights: Float[np.ndarray, "num_data num_particles"],
+) -> Float[np.ndarray, "num_data num_particles"]:
+    """Replace the largest weights of each datum by quantiles of the Pareto distribution fitted to them.
+
+    Args:
+        log_weights: unnormalised log importance weights.
+
+    Returns:
+        Log-weights of the same order and scale: those below the tail are as they were, those in it at most the
+        largest. Weights without a tail that can be fitted (see `pareto_k`) are unchanged.
+
+    References:
+        A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72), 2024.
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem.posterior.arviz import pareto_smooth
+
+        log_weights = np.log(1.0 + np.random.default_rng(0).pareto(2.0, size=(1, 1000)))
+        smoothed = pareto_smooth(log_weights)
+        assert smoothed.max() <= log_weights.max()
+        assert np.mean(smoothed == log_weights) > 0.9  # the tail holds 3 sqrt(1000) weights
+        ```
+    """
+    return _smooth(log_weights)[0]
+
+
+def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed log-weights and k-hat of each row."""
+    num_data, num_particles = log_weights.shape
+    if num_particles < 25:
+        return log_weights, np.full(num_data, np.nan)
+    tail_size = int(np.ceil(min(0.2 * num_particles, 3.0 * num_particles**0.5)))
+    tail = np.partition(log_weights, -tail_size - 1, axis=1)[:, -tail_size - 1 :].astype(np.float64)
+    smoothed, k = log_weights.copy(), np.full(num_data, np.inf)
+    fits = np.isfinite(tail.min(1))
+    k[fits] = -np.inf
+    fits &= tail.max(1) > tail.min(1)
+    if fits.any():
+        raw = log_weights[fits].astype(np.float64)
+        normalized, k[fits] = _psis(raw)
+        # ArviZ's weights have the sum 1; those below the tail, which it only scales, tell by how much.
+        below = raw <= tail[fits].min(1, keepdims=True)
+        difference = np.subtract(raw, normalized, where=below & np.isfinite(raw), out=np.full_like(raw, -np.inf))
+        rescaled = np.minimum(normalized + difference.max(1, keepdims=True), raw.max(1, keepdims=True))
+        smoothed[fits] = np.where(below, raw, rescaled)
+    return smoothed, k
+
+
+def _psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed and normalised log-weights, and k-hat, by the installed ArviZ."""
+    # Candidates for the shape that do not fit at all overflow on their way to a weight of zero.
+    with np.errstate(over="ignore"):
+        if _IS_ARVIZ_0:
+            import arviz
+
+            return arviz.psislw(log_weights)
+        from arviz_stats.base import array_stats
+
+        # ArviZ 1.x takes log-likelihoods here and negates them into the log-weights of leave-one-out.
+        return array_stats.psislw(-log_weights, axis=-1)
+
+
+def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read variables of a posterior, chains one after the other.
+
+    Args:
+        idata: `arviz.InferenceData` (ArviZ 0.x), `xarray.DataTree` (1.x), the dataset of a posterior, or a dict of
+            arrays with leading axes (chain, draw) such as `mcmc.get_samples(group_by_chain=True)`.
+        var_names: names of variables.
+
+    Returns:
+        Arrays of shape (num_chains * num_draws, *shape) by name, in the order of var_names.
+
+    Raises:
+        TypeError: for another type of idata.
+        ValueError: without a posterior, or without one of the variables (those that there are are listed).
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem.posterior.arviz import posterior_samples
+
+        draws = {"beta": np.zeros((4, 100, 3)), "sigma": np.ones((4, 100))}  # 4 chains of 100 draws
+        assert posterior_samples(draws, ["beta"])["beta"].shape == (400, 3)
+        ```
+    """
+    group = _posterior_group(idata)
+    present = sorted(str(name) for name in group)
+    if len(var_names) == 0:
+        raise ValueError(f"var_name must name at least one variable, got none; the posterior has {present}")
+    if len(set(var_names)) < len(var_names):
+        raise ValueError(f"var_name must name each variable once, got {list(var_names)}")
+    missing = [name for name in var_names if name not in present]
+    if missing:
+        raise ValueError(f"var_name {missing} not in the posterior, which has {present}")
+    samples = {}
+    for name in var_names:
+        variable = group[name]
+        if hasattr(variable, "dims"):
+            if not {"chain", "draw"} <= set(variable.dims):
+                raise ValueError(f"variable {name!r} must have dimensions chain and draw, got {variable.dims}")
+            variable = variable.transpose("chain", "draw", ...)
+        values = np.asarray(variable)
+        if values.ndim < 2:
+            raise ValueError(
+                f"variable {name!r} must have leading axes (chain, draw), got shape {values.shape}; with NumPyro, "
+                "mcmc.get_samples(group_by_chain=True)"
+            )
+        samples[name] = values.reshape(-1, *values.shape[2:])
+    counts = {name: len(values) for name, values in samples.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"variables must have the same number of draws, got {counts}")
+    return samples
+
+
+def _posterior_group(idata: Any) -> Mapping[str, Any]:
+    """The posterior's variables by name."""
+    import xarray as xr
+
+    if isinstance(idata, dict):
+        return idata
+    # The posterior itself: a dataset, or with ArviZ 1.x a leaf of the tree.
+    if isinstance(idata, xr.Dataset) or (getattr(idata, "children", None) == {} and len(idata.data_vars)):
+        return idata.data_vars
+    try:
+        groups = [str(group).strip("/") for group in (idata.groups() if callable(idata.groups) else idata.groups)]
+    except AttributeError:
+        raise TypeError(
+            "idata must be an InferenceData or a DataTree with a group named posterior, or a dict of arrays with "
+            f"leading axes (chain, draw), got {type(idata).__name__}; arviz.from_numpyro(mcmc) makes one"
+        ) from None
+    if "posterior" not in groups:
+        raise ValueError(f"idata must have a group named posterior, but has only {sorted(filter(None, groups))}")
+    return idata["posterior"].data_vars
+
+
+def to_arviz(
+    posterior: Posterior,
+    key: PRNGKeyArray | None = None,
+    num_samples: int | None = None,
+    *,
+    method: str = "systematic",
+    num_prior_samples: int | None = None,
+    num_predictive_samples: int | None = None,
+    log_likelihood: bool = True,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Convert a Posterior to ArviZ.
+
+    Chains and independent runs become ArviZ's chains. ArviZ knows no weights, so weighted particles are resampled
+    first, into one chain. Runs of SMC stay chains, whatever their evidences: where these differ much, R-hat says that
+    the chains must not be trusted together, and `Posterior.expectation` and `num_samples` weight the runs. The groups
+    are
+
+    - `posterior`: the latent and the deterministic sites, with dimensions (chain, draw, plate, ...);
+    - `prior`: the latent sites, drawn from the prior for each datum, in one chain;
+    - `posterior_predictive`: the observed sites, drawn from the model at draws of the posterior, which its
+      coordinate `draw` counts;
+    - `log_likelihood`: log p(x | z) of each draw and each element of an observed site (events, such as the vectors
+      of `to_event(1)`, are elements), with masks and scales. Factors count as observed sites;
+    - `sample_stats`: `lp`, log p(z) + log p(x | z) of each draw and datum; `log_evidence`,
+      `log_evidence_std_error`, `ess`, `pareto_k`, `reached_target` and `divergences` of each datum; `temperature`,
+      `acceptance`, `step_size`, `rung_ess`, `log_likelihood_mean`, `log_likelihood_std` and `swap_acceptance` (with
+      the next rung; NaN at the last) of each datum and `rung`, and `round_trip_rate`; `log_weights` of each datum
+      and `particle`. What a sampler has not is left out;
+    - `observed_data`: the observed sites;
+    - `constant_data`: the model's other positional arrays, by the names of its signature (the plate's name followed
+      by `_value`).
+
+    The data dimension is named after the plate, those of inner plates after these, all numbered from 0. A model with
+    global latents has no data dimension, but every plate names its own: a site y of eight schools has dimensions
+    (chain, draw, schools).
+
+    `az.loo` of a model with latents per datum estimates the sum of `log_evidence` (a datum left out takes its latents
+    with it), and does it worse than `log_evidence`. Copies of a resampled particle are neighbouring draws, so the
+    effective sample size that `az.summary` shows counts them about once.
+
+    Args:
+        posterior: result of a sampler.
+        key: JAX random key of resampling and of the draws from prior and model; None for `jax.random.key(0)`, so that
+            the same Posterior gives the same draws.
+        num_samples: resample this many draws per datum; None for all draws as they are or, where they have weights,
+            as many as there are particles. The group `posterior` holds `num_data * num_samples` values of each latent.
+        method: resampling method, see `Posterior.resample`.
+        num_prior_samples: draws per datum of `prior`, 0 to leave it out; None for 500, or fewer where the group would
+            have more than 10 million numbers.
+        num_predictive_samples: draws per datum of `posterior_predictive`, evenly spaced in the chains, 0 to leave it
+            out; None for all, or fewer where the group would have more than 10 million numbers.
+        log_likelihood: whether to compute that group, and `lp`. It runs the model at every draw of every datum.
+        coords: coordinate values of dimensions.
+        dims: names of a variable's dimensions without plate, `{"z": ["coordinate"]}`, or of all after the data's.
+
+    Returns:
+        `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with ArviZ 1.x. To write NetCDF files with
+        `to_netcdf` the package h5netcdf or netCDF4 must be installed.
+
+    Warns:
+        RuntimeWarning: for an observed site whose distribution cannot be sampled; `posterior_predictive` lacks it.
+
+    Raises:
+        ValueError: for num_samples below 1, other numbers below 0, an unknown method, dims of the wrong length, and
+            dims or coords of what there is not.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import MALA, ImportanceSampling, Langevin
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+        x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+        posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
+        idata = posterior.to_arviz(num_samples=100, dims={"z": ["coordinate"]})
+        assert idata.posterior["z"].dims == ("chain", "draw", "data", "coordinate")
+        assert idata.log_likelihood["x"].shape == (1, 100, 3)
+        assert idata.posterior_predictive["x"].shape == (1, 100, 3, 2)
+
+        sampler = Langevin(MALA(), num_steps=500, num_chains=4, progress=False)
+        chains = sampler.run(jax.random.key(0), model, {}, x)
+        assert chains.to_arviz(num_prior_samples=0).posterior["z"].shape == (4, 500, 3, 2)
+        ```
+    """
+    model = posterior.latent_model
+    if model is None:
+        raise ValueError(
+            "posterior must know its model, but its latent_model is None, as after unpickling one whose model is "
+            "defined inside of a function: define the model in a module, or convert before you pickle"
+        )
+    key = jax.random.key(0) if key is None else key
+    draws = posterior
+    by_chain = posterior.log_weights.reshape(posterior.num_data, posterior.num_chains, -1)
+    is_weighted = bool(np.any(by_chain != by_chain[..., :1]))
+    if is_weighted or num_samples is not None:
+        draws = posterior.resample(key, posterior.num_particles if num_samples is None else num_samples, method)
+    num_chains, num_draws = draws.num_chains, draws.num_particles // draws.num_chains
+    # The next key after those that resampling splits off for the data.
+    key_prior, key_predictive = jax.random.split(jax.random.fold_in(key, posterior.num_data))
+    labels = Labels(model, coords, dims)
+    values = draws.latents | draws.deterministic
+    groups = {"posterior": labels.dataset(labels.sites_by_draw(values, num_chains))}
+
+    numbers = posterior.num_data * sum(map(math.prod, model.latent_shapes.values()))
+    if most := _at_most("num_prior_samples", num_prior_samples, 500, numbers):
+        groups["prior"] = labels.dataset(labels.sites_by_draw(prior_draws(model, key_prior, most), 1))
+
+    numbers = sum(value.size for value in posterior.observed.values())
+    if most := _at_most("num_predictive_samples", num_predictive_samples, draws.num_particles, numbers):
+        kept = np.linspace(0, num_draws - 1, min(num_draws, -(-most // num_chains))).round().astype(int)
+        indices = (np.arange(num_chains)[:, None] * num_draws + kept).ravel()
+        latents = {name: z[:, indices] for name, z in draws.latents.items()}
+        replicated = predictive_draws(model, key_predictive, latents, posterior.observed)
+        groups["posterior_predictive"] = labels.dataset(labels.sites_by_draw(replicated, num_chains), draw=kept)
+
+    statistics = _statistics(posterior)
+    variables = {name: labels.by_datum(value, ["rung"][: value.ndim - 1]) for name, value in statistics.items()}
+    if is_weighted:
+        variables["log_weights"] = labels.by_datum(posterior.log_weights, ["particle"])
+    if log_likelihood:
+        density = pointwise_density(model, draws.latents)
+        variables["lp"] = labels.by_draw(density.log_prior + draws.log_likelihood, num_chains)
+        groups["log_likelihood"] = labels.dataset(labels.terms_by_draw(density.log_likelihood, num_chains))
+    groups["sample_stats"] = labels.dataset(variables)
+
+    observed = posterior.observed
+    variables = {name: labels.by_datum(x, labels.of_site(name, x.ndim - 1)) for name, x in observed.items()}
+    groups["observed_data"] = labels.dataset(variables)
+    if constants := constant_data(model, observed):
+        variables = {name: labels.by_datum(x, labels.of_array(name, x.ndim - 1)) for name, x in constants.items()}
+        groups["constant_data"] = labels.dataset(variables)
+
+    labels.check_names(
+        {str(name) for group in groups.values() for name in group.data_vars},
+        {str(dim) for group in groups.values() for dim in group.dims},
+    )
+    if _IS_ARVIZ_0:
+        import arviz
+
+        return arviz.InferenceData(**groups)
+    import xarray as xr
+
+    return xr.DataTree.from_dict(groups)
+
+
+def _at_most(name: str, given: int | None, default: int, numbers_per_draw: int) -> int:
+    """How many draws a group has: what is given, or by default what keeps it at a moderate size."""
+    if given is not None:
+        check_count(name, given, 0)
+    if numbers_per_draw == 0:
+        return 0
+    return min(default, max(1, _MOST_NUMBERS // numbers_per_draw)) if given is None else given
+
+
+def _statistics(posterior: Posterior) -> dict[str, np.ndarray]:
+    """What a sampler says of each datum, and of its rungs."""
+    names = ("log_evidence", "log_evidence_std_error", "ess", "pareto_k", "reached_target", "divergences")
+    statistics = {name: getattr(posterior, name) for name in names}
+    rungs = posterior.rungs
+    if rungs is not None:
+        statistics |= {
+            "temperature": rungs.temperatures,
+            "acceptance": rungs.acceptance,
+            "step_size": rungs.step_size,
+            "rung_ess": rungs.ess,
+            "log_likelihood_mean": rungs.log_likelihood_mean,
+            "log_likelihood_std": rungs.log_likelihood_std,
+        }
+        if rungs.temperatures.shape[1] > 1 and rungs.swap_acceptance is not None:
+            last = np.full((posterior.num_data, 1), np.nan)
+            statistics["swap_acceptance"] = np.concatenate([rungs.swap_acceptance, last], axis=1)
+            statistics["round_trip_rate"] = rungs.round_trip_rate
+    return {name: np.asarray(value) for name, value in statistics.items() if value is not None}
