@@ -1,4 +1,4 @@
-"""Generators: Equinox modules that map latents to the parameters of a likelihood.
+"""Equinox modules that map latents to the parameters of a likelihood.
 
 Each file imports from those above it and from earlier rooms only.
 

@@ -1,4 +1,32 @@
-"""Posterior samplers: one protocol, `sampler.run(key, model, params, *data) -> Posterior`."""
+"""Posterior samplers: one protocol, `sampler.run(key, model, params, *data) -> Posterior`.
+
+Each file imports from those above it and from earlier rooms only.
+
+target: What posterior chains move on: the parts of a model's log-density, in flat coordinates without bounds
+kernel: Markov kernels on points whose log-prior, log-likelihood and gradients are kept apart
+langevin_kernels: Kernels that make one step along the gradient: unadjusted and Metropolis-adjusted Langevin, Barker
+whitened_kernels: Kernels for a standard normal prior, in the coordinates eps with z = F^-1(Phi(eps))
+hamiltonian_kernels: Kernels that follow Hamiltonian dynamics, by BlackJAX
+convergence: Whether chains or runs agree with one another: rank-normalised R-hat, and lumps in a series
+reading: Reading a model at a sampler's call: data as arguments of programs or, where it cannot be traced, as they are
+proposal: An encoder as the proposal: a NumPyro guide, read as `LatentModel` reads a model
+diagnostics: What samplers do about data whose likelihood is broken or zero
+predictive: What the model says of a posterior: draws from the prior, replicated data, log-likelihoods by observation
+weights: Importance weights of draws from the prior or a guide: what `ImportanceSampling` and `ImportanceMLE` share
+labels: Names for the axes of a posterior's arrays: xarray datasets with the dimensions of the model's plates
+evidence: Estimates of the evidence log p(x) from a population of chains over a temperature ladder
+result: What a posterior sampler returns
+ladder: Temperature ladders between the prior (t = 0) and the posterior (t = 1)
+description: What a checkpoint says of the run that has written it, besides the shapes of its arrays
+run_checkpoints: Checkpoints of a sampler's run, with which the same call goes on after Ctrl-C or the end of its process
+chains: The population of chains behind `Langevin` and `ParallelTempering`, as compiled functions of arrays
+swarm: The particles behind `TemperedSMC`, as compiled functions of arrays, around BlackJAX's SMC kernels
+importance: Importance sampling, with the prior or a guide as proposal
+tempering: Markov chains at one temperature and over a ladder of them
+smc_evidence: Estimates of the evidence from runs of tempered SMC, and their standard errors, by what their rungs tell
+smc: Tempered sequential Monte Carlo for any NumPyro model, on BlackJAX's kernels
+arviz: Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x)
+"""
 
 from numpyro_kaem.posterior.evidence import Evidence, compare_evidence
 from numpyro_kaem.posterior.hamiltonian_kernels import HMC, NUTS
