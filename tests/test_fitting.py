@@ -33,6 +33,10 @@ def total_variation(prior, density, grid=GRID):
     return 0.5 * np.abs(fitted - truth).sum(axis=0) * (grid[1] - grid[0])
 
 
+def prior_of(fit):
+    return KAPrior(fit.energy, fit.reference)
+
+
 @quick_jit
 def mean_of(prior):
     return prior.mean
@@ -57,7 +61,7 @@ def test_the_penalised_log_likelihood_is_stationary_at_the_fit(x64):
     # Written again in JAX: its own quadrature (trapezoids), its own roughness (automatic derivatives of f).
     z, weights = bimodal(500), np.random.default_rng(1).gamma(2.0, size=500)
     reference, basis, smoothness = dist.Normal(0.3, 1.5), BSpline(12, 3, (-3.5, 4.5)), 0.01
-    prior = fit_samples(z, weights=weights, reference=reference, basis=basis, smoothness=smoothness).prior
+    prior = KAPrior.from_samples(z, weights=weights, reference=reference, basis=basis, smoothness=smoothness)
     share = weights / weights.sum()
     scale = np.sqrt(share @ (z - share @ z) ** 2)
     points = jnp.linspace(-3.5, 4.5, 12 * 4_000 + 1)
@@ -88,7 +92,7 @@ def test_the_penalised_log_likelihood_is_stationary_at_the_fit(x64):
 @pytest.mark.slow
 def test_without_penalty_the_basis_functions_have_the_samples_means(x64):
     z = np.random.default_rng(0).gamma(3.0, size=400)
-    prior = fit_samples(z, basis=BSpline(6, 3, (0.0, 12.0)), smoothness=0.0).prior
+    prior = KAPrior.from_samples(z, basis=BSpline(6, 3, (0.0, 12.0)), smoothness=0.0)
     excess = np.mean(prior.energy.basis.design_matrix(z), axis=0) - statistic_means(prior)
     np.testing.assert_allclose(excess, RIDGE * prior.energy.coefficients, atol=1e-7)
     np.testing.assert_allclose(excess[:-1], 0.0, atol=3e-6)  # hardly a sample lies under the last function
@@ -103,7 +107,7 @@ def test_maximum_likelihood_within_the_family_is_efficient(x64):
     energy = UnivariateEnergy(jnp.zeros(()), jnp.ones(()), coefficients, basis)
     truth = KAPrior(energy, dist.Normal(0.0, 1.0))
     z = quick_jit(lambda p: p.sample(jax.random.key(0), (num_samples, 64)))(truth)
-    fitted = fit_samples(z, basis=basis, reference=dist.Normal(0.0, 1.0), smoothness=0.0).prior
+    fitted = KAPrior.from_samples(z, basis=basis, reference=dist.Normal(0.0, 1.0), smoothness=0.0)
     points = np.linspace(-8.0, 8.0, 4_001)
     log_truth = np.asarray(evaluate_quickly(truth, "log_prob", points))
     divergence = np.exp(log_truth) @ (log_truth[:, None] - evaluate_quickly(fitted, "log_prob", points[:, None]))
@@ -114,8 +118,8 @@ def test_weights_are_repetitions():
     z = bimodal(300)
     times = np.random.default_rng(1).integers(0, 4, 300)
     options = {"basis": BSpline(20, 3, (-4.0, 5.0)), "smoothness": 1e-3}
-    weighted = fit_samples(z, weights=0.1 * times, **options).prior
-    repeated = fit_samples(np.repeat(z, times), **options).prior
+    weighted = KAPrior.from_samples(z, weights=0.1 * times, **options)
+    repeated = KAPrior.from_samples(np.repeat(z, times), **options)
     np.testing.assert_allclose(weighted.energy.coefficients, repeated.energy.coefficients, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(weighted.reference.loc, repeated.reference.loc, rtol=1e-5)
 
@@ -123,9 +127,9 @@ def test_weights_are_repetitions():
 def test_importance_weights_turn_one_density_into_another():
     z = np.random.default_rng(0).normal(0.0, 3.0, 40_000)
     weights = bimodal_density(z) / scipy.stats.norm.pdf(z, 0.0, 3.0)
-    assert total_variation(fit_samples(z, weights=weights).prior, bimodal_density) < 0.03
+    assert total_variation(KAPrior.from_samples(z, weights=weights), bimodal_density) < 0.03
     per_coordinate = np.stack([weights, np.ones_like(weights)], axis=1)
-    both = fit_samples(np.stack([z, z], axis=1), weights=per_coordinate).prior
+    both = KAPrior.from_samples(np.stack([z, z], axis=1), weights=per_coordinate)
     assert total_variation(both, bimodal_density)[0] < 0.03
     assert total_variation(both, lambda z: scipy.stats.norm.pdf(z, 0.0, 3.0))[1] < 0.03
 
@@ -133,7 +137,7 @@ def test_importance_weights_turn_one_density_into_another():
 def test_infinite_smoothness_tilts_the_reference_log_linearly(x64):
     z = np.random.default_rng(0).gamma(4.0, size=1_000)
     basis = BSpline(15, 3, (-1.0, 14.0))
-    prior = fit_samples(z, reference=dist.Normal(3.0, 2.0), basis=basis, smoothness=1e9).prior
+    prior = KAPrior.from_samples(z, reference=dist.Normal(3.0, 2.0), basis=basis, smoothness=1e9)
     inside = np.linspace(-1.0, 14.0, 31)
     energy = np.asarray(quick_jit(lambda e, z: e(z))(prior.energy, inside))
     slope = (energy[-1] - energy[0]) / 15.0
@@ -149,23 +153,23 @@ def test_smoothness_means_the_same_at_any_scale_and_place(x64):
     here, there = fit_samples(z), fit_samples(1e-3 * z + 70.0)
     np.testing.assert_allclose(there.smoothness, here.smoothness)
     np.testing.assert_allclose(there.held_out_gain, here.held_out_gain, rtol=1e-6)
-    moved = np.asarray(evaluate_quickly(there.prior, "log_prob", 1e-3 * points + 70.0)) + np.log(1e-3)
-    np.testing.assert_allclose(moved, evaluate_quickly(here.prior, "log_prob", points), atol=1e-5)
+    moved = np.asarray(evaluate_quickly(prior_of(there), "log_prob", 1e-3 * points + 70.0)) + np.log(1e-3)
+    np.testing.assert_allclose(moved, evaluate_quickly(prior_of(here), "log_prob", points), atol=1e-5)
     here, there = (
         fit_samples(size * z, basis=BSpline(8, 3, (-4.0 * size, 5.0 * size)), smoothness=0.01) for size in (1.0, 100.0)
     )
-    np.testing.assert_allclose(here.prior.energy.coefficients, there.prior.energy.coefficients, atol=1e-6)
+    np.testing.assert_allclose(prior_of(here).energy.coefficients, prior_of(there).energy.coefficients, atol=1e-6)
 
 
 def test_coordinates_are_fitted_as_if_alone():
     z = bimodal(400, (3, 2)) * np.array([1e-2, 1.0, 1e3])[:, None] + np.array([0.0, 7.0])
     together = fit_samples(z)
-    assert together.prior.batch_shape == together.smoothness.shape == (3, 2)
+    assert prior_of(together).batch_shape == together.smoothness.shape == (3, 2)
     for index in ((0, 1), (2, 0)):
         alone = fit_samples(z[(slice(None), *index)])
         np.testing.assert_allclose(together.smoothness[index], alone.smoothness)
-        coefficients = together.prior.energy.coefficients[index]
-        np.testing.assert_allclose(coefficients, alone.prior.energy.coefficients, atol=2e-3)
+        coefficients = prior_of(together).energy.coefficients[index]
+        np.testing.assert_allclose(coefficients, prior_of(alone).energy.coefficients, atol=2e-3)
 
 
 # How close it comes ---------------------------------------------------------------------------------------------------
@@ -176,9 +180,9 @@ def test_the_error_falls_with_the_number_of_samples_and_is_near_the_best_smoothn
     errors = []
     for num_samples in (100, 1_000, 10_000):
         z = bimodal(num_samples, (8,))
-        chosen = total_variation(fit_samples(z).prior, bimodal_density).mean()
+        chosen = total_variation(KAPrior.from_samples(z), bimodal_density).mean()
         best = min(
-            total_variation(fit_samples(z, smoothness=10.0**power).prior, bimodal_density).mean()
+            total_variation(KAPrior.from_samples(z, smoothness=10.0**power), bimodal_density).mean()
             for power in (-6, -5, -4, -3, -2, 0)
         )
         assert chosen < 1.3 * best
@@ -195,10 +199,10 @@ def test_cross_validation_smooths_what_is_smooth():
     assert fit.smoothness[0] > 1.0 > 1e-2 > fit.smoothness[1]
     assert abs(fit.held_out_gain[0]) < 0.002
     # The gain is the divergence of the reference: what a Normal of the same moments loses.
-    z, scale = bimodal(200_000, seed=1), fit.prior.reference.scale[1]
-    loss = np.log(bimodal_density(z)) - scipy.stats.norm.logpdf(z, fit.prior.reference.loc[1], scale)
+    z, scale = bimodal(200_000, seed=1), prior_of(fit).reference.scale[1]
+    loss = np.log(bimodal_density(z)) - scipy.stats.norm.logpdf(z, prior_of(fit).reference.loc[1], scale)
     np.testing.assert_allclose(fit.held_out_gain[1], loss.mean(), atol=0.05)
-    assert total_variation(fit.prior, lambda z: scipy.stats.norm.pdf(z, 3.0, 2.0))[0] < 0.03
+    assert total_variation(prior_of(fit), lambda z: scipy.stats.norm.pdf(z, 3.0, 2.0))[0] < 0.03
 
 
 def test_runs_of_a_chain_are_smoothed_more_than_shuffled_folds_would_have_it():
@@ -209,7 +213,7 @@ def test_runs_of_a_chain_are_smoothed_more_than_shuffled_folds_would_have_it():
     in_runs, shuffled = fit_samples(z, shuffle=False), fit_samples(z)
     assert np.median(in_runs.smoothness) > 100.0 * np.median(shuffled.smoothness)
     truth = scipy.stats.norm.pdf
-    assert total_variation(in_runs.prior, truth).mean() < total_variation(shuffled.prior, truth).mean()
+    assert total_variation(prior_of(in_runs), truth).mean() < total_variation(prior_of(shuffled), truth).mean()
 
 
 BASES = {
@@ -225,11 +229,11 @@ BASES = {
 def test_any_basis_fits(basis):
     fit = fit_samples(bimodal(3_000), basis=basis)
     bound = 0.10 if getattr(basis, "degree", 3) == 0 else 0.05  # a step function is half a step off
-    assert total_variation(fit.prior, bimodal_density) < bound
+    assert total_variation(prior_of(fit), bimodal_density) < bound
     assert fit.held_out_gain > 0.15
     smooth = fit_samples(bimodal(3_000), basis=basis, smoothness=100.0)
     energies = quick_jit(lambda *energies: [e(jnp.linspace(-3.9, 4.9, 100)) for e in energies])
-    energy, rough = (np.asarray(values) for values in energies(smooth.prior.energy, fit.prior.energy))
+    energy, rough = (np.asarray(values) for values in energies(prior_of(smooth).energy, prior_of(fit).energy))
     assert np.abs(np.diff(energy, 2)).sum() < 0.3 * np.abs(np.diff(rough, 2)).sum()
 
 
@@ -248,7 +252,7 @@ def test_any_basis_fits(basis):
 def test_bounded_samples_keep_their_support(reference, truth):
     z = truth.rvs(5_000, random_state=0)
     z = z[:, None] if reference.batch_shape else z
-    prior = fit_samples(z, reference=reference).prior
+    prior = KAPrior.from_samples(z, reference=reference)
     low, high = (float(np.squeeze(end)) for end in prior.energy.basis.domain)
     bounds = prior.support.lower_bound, getattr(prior.support, "upper_bound", np.inf)
     assert np.all(bounds[0] <= low) and np.all(high <= bounds[1])
@@ -267,7 +271,7 @@ def test_samples_beyond_the_domain_count_at_its_ends(x64):
     z = np.random.default_rng(0).normal(size=2_000)
     moved = np.clip(z, -1.0, 1.0)
     options = {"basis": basis, "reference": dist.Normal(0.0, 1.0), "smoothness": 0.0}
-    there, here = fit_samples(z, **options).prior, fit_samples(moved, **options).prior
+    there, here = KAPrior.from_samples(z, **options), KAPrior.from_samples(moved, **options)
     np.testing.assert_allclose(here.energy.coefficients, there.energy.coefficients, atol=1e-8)
     np.testing.assert_allclose(evaluate_quickly(there, "cdf", -1.0), np.mean(z < -1.0), atol=0.02)
 
@@ -277,28 +281,28 @@ def test_samples_beyond_the_domain_count_at_its_ends(x64):
 
 @pytest.mark.parametrize("convert", [np.float32, np.asarray, jnp.asarray, list])
 def test_samples_may_be_of_any_kind_and_the_prior_has_the_default_dtype(convert):
-    prior = fit_samples(convert(bimodal(200)), smoothness=0.01).prior
+    prior = KAPrior.from_samples(convert(bimodal(200)), smoothness=0.01)
     assert {leaf.dtype for leaf in jax.tree.leaves((prior.energy.coefficients, prior.reference))} == {
         jnp.dtype("float32")
     }
     np.testing.assert_allclose(prior.energy.base_weight, 0.0)
-    again = fit_samples(bimodal(200), smoothness=0.01).prior
+    again = KAPrior.from_samples(bimodal(200), smoothness=0.01)
     at = [evaluate_quickly(p, "log_prob", 0.3) for p in (prior, again)]
     np.testing.assert_allclose(*at, atol=1e-4)
 
 
 def test_with_64_bits_the_prior_has_them(x64):
-    prior = fit_samples(bimodal(200).astype(np.float32), smoothness=0.01).prior
+    prior = KAPrior.from_samples(bimodal(200).astype(np.float32), smoothness=0.01)
     assert prior.energy.coefficients.dtype == prior.reference.loc.dtype == jnp.float64
 
 
 def test_whole_numbers_are_samples():
-    prior = fit_samples(np.random.default_rng(0).poisson(30.0, 500)).prior
+    prior = KAPrior.from_samples(np.random.default_rng(0).poisson(30.0, 500))
     np.testing.assert_allclose(mean_of(prior), 30.0, atol=2.0)
 
 
 def test_few_samples_are_regularised():
-    prior = fit_samples(np.array([1.0, 2.0, 4.0]), smoothness=1.0).prior
+    prior = KAPrior.from_samples(np.array([1.0, 2.0, 4.0]), smoothness=1.0)
     mean, log_prob = quick_jit(lambda p: (p.mean, p.log_prob(jnp.linspace(-10.0, 10.0, 50))))(prior)
     np.testing.assert_allclose(mean, 7.0 / 3.0, rtol=0.1)
     assert np.isfinite(log_prob).all()
@@ -306,10 +310,10 @@ def test_few_samples_are_regularised():
 
 def test_smoothness_may_differ_by_coordinate():
     z = bimodal(500, (2,))
-    both = fit_samples(z, smoothness=[1e-4, 10.0]).prior
+    both = KAPrior.from_samples(z, smoothness=[1e-4, 10.0])
     basis = both.energy.basis
     for index, smoothness in enumerate((1e-4, 10.0)):
-        alone = fit_samples(z, basis=basis, smoothness=smoothness).prior
+        alone = KAPrior.from_samples(z, basis=basis, smoothness=smoothness)
         np.testing.assert_allclose(both.energy.coefficients[index], alone.energy.coefficients[index], atol=1e-5)
 
 
@@ -341,7 +345,7 @@ def test_values_on_a_lattice_have_the_masses_of_their_steps(draw):
     z = draw(np.random.default_rng(0)).astype(float)
     levels, counts = np.unique(z, return_counts=True)
     step = np.min(np.diff(levels))
-    prior = fit_samples(z[:, None]).prior
+    prior = KAPrior.from_samples(z[:, None])
     ends = np.append(levels - 0.5 * step, levels[-1] + 0.5 * step)[:, None]
     cdf, mean, variance = quick_jit(lambda p, ends: (p.cdf(ends), p.mean, p.variance))(prior, ends)
     assert np.max(np.abs(cdf[1:-1, 0] - np.cumsum(counts[:-1]) / len(z))) < 0.02
@@ -354,7 +358,7 @@ def test_values_on_a_lattice_have_the_masses_of_their_steps(draw):
 def test_an_atom_keeps_its_mass():
     rng = np.random.default_rng(0)
     z = np.where(rng.random(3_000) < 0.3, 0.0, rng.gamma(3.0, size=3_000))
-    prior = fit_samples(z[:, None]).prior
+    prior = KAPrior.from_samples(z[:, None])
     assert cdf_error(prior, z) < 0.02
     beside = np.asarray(evaluate_quickly(prior, "cdf", np.array([[-0.3], [0.3]])))
     np.testing.assert_allclose(np.diff(beside[:, 0]), np.mean(z < 0.3), atol=0.02)
@@ -366,14 +370,14 @@ def test_repeated_draws_share_a_fold():
     once = rng.normal(size=300)
     again = fit_samples(rng.choice(once, 1_500)[:, None])
     assert again.smoothness > 1e-3
-    assert total_variation(again.prior, scipy.stats.norm.pdf) < 0.1
+    assert total_variation(prior_of(again), scipy.stats.norm.pdf) < 0.1
 
 
 def test_discrete_samples_are_refused_and_fitted_as_they_are_with_a_smoothness():
     z = np.random.default_rng(0).binomial(1, 0.4, 500).astype(float)
     with pytest.raises(ValueError, match=r"samples of coordinate 0 are discrete, of 2 values, .*34% more variance"):
         fit_samples(z[:, None])
-    prior = fit_samples(z[:, None], smoothness=1e-3).prior
+    prior = KAPrior.from_samples(z[:, None], smoothness=1e-3)
     np.testing.assert_allclose(mean_of(prior), z.mean(), atol=0.05)
 
 
@@ -392,7 +396,7 @@ TAILS = {
 @pytest.mark.filterwarnings("ignore:the samples of coordinate 0 have heavy tails")
 def test_heavy_tails_and_outliers_leave_the_quantiles_right(draw):
     z = draw(np.random.default_rng(0))
-    assert cdf_error(fit_samples(z[:, None]).prior, z) < 0.02
+    assert cdf_error(KAPrior.from_samples(z[:, None]), z) < 0.02
 
 
 def test_heavy_tails_are_warned_of_with_what_was_made_of_them():
@@ -400,7 +404,7 @@ def test_heavy_tails_are_warned_of_with_what_was_made_of_them():
     with pytest.warns(
         UserWarning, match=r"coordinate 0 have heavy tails: half of them lie between -1\.15e-06 and 9.48e"
     ):
-        prior = fit_samples(z, smoothness=0.1).prior
+        prior = KAPrior.from_samples(z, smoothness=0.1)
     assert isinstance(prior.reference, dist.StudentT)
     np.testing.assert_allclose(prior.reference.scale, 1e-6, rtol=0.2)
 
@@ -432,7 +436,7 @@ def test_a_fit_too_rough_for_its_quadrature_is_refused():
 @pytest.mark.parametrize("loc", [40.0, 45.0, 60.0])
 def test_a_reference_beside_the_samples_is_tilted_to_them(loc):
     z = np.random.default_rng(0).normal(50.0, 5.0, 2_000)
-    prior = fit_samples(z[:, None], reference=dist.Normal(loc, 4.0)).prior
+    prior = KAPrior.from_samples(z[:, None], reference=dist.Normal(loc, 4.0))
     mean, variance = quick_jit(lambda p: (p.mean, p.variance))(prior)
     np.testing.assert_allclose([mean[0], np.sqrt(variance[0])], [z.mean(), z.std()], rtol=0.01)
 
@@ -499,15 +503,16 @@ def test_wrong_types_are_refused():
     with pytest.raises(TypeError, match=r"z must be an array of real numbers, got dtype <U1"):
         fit_samples(np.array(["a", "b"]))
     with pytest.raises(TypeError, match=r"z is traced, but the fit runs on the host; call it outside of jit"):
-        jax.jit(lambda z: fit_samples(z).prior.mean)(Z)
+        jax.jit(lambda z: KAPrior.from_samples(z).mean)(Z)
 
 
 def test_the_classmethods_give_these_priors():
     options = {"smoothness": 0.01, "weights": np.arange(1.0, 101.0)}
     for ours, theirs in (
-        (KAPrior.from_samples(Z, **options), fit_samples(Z, **options).prior),
-        (KAPrior.from_log_density(np.log, (1.0, 2.0)), fit_log_density(np.log, (1.0, 2.0)).prior),
+        (KAPrior.from_samples(Z, **options), fit_samples(Z, **options)),
+        (KAPrior.from_log_density(np.log, (1.0, 2.0)), fit_log_density(np.log, (1.0, 2.0))),
     ):
+        ours, theirs = (ours.energy, ours.reference), (theirs.energy, theirs.reference)
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         for leaf, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_array_equal(leaf, other)
@@ -531,7 +536,7 @@ def test_a_member_of_the_family_is_recovered_from_its_log_density(x64):
     assert fit.total_variation.shape == (2,)
     assert np.all(fit.total_variation < 1e-6)
     points = jnp.linspace(-6.0, 6.0, 101)[:, None]  # the tails as well: the energy is constant there, and the same
-    found, expected = (evaluate_quickly(p, "log_prob", points) for p in (fit.prior, truth))
+    found, expected = (evaluate_quickly(p, "log_prob", points) for p in (prior_of(fit), truth))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -541,7 +546,7 @@ def test_densities_on_an_interval(density):
     points = np.linspace(0.001, 0.999, 999)
     truth = np.exp(np.asarray(density(points)))
     truth /= truth.sum() * 1e-3
-    log_prob, ends = quick_jit(lambda p: (p.log_prob(points), p.cdf(jnp.array([0.0, 1.0]))))(fit.prior)
+    log_prob, ends = quick_jit(lambda p: (p.log_prob(points), p.cdf(jnp.array([0.0, 1.0]))))(prior_of(fit))
     np.testing.assert_allclose(np.exp(log_prob), truth, atol=0.02)
     assert fit.total_variation < 1e-3
     assert ends[0] == 0.0 and ends[1] > 1.0 - 1e-6
@@ -556,8 +561,8 @@ def test_of_all_priors_the_nearest_is_chosen(x64):
     points = np.linspace(-3.0, 3.0, 100_001)
     points = 0.5 * (points[1:] + points[:-1])
     target = bimodal_density(points) / bimodal_density(points).sum()
-    np.testing.assert_allclose(statistic_means(fit.prior), target @ basis.design_matrix(points), atol=1e-5)
-    fitted = np.exp(evaluate_quickly(fit.prior, "log_prob", points))
+    np.testing.assert_allclose(statistic_means(prior_of(fit)), target @ basis.design_matrix(points), atol=1e-5)
+    fitted = np.exp(evaluate_quickly(prior_of(fit), "log_prob", points))
     np.testing.assert_allclose(0.5 * np.abs(fitted / fitted.sum() - target).sum(), fit.total_variation, atol=1e-3)
 
 
@@ -566,25 +571,25 @@ def test_a_batch_of_densities_with_domains_of_their_own():
     scale = np.array([1e-2, 1.0, 1e3])
     reference = dist.Normal(jnp.zeros(3), jnp.asarray(scale))
     fit = fit_log_density(lambda z: -np.abs(z / scale), (-6.0 * scale, 6.0 * scale), reference=reference)
-    assert fit.prior.batch_shape == (3,)
+    assert prior_of(fit).batch_shape == (3,)
     expected = scipy.stats.laplace.cdf(1.0) - scipy.stats.laplace.cdf(-1.0)
-    mass = np.diff(evaluate_quickly(fit.prior, "cdf", np.stack([-scale, scale])), axis=0)[0]
+    mass = np.diff(evaluate_quickly(prior_of(fit), "cdf", np.stack([-scale, scale])), axis=0)[0]
     np.testing.assert_allclose(mass, expected, atol=0.01)
 
 
 def test_domains_and_bounded_supports_may_differ_by_coordinate():
     low, high = np.array([0.0, 10.0, -500.0]), np.array([1.0, 20.0, -400.0])
-    triangles = fit_log_density(lambda z: np.log((z - low) / (high - low)), (low, high)).prior
+    triangles = KAPrior.from_log_density(lambda z: np.log((z - low) / (high - low)), (low, high))
     np.testing.assert_allclose((mean_of(triangles) - low) / (high - low), 2.0 / 3.0, atol=1e-3)
     np.testing.assert_array_equal(triangles.support.lower_bound, low)
     z = low + (high - low) * np.random.default_rng(0).beta(2.0, 1.0, (1_000, 3))
-    fitted = fit_samples(z, reference=dist.Uniform(jnp.asarray(low), jnp.asarray(high)), smoothness=1.0).prior
+    fitted = KAPrior.from_samples(z, reference=dist.Uniform(jnp.asarray(low), jnp.asarray(high)), smoothness=1.0)
     np.testing.assert_allclose((mean_of(fitted) - low) / (high - low), 2.0 / 3.0, atol=0.04)  # five standard errors
 
 
 def test_where_there_is_no_density_next_to_none_is_left():
     with pytest.warns(UserWarning, match="total variation"):  # a spline has no steps
-        prior = fit_log_density(lambda z: np.where((z > 0.25) & (z < 0.5), -np.inf, 0.0), (0.0, 1.0)).prior
+        prior = KAPrior.from_log_density(lambda z: np.where((z > 0.25) & (z < 0.5), -np.inf, 0.0), (0.0, 1.0))
     before, middle, after = evaluate_quickly(prior, "cdf", np.array([0.27, 0.375, 0.48]))
     assert after - before < 1e-3
     np.testing.assert_allclose(middle, 1.0 / 3.0, atol=0.01)
@@ -628,17 +633,17 @@ def test_domains_whose_ends_are_rounded(seed):
     low = rng.normal(size=60) * 10.0 ** rng.uniform(-3, 3, 60)
     high = low + 10.0 ** rng.uniform(-2, 3, 60)
     for reference in (None, dist.Uniform(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))):
-        prior = fit_log_density(np.zeros_like, (low, high), reference=reference).prior
+        prior = KAPrior.from_log_density(np.zeros_like, (low, high), reference=reference)
         log_prob, mean = quick_jit(lambda p: (p.log_prob(jnp.stack([*p.energy.basis.domain])), p.mean))(prior)
         width = high.astype(np.float32) - low.astype(np.float32)
         np.testing.assert_allclose(log_prob, np.broadcast_to(-np.log(width), (2, 60)), atol=1e-5)
         np.testing.assert_allclose((mean - low) / width, 0.5, atol=0.01)
-    assert float(fit_log_density(np.zeros_like, (0.0, 0.7)).prior.reference.high) == np.float32(0.7)
+    assert float(KAPrior.from_log_density(np.zeros_like, (0.0, 0.7)).reference.high) == np.float32(0.7)
 
 
 def test_a_sample_at_the_rounded_end_of_a_support_is_inside():
     z = np.append(np.random.default_rng(0).uniform(0.0, 0.7, 200), [0.0, 0.7])
-    prior = fit_samples(z[:, None], reference=dist.Uniform(jnp.float32(0.0), jnp.float32(0.7))).prior
+    prior = KAPrior.from_samples(z[:, None], reference=dist.Uniform(jnp.float32(0.0), jnp.float32(0.7)))
     assert np.isfinite(evaluate_quickly(prior, "log_prob", z[:, None])).all()
 
 

@@ -16,10 +16,9 @@ from numpyro.infer import MCMC, NUTS
 from prior_cases import quick_jit
 
 from numpyro_kaem import BSpline, KAPrior
-from numpyro_kaem._fitting.fit import fit_posterior, fit_samples
+from numpyro_kaem._fitting.posterior_draws import posterior_samples
 from numpyro_kaem.distributions.copula import OpenGaussianCopula
 from numpyro_kaem.distributions.rotation import Rotation
-from numpyro_kaem.posterior.arviz import posterior_samples
 
 OPTIONS = {"smoothness": 1e-3}
 MIXING = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0], [3.0, 0.0, 1.0]])
@@ -63,7 +62,10 @@ def fitted(draws):
         "pca": {"rotation": "pca"},
         "ica": {"rotation": "ica"},
     }
-    return {way: fit_posterior(inference_data(**draws), "beta", **options, **OPTIONS) for way, options in ways.items()}
+    return {
+        way: KAPrior.from_posterior(inference_data(**draws), "beta", **options, **OPTIONS)
+        for way, options in ways.items()
+    }
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -88,11 +90,11 @@ def test_dimensions_may_come_in_another_order(draws):
 def test_independent_marginals_are_those_of_the_samples(draws, fitted):
     prior = fitted["independent"]
     assert isinstance(prior, KAPrior) and prior.batch_shape == (3,)
-    expected = fit_samples(flat(draws["beta"]), **OPTIONS).prior
+    expected = KAPrior.from_samples(flat(draws["beta"]), **OPTIONS)
     np.testing.assert_array_equal(prior.energy.coefficients, expected.energy.coefficients)
-    assert fit_posterior(draws, "sigma", **OPTIONS).batch_shape == ()
-    assert fit_posterior(draws, "matrix", **OPTIONS).batch_shape == (2, 2)
-    stacked = fit_posterior(draws, ["sigma", "beta"], **OPTIONS)
+    assert KAPrior.from_posterior(draws, "sigma", **OPTIONS).batch_shape == ()
+    assert KAPrior.from_posterior(draws, "matrix", **OPTIONS).batch_shape == (2, 2)
+    stacked = KAPrior.from_posterior(draws, ["sigma", "beta"], **OPTIONS)
     assert stacked.batch_shape == (4,)
     for ours, expected in zip(jax.tree.leaves(stacked), jax.tree.leaves(prior), strict=True):
         np.testing.assert_allclose(ours[1:], expected, rtol=1e-5, atol=1e-5)
@@ -102,17 +104,17 @@ def test_cross_validation_takes_runs_of_the_chains():
     rng, z = np.random.default_rng(0), np.zeros((4, 1_000))
     for step in range(1, 1_000):
         z[:, step] = 0.98 * z[:, step - 1] + 0.2 * rng.normal(size=4)
-    found = fit_posterior({"z": z}, "z").energy.coefficients
-    np.testing.assert_array_equal(found, fit_samples(z.ravel(), shuffle=False).prior.energy.coefficients)
-    assert not np.allclose(found, fit_samples(z.ravel()).prior.energy.coefficients, atol=0.01)
+    found = KAPrior.from_posterior({"z": z}, "z").energy.coefficients
+    np.testing.assert_array_equal(found, KAPrior.from_samples(z.ravel(), shuffle=False).energy.coefficients)
+    assert not np.allclose(found, KAPrior.from_samples(z.ravel()).energy.coefficients, atol=0.01)
 
 
 @pytest.mark.slow
 def test_weights_may_have_the_chains_shape(draws):
     weights = np.exp(-draws["beta"][..., 0] / 3.0)
     for correlated in (False, True):
-        by_chain = fit_posterior(draws, "beta", correlated=correlated, weights=weights, **OPTIONS)
-        at_once = fit_posterior(draws, "beta", correlated=correlated, weights=weights.ravel(), **OPTIONS)
+        by_chain = KAPrior.from_posterior(draws, "beta", correlated=correlated, weights=weights, **OPTIONS)
+        at_once = KAPrior.from_posterior(draws, "beta", correlated=correlated, weights=weights.ravel(), **OPTIONS)
         for ours, theirs in zip(jax.tree.leaves(by_chain), jax.tree.leaves(at_once), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     z, share = flat(draws["beta"]), weights.ravel() / weights.sum()
@@ -125,7 +127,7 @@ def test_weights_may_have_the_chains_shape(draws):
 
 @pytest.mark.slow
 def test_a_reference_bounds_the_support(draws):
-    prior = fit_posterior(draws, "sigma", reference=dist.Gamma(2.0, 0.5), **OPTIONS)
+    prior = KAPrior.from_posterior(draws, "sigma", reference=dist.Gamma(2.0, 0.5), **OPTIONS)
     assert np.asarray(sample(prior, 2_000)).min() > 0.0
     np.testing.assert_allclose(quick_jit(lambda p: p.mean)(prior), draws["sigma"].mean(), rtol=0.02)
 
@@ -157,7 +159,7 @@ def test_independent_coordinates_lose_the_correlation(draws, fitted):
 
 @pytest.mark.slow
 def test_the_density_of_a_copula_is_sklar_s(draws, x64):
-    prior = fit_posterior(draws, "beta", correlated=True, **OPTIONS)
+    prior = KAPrior.from_posterior(draws, "beta", correlated=True, **OPTIONS)
     z = flat(draws["beta"])[::400]
     u, marginal, log_prob = quick_jit(
         lambda p, z: (p.marginal_dist.cdf(z), p.marginal_dist.log_prob(z), p.log_prob(z))
@@ -231,7 +233,9 @@ def test_principal_axes_are_those_of_the_correlation_matrix_and_do_not_depend_on
     z = flat(draws["beta"])
     units = np.array([1.0, 1e-2, 1e3])
     here = np.asarray(fitted["pca"].transforms[0].matrix)
-    there = fit_posterior({"beta": draws["beta"] * units}, "beta", rotation="pca", **OPTIONS).transforms[0].matrix
+    there = (
+        KAPrior.from_posterior({"beta": draws["beta"] * units}, "beta", rotation="pca", **OPTIONS).transforms[0].matrix
+    )
     np.testing.assert_allclose(there, here * units[:, None], rtol=1e-3, atol=1e-5)
     shares = (here / z.std(0)[:, None]) ** 2
     np.testing.assert_allclose(shares.sum(0), np.sort(np.linalg.eigvalsh(np.corrcoef(z.T)))[::-1], rtol=1e-4)
@@ -242,12 +246,12 @@ def test_principal_axes_are_those_of_the_correlation_matrix_and_do_not_depend_on
 )
 def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
     matrix = {"matrix": np.random.default_rng(0).normal(size=(4, 1_000, 2, 2)) + np.arange(4.0).reshape(2, 2)}
-    prior = fit_posterior(matrix, "matrix", **options, **OPTIONS)
+    prior = KAPrior.from_posterior(matrix, "matrix", **options, **OPTIONS)
     assert prior.event_shape == (2, 2)
     z = quick_jit(lambda p: p.sample(jax.random.key(0), (3, 2_000)))(prior)
     assert z.shape == (3, 2_000, 2, 2) and jax.eval_shape(prior.log_prob, z).shape == (3, 2_000)
     np.testing.assert_allclose(np.mean(z, axis=(0, 1)), np.arange(4.0).reshape(2, 2), atol=0.12)
-    both = fit_posterior(draws, ["sigma", "beta"], **options, **OPTIONS)
+    both = KAPrior.from_posterior(draws, ["sigma", "beta"], **options, **OPTIONS)
     assert both.event_shape == (4,)
     new = np.asarray(sample(both, 20_000))
     np.testing.assert_allclose(new.mean(0), np.append(draws["sigma"].mean(), flat(draws["beta"]).mean(0)), rtol=0.05)
@@ -255,7 +259,7 @@ def test_arrays_keep_their_shape_and_lists_their_order(draws, options):
 
 @pytest.mark.slow
 def test_nuts_draws_from_a_copula_as_it_samples_itself(draws):
-    prior = fit_posterior(draws, "beta", correlated=True)
+    prior = KAPrior.from_posterior(draws, "beta", correlated=True)
     mcmc = MCMC(NUTS(lambda: numpyro.sample("z", prior)), num_warmup=500, num_samples=4_000, progress_bar=False)
     mcmc.run(jax.random.key(1))
     z, exact = np.asarray(mcmc.get_samples()["z"]), np.asarray(sample(prior, 20_000))
@@ -336,22 +340,22 @@ def test_a_rotation_knows_its_shapes():
 )
 def test_bad_requests_are_refused(draws, var_name, options, message):
     with pytest.raises(ValueError, match=message):
-        fit_posterior(inference_data(**draws), var_name, **OPTIONS, **options)
+        KAPrior.from_posterior(inference_data(**draws), var_name, **OPTIONS, **options)
 
 
 def test_what_is_no_posterior_is_refused():
     with pytest.raises(
         TypeError, match=r"idata must be an InferenceData or a DataTree .* got ndarray; arviz\.from_numpyro"
     ):
-        fit_posterior(np.ones((4, 10)), "beta")
+        KAPrior.from_posterior(np.ones((4, 10)), "beta")
     with pytest.raises(ValueError, match=r"variable 'beta' must have leading axes \(chain, draw\), got shape \(10,\)"):
-        fit_posterior({"beta": np.ones(10)}, "beta")
+        KAPrior.from_posterior({"beta": np.ones(10)}, "beta")
     with pytest.raises(ValueError, match=r"same number of draws, got \{'a': 20, 'b': 30\}"):
-        fit_posterior({"a": np.ones((2, 10)), "b": np.ones((2, 15))}, ["a", "b"])
+        KAPrior.from_posterior({"a": np.ones((2, 10)), "b": np.ones((2, 15))}, ["a", "b"])
     prior_only = {"prior": {"beta": np.ones((1, 10))}}
     idata = az.from_dict(prior_only) if not az.__version__.startswith("0.") else az.from_dict(prior=prior_only["prior"])
     with pytest.raises(ValueError, match=r"idata must have a group named posterior, but has only \['prior'\]"):
-        fit_posterior(idata, "beta")
+        KAPrior.from_posterior(idata, "beta")
 
 
 def test_independent_components_need_scikit_learn(draws, monkeypatch):
@@ -359,9 +363,9 @@ def test_independent_components_need_scikit_learn(draws, monkeypatch):
     with pytest.raises(
         ImportError, match=r"rotation='ica' needs scikit-learn \(pip install scikit-learn\); rotation='pca'"
     ):
-        fit_posterior(draws, "beta", rotation="ica", **OPTIONS)
+        KAPrior.from_posterior(draws, "beta", rotation="ica", **OPTIONS)
 
 
 def test_the_basis_of_the_sources_can_be_given(draws):
-    prior = fit_posterior(draws, "beta", rotation="pca", basis=BSpline(8, 3, (-5.0, 5.0)), **OPTIONS)
+    prior = KAPrior.from_posterior(draws, "beta", rotation="pca", basis=BSpline(8, 3, (-5.0, 5.0)), **OPTIONS)
     assert prior.base_dist.base_dist.energy.coefficients.shape == (3, 11)

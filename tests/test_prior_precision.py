@@ -97,6 +97,6 @@ def test_a_rounded_end_of_the_support_leaves_no_tail_in_a_trace():
 
     lower, upper, log_prob, end = of(energy)
     assert lower == upper == 0.0 and np.isfinite(log_prob) and end == np.float32(0.7)
-    assert not KAPrior(energy, dist.Uniform(0.0, 0.7))._has_tails
+    assert not KAPrior(energy, dist.Uniform(0.0, 0.7))._density.has_tails
     with pytest.raises(ValueError, match="reaches outside"):
         KAPrior(energy, dist.Uniform(0.0, 0.6999))

@@ -512,7 +512,7 @@ def test_another_scalar_prior_compiles_nothing(make, names):
 def test_within_a_trace_domains_and_numbers_are_known():
     """A uniform reference on its whole support is known to have no tails; and a prior has no leaf for its grid."""
     prior = on_domain(-1.0, 2.0, dist.Uniform(-1.0, 2.0))
-    num_panels = prior._rule.panels_per_interval * 2
+    num_panels = prior._density.rule.panels_per_interval * 2
 
     def panels(energy):
         return KAPrior(energy, prior.reference).tabulate()._kept_inverse.keys

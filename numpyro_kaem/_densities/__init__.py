@@ -9,4 +9,10 @@ inverse_table: Quantiles of tabulated distributions
 tails: Tails of reference distributions, on both sides to full relative precision
 log_tails: Logarithms of the tails of reference distributions, which are finite where the probabilities underflow
 reference: What a distribution must be to serve as a reference, and where its density ends or has kinks
+density: The density of an energy and a reference: its panels, its normaliser, and the table of its body
+masses: Log-densities and cumulative probabilities: of the body by its table, beyond it by the reference's tails
+tail_panels: The tails of densities: their panels and their quantiles, from those of the reference
+quantiles: Quantiles and draws of densities, with implicit derivatives
+moments: Expectations under densities, by quadrature: nodes in z on the body, in probability in the tails
+truncated_density: A density between bounds: its mass, its quantiles and its moments, from those of the whole
 """

@@ -10,6 +10,7 @@ do not cancel where the density changes by several nats.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -246,6 +247,29 @@ def _shares(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Array, Arra
     powers = [take(power, row, panel) for power in table.polynomials]
     share = polynomial(powers, (z - left) / (right - left))
     return row, panel, share, _rest(powers, (right - z) / (right - left))
+
+
+def in_rows(values: Array, batch_shape: tuple[int, ...]) -> Float[Array, "num_rows n"]:
+    """An array of shape sample_shape + batch_shape, a row for each distribution of a table of its own batch shape.
+
+    So the look-ups of one distribution stay within its own part of the table.
+    """
+    num_rows = math.prod(batch_shape)
+    order = _row_order(values.shape, batch_shape)
+    return jnp.transpose(values, order).reshape(num_rows, values.size // max(num_rows, 1))
+
+
+def out_of_rows(rows: Float[Array, "num_rows n"], batch_shape: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """The inverse of `in_rows`, for an array of the given shape."""
+    order = _row_order(shape, batch_shape)
+    return jnp.transpose(rows.reshape([shape[axis] for axis in order]), np.argsort(order))
+
+
+def _row_order(shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> list[int]:
+    """The axes of an array with those of the table first: along an axis of size one there, shape may be wider."""
+    first = len(shape) - len(batch_shape)
+    own = [first + axis for axis, size in enumerate(batch_shape) if size == shape[first + axis]]
+    return own + [axis for axis in range(len(shape)) if axis not in own]
 
 
 def take(values: Num[Array, "*batch columns"], row: Int[Array, " n"], column: Int[Array, " n"]) -> Array:

@@ -123,7 +123,7 @@ def warn_of_narrow_panels(reference: dist.Distribution, breakpoints: ArrayLike, 
             f"the reference {type(reference).__name__} has a scale of {scale[worst]:.3g}, less than the width of the "
             f"quadrature panels where it lies, {widths[worst]:.3g}: quantiles will not be exact; choose a basis of "
             "more cells or on a narrower domain, or a quadrature of more panels_per_interval",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

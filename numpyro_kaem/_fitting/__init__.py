@@ -9,5 +9,6 @@ smoothing: How rough a fitted energy is, and how rough it may be: the penalty an
 penalised_fit: The maximum of the penalised likelihood of samples, coordinate by coordinate
 default_shape: The reference and the basis of a prior from samples, where the user gives none
 density_table: Densities that are tabulated on a grid, as smooth log-densities
-fit: Priors from data: a tilted reference fitted to samples, to a log-density, or to a posterior
+fit: A tilted reference, fitted to samples or to a log-density
+posterior_draws: Draws of a posterior: reading them from what ArviZ or NumPyro holds them in, without ArviZ
 """

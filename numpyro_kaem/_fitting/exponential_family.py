@@ -16,11 +16,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.reference import support_ends
 from numpyro_kaem._densities.tails import mass_below, survival
 from numpyro_kaem._numerics.grid import Grid
 from numpyro_kaem._numerics.quadrature import GaussLegendre, QuadratureRule
-from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.energies import Basis
 
 # Interpolation through its nodes is exact for the polynomials of every B-spline.
@@ -61,7 +61,7 @@ def _of(array: np.ndarray, coordinates) -> np.ndarray:
 
 
 class Families:
-    """The exponential families of a prior's coordinates by a quadrature rule; without tails, restricted to the domain.
+    """The exponential families of coordinates by a quadrature rule; without tails, restricted to the domain.
 
     Attributes:
         breakpoints: of the bases, (num_coordinates, num_cells + 1).
@@ -70,15 +70,15 @@ class Families:
         widths: what the nodes count, of the same shape.
     """
 
-    def __init__(self, prior: KAPrior, rule: QuadratureRule = COARSE, tails: bool = True):
-        self._basis, batch_shape = prior.energy.basis, prior.batch_shape
+    def __init__(self, density: Density, rule: QuadratureRule = COARSE, tails: bool = True):
+        self._basis, batch_shape = density.energy.basis, density.shape
         self.breakpoints = cells(self._basis, batch_shape)
-        bounded = (bool(np.any(np.isfinite(end))) for end in support_ends(prior.reference))
+        bounded = (bool(np.any(np.isfinite(end))) for end in support_ends(density.reference))
         self.edges = panel_edges(self.breakpoints, *bounded, rule.panels_per_interval)
         self.nodes, self.widths = panel_nodes(self.edges, rule.nodes_per_panel)
         self._ends = self.breakpoints[:, [0, -1]]
         with in_float64(), np.errstate(divide="ignore"):
-            reference = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), prior.reference)
+            reference = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), density.reference)
             points = [values.T.reshape(-1, *batch_shape) for values in (self.nodes, *self._ends.T[..., None])]
             values = zip(_measure(reference, *points), points, strict=True)
             measures = [np.broadcast_to(value, at.shape).reshape(len(at), -1).T for value, at in values]

@@ -1,11 +1,11 @@
-"""Priors from data: a tilted reference fitted to samples, to a log-density, or to a posterior."""
+"""A tilted reference, fitted to samples or to a log-density."""
 
 from __future__ import annotations
 
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.reference import check_reference, support_ends
 from numpyro_kaem._fitting.default_shape import NUM_INTERVALS, Shape, default_basis, default_reference
 from numpyro_kaem._fitting.exponential_family import (
@@ -43,9 +44,6 @@ from numpyro_kaem._fitting.sample_checks import (
 from numpyro_kaem._fitting.smoothing import penalty_axes
 from numpyro_kaem._fitting.ties import untie
 from numpyro_kaem._numerics.quadrature import QuadratureRule
-from numpyro_kaem.distributions.copula import normal_score_copula
-from numpyro_kaem.distributions.ka_prior import KAPrior
-from numpyro_kaem.distributions.rotation import Rotation, estimate_rotation
 from numpyro_kaem.energies import Basis, BSpline
 from numpyro_kaem.energies.energy import UnivariateEnergy
 
@@ -54,29 +52,33 @@ _FLOOR = 30.0  # nats below the largest log-density, at which points of no densi
 
 
 class SampleFit(NamedTuple):
-    """A prior fitted to samples.
+    """A density fitted to samples.
 
     Attributes:
-        prior: the fitted density.
+        energy: the fitted energy.
+        reference: as it was given, or chosen.
         smoothness: the weight of the roughness penalty, of the batch shape; given or chosen.
         held_out_gain: mean held-out log-likelihood per sample minus the reference's, of the batch shape, from
             cross-validation; NaN where the smoothness was given.
     """
 
-    prior: KAPrior
+    energy: UnivariateEnergy
+    reference: dist.Distribution
     smoothness: np.ndarray
     held_out_gain: np.ndarray
 
 
 class LogDensityFit(NamedTuple):
-    """A prior fitted to a log-density.
+    """A density fitted to a log-density.
 
     Attributes:
-        prior: the fitted density.
+        energy: the fitted energy.
+        reference: as it was given, or a Uniform on the domain.
         total_variation: between it and the given density, both normalised on the domain; of the batch shape.
     """
 
-    prior: KAPrior
+    energy: UnivariateEnergy
+    reference: dist.Distribution
     total_variation: np.ndarray
 
 
@@ -90,12 +92,12 @@ def fit_samples(
     num_folds: int = 10,
     shuffle: bool = True,
 ) -> SampleFit:
-    """Fit a prior to samples by penalised maximum likelihood: `KAPrior.from_samples` with what it found on the way.
+    """Fit to samples by penalised maximum likelihood: `KAPrior.from_samples` with what it found on the way.
 
     Args, Raises: see `KAPrior.from_samples`.
 
     Returns:
-        The prior, the smoothness, and the gain in held-out log-likelihood over the reference.
+        The energy and the reference, the smoothness, and the gain in held-out log-likelihood over the reference.
     """
     check_known(z=z, weights=weights, basis=basis, reference=reference, smoothness=smoothness)
     z = check_samples(z)
@@ -121,12 +123,12 @@ def fit_samples(
     samples = [untie(*of, folds, chosen, support) for *of, support in zip(flat.T, weights.T, supports, strict=True)]
     check_levels(samples, batch_shape)
     shapes = [Shape.of(sample) for sample in samples]
-    prior = _untilted(
+    density = _untilted(
         default_basis(shapes, supports, batch_shape) if basis is None else basis,
         default_reference(shapes, samples, batch_shape) if reference is None else reference,
         batch_shape,
     )
-    breakpoints = cells(prior.energy.basis, batch_shape)
+    breakpoints = cells(density.energy.basis, batch_shape)
     if basis is None:  # in the coordinate in which its knots are even
         places = np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
         scale = np.array(
@@ -138,12 +140,12 @@ def fit_samples(
         axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
     else:
         axes = penalty_axes(basis, breakpoints, np.array([sample.moments()[1] for sample in samples]))
-    families = Families(prior), Families(prior, prior._rule)
-    check_reference_mass(families[1].reference_mass, prior)
+    families = Families(density), Families(density, density.rule)
+    check_reference_mass(families[1].reference_mass, density)
     fit = fit_penalised(*families, samples, num_folds, None if chosen else smoothness, axes)
-    check_fit(fit, prior, effective, chosen, basis is None)
+    check_fit(fit, density, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
-    return SampleFit(_tilted(prior, fit.coefficients), smoothness, gain)
+    return SampleFit(*_tilted(density, fit.coefficients), smoothness, gain)
 
 
 def fit_log_density(
@@ -154,12 +156,12 @@ def fit_log_density(
     basis: Basis | None = None,
     batch_shape: tuple[int, ...] = (),
 ) -> LogDensityFit:
-    """Fit a prior to a log-density: `KAPrior.from_log_density` with the error of the fit.
+    """Fit to a log-density: `KAPrior.from_log_density` with the error of the fit.
 
     Args, Raises: see `KAPrior.from_log_density`.
 
     Returns:
-        The prior, and the total-variation distance from the given density on the domain.
+        The energy and the reference, and the total-variation distance from the given density on the domain.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function from points to log-densities, got {fn!r}")
@@ -180,8 +182,8 @@ def fit_log_density(
         raise ValueError(f"basis must have the domain {domain}, got a basis on {basis.domain}")
     if reference is None:
         reference = dist.Uniform(*(jnp.asarray(end, dtype) for end in basis.domain))
-    prior = _untilted(basis, reference, batch_shape)
-    coefficients, total_variation = _nearest(fn, prior, prior._rule)
+    density = _untilted(basis, reference, batch_shape)
+    coefficients, total_variation = _nearest(fn, density, density.rule)
     if np.max(total_variation) > TOTAL_VARIATION_BOUND:
         worst = np.unravel_index(np.argmax(total_variation), batch_shape)
         warnings.warn(
@@ -189,14 +191,14 @@ def fit_log_density(
             f"{of_coordinate(worst)}; {_enough_cells(fn, (low, high), reference, batch_shape)}",
             stacklevel=3,
         )
-    return LogDensityFit(_tilted(prior, coefficients), total_variation)
+    return LogDensityFit(*_tilted(density, coefficients), total_variation)
 
 
-def _nearest(fn, prior: KAPrior, rule: QuadratureRule, most_steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of the member of a prior's family that is nearest to a density, and its total variation from it."""
-    families = Families(prior, rule, tails=False)
+def _nearest(fn, untilted: Density, rule: QuadratureRule, most_steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of the member of a family that is nearest to a density, and its total variation from it."""
+    families = Families(untilted, rule, tails=False)
     family, widths = families[:], families.widths
-    log_density = _log_density(fn, families.nodes, prior.batch_shape)
+    log_density = _log_density(fn, families.nodes, untilted.shape)
     target = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
     target /= target.sum(axis=-1, keepdims=True)
 
@@ -207,15 +209,15 @@ def _nearest(fn, prior: KAPrior, rule: QuadratureRule, most_steps: int = 200) ->
     fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, start, most_steps=most_steps)
     density = node_probabilities(family, fitted)[:, 0, :-2]
     density /= density.sum(axis=-1, keepdims=True)
-    total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(prior.batch_shape)
+    total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(untilted.shape)
     return fitted[:, 0], total_variation
 
 
 def _enough_cells(fn, domain, reference, batch_shape) -> str:
     """A number of cells that is enough for a log-density, in words."""
     for num_cells in (60, 80, 120, 160, 240, 320):
-        prior = _untilted(BSpline(num_cells, 3, domain), reference, batch_shape)
-        error = np.max(_nearest(fn, prior, COARSE, most_steps=20)[1])
+        untilted = _untilted(BSpline(num_cells, 3, domain), reference, batch_shape)
+        error = np.max(_nearest(fn, untilted, COARSE, most_steps=20)[1])
         if error < 0.1 * TOTAL_VARIATION_BOUND:
             return f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}"
     return (
@@ -224,59 +226,7 @@ def _enough_cells(fn, domain, reference, batch_shape) -> str:
     )
 
 
-def fit_posterior(
-    idata: Any,
-    var_name: str | Sequence[str],
-    *,
-    correlated: bool = False,
-    rotation: str | None = None,
-    weights: ArrayLike | Sequence | None = None,
-    **options: Any,
-) -> dist.Distribution:
-    """Fit a prior to posterior draws: `KAPrior.from_posterior`.
-
-    Args, Returns, Raises: see there.
-    """
-    from numpyro_kaem.posterior.arviz import posterior_samples
-
-    if correlated and rotation is not None:
-        raise ValueError(f"give correlated=True or rotation={rotation!r}, not both: each of them keeps correlations")
-    if not isinstance(var_name, str | list | tuple) or not all(isinstance(name, str) for name in var_name):
-        raise TypeError(f"var_name must be the name of a variable or a list of them, got {var_name!r}")
-    unknown = set(options) - {"reference", "basis", "smoothness", "num_folds", "shuffle"}
-    if unknown:
-        raise TypeError(
-            f"options must be among reference, basis, smoothness, num_folds and shuffle, got {sorted(unknown)}"
-        )
-    samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
-    num_samples = len(next(iter(samples.values())))
-    if weights is not None and np.size(weights) == num_samples:
-        weights = np.reshape(weights, num_samples)  # (chain, draw) as well
-    options = {"shuffle": False, "weights": weights, **options}
-    flat = np.concatenate([values.reshape(num_samples, -1) for values in samples.values()], axis=1)
-    event_shape = next(iter(samples.values())).shape[1:] if isinstance(var_name, str) else flat.shape[1:]
-    if not correlated and rotation is None:
-        return fit_samples(flat.reshape(num_samples, *event_shape), **options).prior
-
-    if flat.shape[1] < 2:
-        cause = "correlated=True" if correlated else f"rotation={rotation!r}"
-        raise ValueError(f"{cause} needs at least two coordinates, but {var_name!r} is a scalar; leave it out")
-    check_samples(flat)
-    shared = check_weights(weights, flat.shape)
-    if shared.ndim != 1:
-        raise ValueError(f"weights must have shape ({num_samples},), one a draw, got {np.shape(weights)}")
-    if correlated:
-        marginals = fit_samples(flat, **options).prior.tabulate()
-        return normal_score_copula(marginals, flat, shared, event_shape)
-    loc, matrix = estimate_rotation(flat, shared, rotation)
-    sources = fit_samples(np.linalg.solve(matrix, (flat - loc).T).T, **options).prior.tabulate()
-    transforms = [Rotation(jnp.asarray(loc, float), jnp.asarray(matrix, float))]
-    if len(event_shape) > 1:
-        transforms.append(dist.transforms.ReshapeTransform(event_shape, (flat.shape[1],)))
-    return dist.TransformedDistribution(sources.to_event(1), transforms)
-
-
-# The numbers behind a prior ------------------------------------------------------------------------------------------
+# The numbers behind a density ----------------------------------------------------------------------------------------
 
 
 def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
@@ -286,8 +236,8 @@ def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
     return reference
 
 
-def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> KAPrior:
-    """The reference as a KAPrior with a zero energy, all arguments checked."""
+def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> Density:
+    """The reference with a zero energy, all arguments checked."""
     if not isinstance(basis, Basis):
         raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
     energy = UnivariateEnergy(
@@ -296,21 +246,20 @@ def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int
         coefficients=jnp.zeros((*batch_shape, basis.num_basis)),
         basis=basis,
     )
-    prior = KAPrior(energy, reference)
-    if prior.batch_shape != batch_shape:
+    density = Density.of(energy, reference)
+    if density.shape != batch_shape:
         raise ValueError(
             f"reference must have a batch shape that broadcasts to that of the data, {batch_shape}, "
             f"got {reference.batch_shape}"
         )
-    return prior
+    return density
 
 
-def _tilted(prior: KAPrior, coefficients: np.ndarray) -> KAPrior:
-    """The prior with the given coefficients, in the dtype that it has."""
-    old = prior.energy.coefficients
+def _tilted(density: Density, coefficients: np.ndarray) -> tuple[UnivariateEnergy, dist.Distribution]:
+    """The energy with the given coefficients, in the dtype that it has, and the reference."""
+    old = density.energy.coefficients
     new = jnp.asarray(coefficients.reshape(old.shape), old.dtype)
-    energy = eqx.tree_at(lambda energy: energy.coefficients, prior.energy, new)
-    return KAPrior(energy, prior.reference, quadrature=prior.quadrature)
+    return eqx.tree_at(lambda energy: energy.coefficients, density.energy, new), density.reference
 
 
 def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:

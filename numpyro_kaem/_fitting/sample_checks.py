@@ -14,10 +14,10 @@ import numpyro.distributions as dist
 from jax import core
 from jax.typing import ArrayLike
 
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._fitting.penalised_fit import PenalisedFit
 from numpyro_kaem._fitting.ties import Sample
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.energies import Basis
 
 # How far the CDF of a fit may be from that of the samples: CDF_ERROR + CDF_ERROR_OF_CHANCE / sqrt(n).
@@ -198,35 +198,35 @@ def check_levels(samples: Sequence[Sample], batch_shape: tuple[int, ...]) -> Non
             )
 
 
-def check_reference_mass(mass: np.ndarray, prior: KAPrior) -> None:
+def check_reference_mass(mass: np.ndarray, density: Density) -> None:
     """Raise where a reference is so far from the samples that next to none of its mass is in the domain."""
     for at in np.flatnonzero(mass < 1e-6):
         raise ValueError(
-            f"reference must have mass where the samples{of_coordinate(np.unravel_index(at, prior.batch_shape))} are, "
-            f"but {type(prior.reference).__name__} has {mass[at]:.1g} of its mass in the domain of the basis; give one "
-            "nearer to the samples, or none"
+            f"reference must have mass where the samples{of_coordinate(np.unravel_index(at, density.shape))} are, "
+            f"but {type(density.reference).__name__} has {mass[at]:.1g} of its mass in the domain of the basis; give "
+            "one nearer to the samples, or none"
         )
 
 
-def check_fit(fit: PenalisedFit, prior: KAPrior, effective: np.ndarray, is_chosen: bool, is_default: bool) -> None:
+def check_fit(fit: PenalisedFit, density: Density, effective: np.ndarray, is_chosen: bool, is_default: bool) -> None:
     """Raise where the fit is not the maximum, or its density is not that of the samples."""
-    batch_shape, reference = prior.batch_shape, type(prior.reference).__name__
+    batch_shape, reference = density.shape, type(density.reference).__name__
     for at in np.flatnonzero(~fit.converged):
         raise ValueError(
             f"the fit{of_coordinate(np.unravel_index(at, batch_shape))} did not converge; give a reference nearer to "
             f"the samples than this {reference}, a basis of fewer functions, or a larger smoothness"
         )
-    lost = float(jnp.finfo(prior._dtype).eps) * fit.log_reference
+    lost = float(jnp.finfo(density.dtype).eps) * fit.log_reference
     for at in np.flatnonzero(lost > 1e-2):
         raise ValueError(
             f"reference must be nearer to the samples{of_coordinate(np.unravel_index(at, batch_shape))}: where they "
-            f"are, {reference} has log-densities of {-fit.log_reference[at]:.3g}, of which {prior._dtype} keeps "
+            f"are, {reference} has log-densities of {-fit.log_reference[at]:.3g}, of which {density.dtype} keeps "
             "too few digits; give a wider one, or none, or enable JAX's 64-bit mode"
         )
     for at in np.flatnonzero(fit.steepness > 25.0):
         raise ValueError(
             f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: "
-            f"its logarithm changes by {fit.steepness[at]:.0f} within one of {prior._rule.panels_per_interval} panels "
+            f"its logarithm changes by {fit.steepness[at]:.0f} within one of {density.rule.panels_per_interval} panels "
             "of a cell; give a larger smoothness, or a basis of more cells"
         )
     # What smoothing may cost, and chance: an empirical distribution function is further away once in 300 times.

@@ -2,17 +2,15 @@
 
 Each file imports from those above it and from earlier rooms only.
 
-moments: Expectations under tabulated distributions, by quadrature: nodes in z on the body, in probability in the tails
-tabulated_tails: The tails of tabulated distributions: their panels and their quantiles, from those of the reference
-tabulated: Univariate distributions that are drawn by inverse transform from a table of their CDF
+tabulated: NumPyro's contract over a density that is drawn by inverse transform from a table of its CDF
 truncated: Learned densities cut off at bounds, such as the lifetimes of those who were alive when a study began
 censored: Censored observations of learned densities: NumPyro's distributions, with the digits of the tails
+copula: Gaussian copulas over learned marginals
+rotation: Rotated coordinates in which samples are uncorrelated, or as independent as a linear map makes them
 leaf_shapes: Distributions whose leaves have other shapes than when they were made
 ka_prior: The tilted reference: a learned, normalised, invertible univariate density
 ka_mixture: Mixtures of tilted references along a component axis, drawn without drawing a component
 deep_prior: The deep prior: an energy of the whole latent vector, neither normalised nor invertible
-copula: Gaussian copulas over learned marginals
-rotation: Rotated coordinates in which samples are uncorrelated, or as independent as a linear map makes them
 reparam: Latent sites with learned densities, sampled in the coordinates of a standard normal
 batching: Priors that NumPyro's `scan` has stacked along time
 divergence: Kullback-Leibler divergences of learned densities, registered with NumPyro's `kl_divergence`

@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.log_tails import normal_quantile
+from numpyro_kaem._densities.masses import log_masses, log_prob
 from numpyro_kaem._fitting.exponential_family import in_float64
-from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
 class OpenGaussianCopula(dist.GaussianCopula):
@@ -35,24 +37,26 @@ class OpenGaussianCopula(dist.GaussianCopula):
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
         """Sklar's density: that of the normal scores over those of independent ones, times the marginals'."""
-        scores, log_marginals = _scores_and_log_marginals(self.marginal_dist, jnp.asarray(value))
+        density = self.marginal_dist._density
+        value = self.marginal_dist._broadcast(density, "value", value)
+        scores, log_marginals = _scores_and_log_marginals(density, value)
         log_ratio = self.base_dist.log_prob(scores) - jnp.sum(jax.scipy.stats.norm.logpdf(scores), axis=-1)
         return log_ratio + jnp.sum(log_marginals, axis=-1)
 
 
 @compiled
-def _scores_and_log_marginals(marginals: KAPrior, value: Array) -> tuple[Array, Array]:
+def _scores_and_log_marginals(density: Density, value: Array) -> tuple[Array, Array]:
     """Phi^-1(F(value)) and the log-densities, by one table."""
-    marginals = marginals._prepared()
-    below, above = marginals.log_cdf(value), marginals.log_survival(value)
+    density = density.prepared()
+    below, above = log_masses(density, value)
     from_below = below < above
     # Outside of the support a score is any finite number: the density is zero by that of the marginal.
     score = normal_quantile(jnp.maximum(jnp.where(from_below, below, above), -1e6))
-    return jnp.where(from_below, score, -score), marginals.log_prob(value)
+    return jnp.where(from_below, score, -score), log_prob(density, value)
 
 
 def normal_score_copula(
-    marginals: KAPrior, samples: np.ndarray, weights: np.ndarray, event_shape: tuple[int, ...]
+    marginals: TabulatedDistribution, samples: np.ndarray, weights: np.ndarray, event_shape: tuple[int, ...]
 ) -> dist.Distribution:
     """Couple marginals with the correlation of the samples' normal scores.
 

@@ -12,10 +12,12 @@ from jaxtyping import Array, Float
 from numpyro.distributions.kl import kl_divergence
 
 from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.density import Density
+from numpyro_kaem._densities.moments import expectation
 from numpyro_kaem._densities.tails import tail_quantile
+from numpyro_kaem._densities.truncated_density import TruncatedDensity
 from numpyro_kaem._numerics.quadrature import GaussLegendre
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
-from numpyro_kaem.distributions.moments import expectation
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -48,7 +50,7 @@ def _(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "*batch"]:
         shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
     except ValueError as error:
         raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
-    return jnp.broadcast_to(_divergence(p, q), shape)
+    return jnp.broadcast_to(_divergence(p._density, q), shape)
 
 
 # For each type, because NumPyro has rules for all pairs of some types: next to them one for all would be ambiguous.
@@ -75,7 +77,7 @@ for _kind in (
             shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
         except ValueError as error:
             raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
-        return jnp.broadcast_to(_divergence_from_learned(p, q), shape)
+        return jnp.broadcast_to(_divergence_from_learned(p, q._density), shape)
 
 
 @kl_divergence.register(dist.ExpandedDistribution, TabulatedDistribution)
@@ -91,14 +93,14 @@ def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
 
 
 @compiled
-def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "..."]:
-    p = p._settled()._prepared()
-    rank = len(p._table_shape)
+def _divergence(p: Density | TruncatedDensity, q: dist.Distribution) -> Float[Array, "..."]:
+    p = p.prepared()
+    rank = len(p.shape)
     extra = q.batch_shape[: max(0, len(q.batch_shape) - rank)]
 
     def log_ratio(z):
         """Of shape (nodes, size of extra, *table)."""
-        log_p = p._log_density(z)[:, None]
+        log_p = p.log_density(z)[:, None]
         shape = jnp.broadcast_shapes(z.shape[1:], q.batch_shape)
         z = jnp.broadcast_to(z.reshape(z.shape[0], *[1] * len(extra), *z.shape[1:]), (z.shape[0], *shape))
         inside = q.support(z)
@@ -115,9 +117,9 @@ def _divergence(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, 
 
 
 @compiled
-def _divergence_from_learned(p: dist.Distribution, q: TabulatedDistribution) -> Float[Array, "..."]:
-    q = q._settled()._prepared()
-    dtype, shape = q._dtype, jnp.broadcast_shapes(p.batch_shape, q._table_shape)
+def _divergence_from_learned(p: dist.Distribution, q: Density | TruncatedDensity) -> Float[Array, "..."]:
+    q = q.prepared()
+    dtype, shape = q.dtype, jnp.broadcast_shapes(p.batch_shape, q.shape)
     # Quantiles of p at octaves of either tail, and at sixteenths in between.
     octaves = 0.5 ** np.arange(80 if dtype == jnp.float32 else 100, 4, -1)
     share = np.concatenate([octaves, np.arange(1, 8) / 16, octaves, np.arange(1, 9) / 16]).astype(dtype)
@@ -125,9 +127,9 @@ def _divergence_from_learned(p: dist.Distribution, q: TabulatedDistribution) -> 
     column = (-1, *[1] * len(shape))
     share, below = (jnp.asarray(part.reshape(column)) for part in (share, below))
     quantiles = jnp.broadcast_to(tail_quantile(p, share, below), (len(share), *shape))
-    panels = q._edges_and_sizes[0]
-    panels = jnp.moveaxis(jnp.broadcast_to(panels, (*q._table_shape, panels.shape[-1])), -1, 0).astype(dtype)
-    panels = panels.reshape(panels.shape[0], *[1] * (len(shape) - len(q._table_shape)), *q._table_shape)
+    panels = q.edges_and_sizes[0]
+    panels = jnp.moveaxis(jnp.broadcast_to(panels, (*q.shape, panels.shape[-1])), -1, 0).astype(dtype)
+    panels = panels.reshape(panels.shape[0], *[1] * (len(shape) - len(q.shape)), *q.shape)
     panels = jnp.broadcast_to(panels, (panels.shape[0], *shape))
     panels = jnp.clip(panels, jnp.min(quantiles, axis=0), jnp.max(quantiles, axis=0))
     # The integral does not depend on where panels end.
@@ -138,9 +140,9 @@ def _divergence_from_learned(p: dist.Distribution, q: TabulatedDistribution) -> 
     weights = rule.weights.astype(dtype).reshape(1, *column)
     z = edges[:-1, None] + sizes * nodes
     inside = q.support(z) & p.support(z)
-    safe = jnp.where(inside, z, jax.lax.stop_gradient(jnp.clip(z, *q._body)))
+    safe = jnp.where(inside, z, jax.lax.stop_gradient(jnp.clip(z, *q.body)))
     log_p = p.log_prob(safe)
-    terms = sizes * weights * jnp.exp(log_p) * (log_p - q._log_density(safe))
+    terms = sizes * weights * jnp.exp(log_p) * (log_p - q.log_density(safe))
     result = jnp.sum(jnp.where(inside, terms, 0.0), axis=(0, 1))
     return jnp.where(_reaches_beyond(p.support, q.support), jnp.inf, result)
 

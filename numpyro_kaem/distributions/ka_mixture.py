@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from numpyro_kaem._densities.cdf_table import CDFTable, build_table
-from numpyro_kaem._densities.cut_panels import CutPanels
-from numpyro_kaem._densities.log_tails import log_sum_exp
-from numpyro_kaem._densities.panels import Panels
-from numpyro_kaem._densities.reference import merge_components
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem.checks import check_precision
-from numpyro_kaem.distributions.ka_prior import KAPrior, _Constants
+from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.leaf_shapes import insert_axes, settle, settle_tables, table_rank
-from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.distributions.truncated import LearnedDistribution
 
 
-class KAMixture(TabulatedDistribution):
+class KAMixture(LearnedDistribution):
     """A mixture of tilted references, coordinate by coordinate:
 
         p(z) = sum_c pi_c p_c(z),   pi = softmax(logits).
@@ -66,7 +61,7 @@ class KAMixture(TabulatedDistribution):
                 "components must have a batch axis, the last one being the component axis, got batch shape ()"
             )
         check_precision("logits", logits)
-        logits = jnp.asarray(logits, None if hasattr(logits, "dtype") else components._dtype)
+        logits = jnp.asarray(logits, None if hasattr(logits, "dtype") else components.energy.coefficients.dtype)
         num_components = components.batch_shape[-1]
         try:
             shape = jnp.broadcast_shapes(logits.shape, components.batch_shape)
@@ -86,7 +81,7 @@ class KAMixture(TabulatedDistribution):
         self.components, self.logits = components, logits
         self._logits_shape = logits.shape
         super().__init__(shape[:-1], (), validate_args=validate_args)
-        self._expanded_shape = shape[:-1] if shape[:-1] != self._table_shape else None
+        self._expanded_shape = shape[:-1] if shape[:-1] != self._density.shape else None
 
     @classmethod
     def infer_shapes(cls, components: tuple[int, ...], logits: tuple[int, ...]) -> tuple[tuple, tuple]:
@@ -103,7 +98,7 @@ class KAMixture(TabulatedDistribution):
         """The components' panel rule."""
         return self.components.quadrature
 
-    def _settled(self):
+    def _settled(self) -> KAMixture:
         rank = len(self.batch_shape) + 1  # with the component axis
         components = settle(self.components, rank)
         if components is self.components and self.logits.shape == self._logits_shape:
@@ -116,76 +111,16 @@ class KAMixture(TabulatedDistribution):
         return settle_tables(settled, rank_of_tables, rank - 1)
 
     @property
-    def _table_shape(self):
-        shape = self.components._table_shape
-        return jnp.broadcast_shapes(self.logits.shape, (1,) if shape == () else shape)[:-1]
-
-    @property
-    def _basis(self):
-        basis = self.components.energy.basis
-        if basis.grid.batch_shape == ():
-            return basis
-        return eqx.tree_at(lambda b: b.grid.bits, basis, basis.grid.bits[..., 0, :])
-
-    @property
-    def _dtype(self):
-        return self.components._dtype
-
-    @property
-    def _reference(self):
-        return self.components.reference
-
-    @property
-    def _tails_invert(self):
-        return self.components._tails_invert and self.components.reference.batch_shape == ()
-
-    @property
-    def _kinks(self):
-        return merge_components(self.components._kinks)
-
-    @property
-    def _pieces_of_components(self) -> Panels | CutPanels:
-        """Panels that end at the kinks of every component."""
-        of, kinks = self.components, self._kinks
-        return of._panels if kinks is None else CutPanels.at(kinks[..., None, :], of._panels, of._basis, self._dtype)
-
-    @property
-    def _log_proportions(self):
-        return jax.nn.log_softmax(self.logits, axis=-1)
-
-    def _log_density(self, z):
-        return jax.nn.logsumexp(self._log_proportions + self._components._log_density(z[..., None]), axis=-1)
-
-    def _constants(self):
-        return self._components._constants()
-
-    @property
-    def _constants_shape(self):
-        return (*self._table_shape, self.logits.shape[-1])
-
-    @property
-    def _components(self) -> KAPrior:
-        """The components, with the constants if they were kept."""
-        if self._kept_constants is None:
-            return self.components
-        components = self.components._copy()
-        components._kept_constants = self._kept_constants
-        return components
-
-    def _build(self) -> tuple[CDFTable, _Constants]:
-        tilt = self.components._tilt(self._pieces_of_components)
-        constants = self.components._constants_of(tilt)
-        log_weights = self._log_proportions - constants.log_integral
-        log_density = jax.nn.logsumexp(tilt.log_density + log_weights[..., None, None], axis=-3)
-        log_tails = (log_sum_exp(tail + log_weights) for tail in tilt.log_tails)
-        return build_table(log_density, *self._edges_and_sizes, self._rule, *log_tails), constants
-
-    def _log_tail_weights(self) -> tuple[Array, Array]:
-        """Of the one reference that all components share."""
-        lower, upper = (self._log_proportions + weight for weight in self._components._log_tail_weights())
-        return jax.nn.logsumexp(lower, axis=-1), jax.nn.logsumexp(upper, axis=-1)
-
-    def _log_tail_probabilities(self, below, above, *sides):
-        points = (jnp.asarray(z)[..., None] for z in (below, above))
-        tails = self._components._log_tail_probabilities(*points, *sides)
-        return tuple(log_sum_exp(self._log_proportions + tail) for tail in tails)
+    def _density(self) -> Density:
+        self = self._settled()
+        components = self.components
+        return Density(
+            components.energy,
+            components.reference,
+            jax.nn.log_softmax(self.logits, axis=-1),
+            components.quadrature,
+            components._reference_has_icdf,
+            self._kept_table,
+            self._kept_inverse,
+            components._kept_constants if self._kept_constants is None else self._kept_constants,
+        )

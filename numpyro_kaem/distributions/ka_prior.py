@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_kaem._compilation.entry_points import compiled
-from numpyro_kaem._densities.cdf_table import CDFTable, build_table, log_integral
-from numpyro_kaem._densities.cut_panels import CutPanels
-from numpyro_kaem._densities.log_tails import log_mass_above, log_mass_below
-from numpyro_kaem._densities.panels import Panels, nodes_first
-from numpyro_kaem._densities.reference import (
-    check_reference,
-    kinks,
-    reaches_outside,
-    support_ends,
-    warn_of_narrow_panels,
-    with_numbers_as_arrays,
-)
+from numpyro_kaem._densities.density import Density, log_normalizer
+from numpyro_kaem._fitting.density_table import tabulated_log_density
+from numpyro_kaem._fitting.fit import fit_log_density, fit_samples
+from numpyro_kaem._fitting.posterior_draws import posterior_draws
 from numpyro_kaem._numerics.quadrature import QuadratureRule
+from numpyro_kaem.distributions.copula import normal_score_copula
 from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
-from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem.distributions.rotation import estimate_rotation, rotated
+from numpyro_kaem.distributions.truncated import LearnedDistribution
 from numpyro_kaem.energies import Basis
-from numpyro_kaem.energies.energy import UnivariateEnergy, check_finite, check_half_precision
+from numpyro_kaem.energies.energy import UnivariateEnergy, check_finite
 
 
-class KAPrior(TabulatedDistribution):
+class KAPrior(LearnedDistribution):
     """A univariate reference distribution pi0, tilted by a learned energy f:
 
         p(z) = pi0(z) exp(f(z)) / Z,
@@ -95,39 +86,19 @@ class KAPrior(TabulatedDistribution):
         quadrature: QuadratureRule | None = None,
         validate_args: bool | None = None,
     ):
-        if not isinstance(energy, UnivariateEnergy):
-            raise TypeError(f"energy must be a UnivariateEnergy, got {energy!r}; make one with UnivariateEnergy.init")
-        check_half_precision(energy)
-        if quadrature is not None and not isinstance(quadrature, QuadratureRule):
-            raise TypeError(f"quadrature must be a rule such as GaussLegendre() or Trapezoid(), got {quadrature!r}")
-        reference_shape = getattr(reference, "batch_shape", ())
-        if isinstance(reference, dist.ExpandedDistribution):
-            reference = reference.base_dist  # an ExpandedDistribution hides cdf and icdf
-        self._reference_has_icdf = check_reference(reference)
+        density = Density.of(energy, reference, quadrature)
         try:
-            batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference_shape)
+            batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference.batch_shape)
         except ValueError as error:
             raise ValueError(
-                f"the energy's batch shape {energy.batch_shape} and the reference's {reference_shape} must broadcast"
+                f"the energy's batch shape {energy.batch_shape} and the reference's {reference.batch_shape} must "
+                "broadcast"
             ) from error
-        ends = energy.basis.domain
-        if not any(isinstance(end, core.Tracer) for end in ends):
-            bounds = np.broadcast_arrays(*ends, *support_ends(reference))
-            with np.errstate(over="ignore"):
-                rounded = [bound.astype(energy.coefficients.dtype) for bound in bounds]
-            outside = (rounded[0] < rounded[2]) | (rounded[1] > rounded[3])
-            if np.any(outside):
-                a, b, low, high = (float(bound[outside][0]) for bound in bounds)
-                raise ValueError(
-                    f"domain ({a}, {b}) of the energy's basis reaches outside the support ({low}, {high}) of the "
-                    f"reference {type(reference).__name__}; choose a domain inside the support"
-                )
-        reference = with_numbers_as_arrays(reference, energy.coefficients.dtype)
-        self.energy, self.reference, self.quadrature = energy, reference, quadrature
-        warn_of_narrow_panels(reference, energy.basis.breakpoints, self._rule.panels_per_interval)
-        self._leaf_shapes = leaf_shapes((energy, reference))
+        self.energy, self.reference, self.quadrature = energy, density.reference, quadrature
+        self._reference_has_icdf = density.reference_has_icdf
+        self._leaf_shapes = leaf_shapes((energy, self.reference))
         super().__init__(batch_shape, (), validate_args=validate_args)
-        self._expanded_shape = batch_shape if batch_shape != self._table_shape else None
+        self._expanded_shape = batch_shape if batch_shape != density.shape else None
         if self._validate_args:
             check_finite(energy)
 
@@ -209,9 +180,7 @@ class KAPrior(TabulatedDistribution):
             assert abs(float(prior.cdf(-1.0)) - np.mean(z < -1.0)) < 0.02
             ```
         """
-        from numpyro_kaem._fitting.fit import fit_samples
-
-        return fit_samples(
+        fit = fit_samples(
             z,
             weights=weights,
             basis=basis,
@@ -219,7 +188,8 @@ class KAPrior(TabulatedDistribution):
             smoothness=smoothness,
             num_folds=num_folds,
             shuffle=shuffle,
-        ).prior
+        )
+        return cls(fit.energy, fit.reference)
 
     @classmethod
     def from_log_density(
@@ -268,9 +238,8 @@ class KAPrior(TabulatedDistribution):
             assert float(prior.log_prob(1.0)) > float(prior.log_prob(0.0)) + 3.0
             ```
         """
-        from numpyro_kaem._fitting.fit import fit_log_density
-
-        return fit_log_density(fn, domain, reference=reference, basis=basis, batch_shape=batch_shape).prior
+        fit = fit_log_density(fn, domain, reference=reference, basis=basis, batch_shape=batch_shape)
+        return cls(fit.energy, fit.reference)
 
     @classmethod
     def from_table(
@@ -318,12 +287,10 @@ class KAPrior(TabulatedDistribution):
             assert abs(float(prior.cdf(1.3)) - 0.62) < 0.01
             ```
         """
-        from numpyro_kaem._fitting.density_table import tabulated_log_density
-        from numpyro_kaem._fitting.fit import fit_log_density
-
         fn, default, batch_shape = tabulated_log_density(points, density, floor)
         basis = default if basis is None else basis
-        return fit_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape).prior
+        fit = fit_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape)
+        return cls(fit.energy, fit.reference)
 
     @classmethod
     def from_posterior(
@@ -388,126 +355,33 @@ class KAPrior(TabulatedDistribution):
             assert -0.95 < float(prior.correlation_matrix[0, 1]) < -0.75
             ```
         """
-        from numpyro_kaem._fitting.fit import fit_posterior
-
-        return fit_posterior(idata, var_name, correlated=correlated, rotation=rotation, weights=weights, **options)
+        if correlated and rotation is not None:
+            raise ValueError(
+                f"give correlated=True or rotation={rotation!r}, not both: each of them keeps correlations"
+            )
+        draws = posterior_draws(idata, var_name, weights)
+        options = {"shuffle": False, "weights": draws.weights, **options}
+        if not correlated and rotation is None:
+            return cls.from_samples(draws.flat.reshape(-1, *draws.event_shape), **options)
+        shared = draws.check_joint("correlated=True" if correlated else f"rotation={rotation!r}")
+        if correlated:
+            marginals = cls.from_samples(draws.flat, **options).tabulate()
+            return normal_score_copula(marginals, draws.flat, shared, draws.event_shape)
+        loc, matrix = estimate_rotation(draws.flat, shared, rotation)
+        sources = cls.from_samples(np.linalg.solve(matrix, (draws.flat - loc).T).T, **options).tabulate()
+        return rotated(sources, loc, matrix, draws.event_shape)
 
     @property
     def log_normalizer(self) -> Float[Array, "*batch"]:
         """Log Z, computed by quadrature; exact gradients by automatic differentiation."""
-        self = self._settled()
-        return jnp.broadcast_to(self._log_normalizer(), self._shape_with_batch())
+        density = self._density
+        return jnp.broadcast_to(log_normalizer(density), self._shape_with_batch(density))
 
-    def _settled(self):
+    def _settled(self) -> KAPrior:
         return settle(self, len(self.batch_shape))
 
     @property
-    def _table_shape(self):
-        return jnp.broadcast_shapes(self.energy.batch_shape, self.reference.batch_shape)
-
-    @property
-    def _basis(self):
-        return self.energy.basis
-
-    @property
-    def _dtype(self):
-        return self.energy.coefficients.dtype
-
-    @property
-    def _reference(self):
-        return self.reference
-
-    @property
-    def _tails_invert(self):
-        return self._reference_has_icdf
-
-    def _log_density(self, z):
-        (low, high), constants = self._body, self._constants()
-        # Relative to the largest value, as the normaliser is, and beyond the body by the numbers that made the tails:
-        # the rounding error of a single number, such as log Z, would be that of all of the mass or of a whole tail.
-        energy = self.energy.centered(z) - constants.largest
-        energy = jnp.where(z < low, constants.at_ends[0], jnp.where(z > high, constants.at_ends[1], energy))
-        return self.reference.log_prob(z) + (energy - constants.log_integral)
-
-    @property
-    def _kinks(self):
-        return kinks(self.reference)
-
-    def _tilt(self, pieces: Panels | CutPanels | None = None) -> _Tilt:
-        rule, panels, basis, shape = self._rule, self._panels, self.energy.basis, self._table_shape
-        pieces = self._pieces if pieces is None else pieces
-        coarse, fine = self.energy.at_places(*panels.places_and_ends(rule))
-        largest = jnp.max(jax.lax.stop_gradient(coarse), axis=(-2, -1))
-        energy = (coarse - largest[..., None, None]) + fine
-        energy, at_ends = pieces.refine(energy[..., :-2, :], rule), energy[..., -2:, 0]
-
-        # What rounding took from the nodes is given back to first order: far from zero it is not negligible.
-        nodes = pieces.nodes(basis, rule, self._dtype)
-        rank = max(nodes[0].ndim - 2, len(self.reference.batch_shape))
-        log_reference, correction = jax.jvp(
-            self.reference.log_prob, *(((jnp.asarray(nodes_first(part, rank)),)) for part in nodes)
-        )
-        log_reference = jnp.moveaxis(log_reference + correction, 0, -1)
-        log_reference = log_reference.reshape(*log_reference.shape[:-1], *energy.shape[-2:])
-
-        log_density = jnp.broadcast_to(energy + log_reference, (*shape, *energy.shape[-2:]))
-        traced = any(isinstance(end, core.Tracer) for end in basis.domain)
-        if traced or np.any(np.isnan(support_ends(self.reference))):  # not known when the prior was made
-            outside = reaches_outside(self.reference, *basis.domain, self._dtype)
-            log_density = jnp.where(jnp.expand_dims(outside, (-2, -1)), jnp.nan, log_density)
-
-        low, high = (jnp.asarray(end, self._dtype) for end in self._body)
-        return _Tilt(
-            largest=largest,
-            log_density=log_density,
-            sizes=pieces.sizes(basis),
-            at_ends=(at_ends[..., 0], at_ends[..., 1]),
-            log_tails=(
-                jnp.broadcast_to(at_ends[..., 0] + log_mass_below(self.reference, low), shape),
-                jnp.broadcast_to(at_ends[..., 1] + log_mass_above(self.reference, high), shape),
-            ),
-        )
-
-    @compiled
-    def _log_normalizer(self):
-        constants = self._constants()
-        return self.energy.offset + constants.largest + constants.log_integral
-
-    def _log_integral(self, tilt: _Tilt):
-        return log_integral(tilt.log_density, tilt.sizes, self._rule, *tilt.log_tails)
-
-    def _constants(self) -> _Constants:
-        if self._kept_constants is not None:
-            return self._kept_constants
-        return self._constants_of(self._tilt())
-
-    def _constants_of(self, tilt: _Tilt) -> _Constants:
-        return _Constants(tilt.largest, tilt.at_ends, self._log_integral(tilt))
-
-    def _build(self) -> tuple[CDFTable, _Constants]:
-        tilt = self._tilt()
-        table = build_table(tilt.log_density, *self._edges_and_sizes, self._rule, *tilt.log_tails)
-        return table, self._constants_of(tilt)
-
-    def _log_tail_weights(self) -> tuple[Array, Array]:
-        constants = self._constants()
-        lower, upper = constants.at_ends
-        return lower - constants.log_integral, upper - constants.log_integral
-
-
-class _Tilt(NamedTuple):
-    """With e = f - offset - largest: log pi0 + e at the nodes, e at the body's ends, log-masses of the tails."""
-
-    largest: Array
-    log_density: Array
-    sizes: np.ndarray | Array
-    at_ends: tuple[Array, Array]
-    log_tails: tuple[Array, Array]
-
-
-class _Constants(NamedTuple):
-    """What of a `_Tilt` a normalised log-density needs: the log of the integral of pi0 exp(e) comes last."""
-
-    largest: Array
-    at_ends: tuple[Array, Array]
-    log_integral: Array
+    def _density(self) -> Density:
+        self = self._settled()
+        kept = self._kept_table, self._kept_inverse, self._kept_constants
+        return Density(self.energy, self.reference, None, self.quadrature, self._reference_has_icdf, *kept)

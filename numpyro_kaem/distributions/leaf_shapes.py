@@ -9,7 +9,7 @@ batch shapes are those of the leaves.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from jaxtyping import PyTree
 
 from numpyro_kaem._densities.tails import mass_below
 from numpyro_kaem._numerics.grid import Grid
-
-if TYPE_CHECKING:
-    from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.truncated import LearnedDistribution
 
 Shape = tuple[int, ...]
 
@@ -45,8 +43,8 @@ def new_axes(tree: PyTree, shapes: tuple[Shape, ...]) -> Shape:
     )
 
 
-def settle(prior: KAPrior, rank: int) -> KAPrior:
-    """The prior with its new axes in front of `rank` batch axes, its reference of the batch shape that it has now."""
+def settle(prior: LearnedDistribution, rank: int) -> LearnedDistribution:
+    """A `KAPrior` with its new axes in front of `rank` batch axes, its reference of the batch shape that it has now."""
     now = leaf_shapes((prior.energy, prior.reference))
     if now == prior._leaf_shapes:
         return prior
@@ -69,8 +67,8 @@ def settle(prior: KAPrior, rank: int) -> KAPrior:
     return settle_tables(settled, rank_of_tables, rank)
 
 
-def table_rank(prior: KAPrior) -> int:
-    """Number of batch axes of the tables, when the prior had its present batch shape."""
+def table_rank(prior: LearnedDistribution) -> int:
+    """Number of batch axes of the tables, when a `KAPrior` had its present batch shape."""
     num_energy_leaves = len(jax.tree.leaves(prior.energy, is_leaf=_is_grid))
     widest = max(map(len, prior._leaf_shapes[:num_energy_leaves]))  # of the coefficients
     return max(widest - 1, len(prior.reference.batch_shape))

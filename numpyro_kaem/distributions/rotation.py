@@ -6,12 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from numpyro_kaem.distributions.copula import check_correlation
+from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 _ICA_SAMPLES = 20_000
 
@@ -83,6 +85,16 @@ class Rotation(Transform):
         if not isinstance(other, Rotation):
             return False
         return jnp.array_equal(self.loc, other.loc) & jnp.array_equal(self.matrix, other.matrix)
+
+
+def rotated(
+    sources: TabulatedDistribution, loc: np.ndarray, matrix: np.ndarray, event_shape: tuple[int, ...]
+) -> dist.TransformedDistribution:
+    """The distribution of z = loc + A s, as an array of a shape, for independent coordinates s."""
+    transforms = [Rotation(jnp.asarray(loc, float), jnp.asarray(matrix, float))]
+    if len(event_shape) > 1:
+        transforms.append(dist.transforms.ReshapeTransform(event_shape, loc.shape))
+    return dist.TransformedDistribution(sources.to_event(1), transforms)
 
 
 def estimate_rotation(samples: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:

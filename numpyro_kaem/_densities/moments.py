@@ -1,9 +1,9 @@
-"""Expectations under tabulated distributions, by quadrature: nodes in z on the body, in probability in the tails."""
+"""Expectations under densities, by quadrature: nodes in z on the body, in probability in the tails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import singledispatch
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +11,37 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE
 from numpyro_kaem._densities.panels import nodes_first
-from numpyro_kaem.distributions.tabulated_tails import quantile_in_tail
-
-if TYPE_CHECKING:
-    from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem._densities.tail_panels import quantile_in_tail
 
 
-def expectation(
-    distribution: TabulatedDistribution, function: Callable[[Array], Array]
-) -> Float[Array, "*table_and_more"]:
-    """E[function(z)], the function applied to points of shape (num_points, *table)."""
-    z, mass, _ = _points(distribution)
+def expectation(density, function: Callable[[Array], Array]) -> Float[Array, "*batch_and_more"]:
+    """E[function(z)], the function applied to points of shape (num_points, *batch)."""
+    z, mass, _ = points(density)
     return jnp.sum(_terms(function, z, mass), axis=0)
 
 
 @compiled
-def mean_and_variance(distribution: TabulatedDistribution) -> tuple[Float[Array, "*table"], Float[Array, "*table"]]:
+def entropy(density) -> Float[Array, "*batch"]:
+    """Differential entropy -E[log p(z)]."""
+    density = density.prepared()
+    return expectation(density, lambda z: -density.log_density(z))
+
+
+@compiled
+def mean_and_variance(density) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Mean and variance.
 
     A density is a bounded multiple of its reference's, so that its moments are finite where the reference's are.
     """
-    distribution = distribution._prepared()
-    z, mass, tails = _points(distribution)
+    density = density.prepared()
+    z, mass, tails = points(density)
     mean = _moment(lambda z: z, z, mass, tails)
-    mean = _finite_where(mean, distribution, "mean")
+    mean = _finite_where(mean, density, "mean")
     variance = _moment(lambda z: (z - mean) ** 2, z, mass, tails)
-    return mean, _finite_where(variance, distribution, "variance")
+    return mean, _finite_where(variance, density, "variance")
 
 
 def _terms(function, z, mass):
@@ -67,9 +70,11 @@ def _moment(function, z, mass, tails: tuple[int, int, int]):
     return total
 
 
-def _finite_where(moment, distribution: TabulatedDistribution, name: str):
+def _finite_where(moment, density, name: str):
     """The moment, or the reference's where NumPyro knows that to be infinite or undefined."""
-    reference = distribution._reference
+    if density.is_bounded:
+        return moment
+    reference = density.reference
     try:
         with np.errstate(all="ignore"):  # of NumPy's numbers
             known = getattr(reference, name) if reference.batch_shape == () else 0.0
@@ -78,27 +83,25 @@ def _finite_where(moment, distribution: TabulatedDistribution, name: str):
     return jnp.where(jnp.isfinite(known), moment, jnp.asarray(known, moment.dtype))
 
 
-def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[int, int, int]]:
-    """Points and their probabilities, both of shape (num_points, *table).
+@singledispatch
+def points(density: Density) -> tuple[Array, Array, tuple[int, int, int]]:
+    """Points and their probabilities, both of shape (num_points, *batch).
 
     The last of them are those of the tails; with them, the numbers of tails, of the octaves of each, which end with
     the farthest, and of nodes in an octave.
     """
-    distribution = distribution._prepared()
-    if distribution._own_points is not None:
-        return distribution._own_points()
-    rule, pieces, basis = distribution._rule, distribution._pieces, distribution._basis
-    dtype, shape = distribution._dtype, distribution._table_shape
+    density = density.prepared()
+    rule, pieces, basis, dtype, shape = density.rule, density.pieces, density.basis, density.dtype, density.shape
 
     def column(values):
         return jnp.asarray(values, dtype).reshape(-1, *[1] * len(shape))
 
     z = nodes_first(pieces.nodes(basis, rule, dtype)[0], len(shape))
     weights = nodes_first(pieces.sizes(basis)[..., None] * rule.weights, len(shape)).astype(dtype)
-    points, masses = [z], [jnp.exp(distribution._log_density(z)) * weights]
+    parts, masses = [z], [jnp.exp(density.log_density(z)) * weights]
     numbers = (0, 0, 0)
-    if distribution._has_tails:
-        table = distribution._table()
+    if density.has_tails:
+        table = density.table
         # Octaves of the probability to the body's end, where the bulk of the reference may lie further out; then
         # octaves of the probability beyond.
         num_far, num_near = (60, 24) if dtype == jnp.float32 else (100, 52)
@@ -109,19 +112,19 @@ def _points(distribution: TabulatedDistribution) -> tuple[Array, Array, tuple[in
         sizes = 0.5 ** np.concatenate([[num_near], np.arange(num_near, 1, -1), np.arange(2, num_far + 1)])
         numbers = (2, *share.shape)
         share, rest, weights = column(share), column(rest), column(sizes[:, None] * TAIL_RULE.weights)
-        low, high = distribution._body
+        low, high = density.body
         for tail, end, below in (table.lower_tail, low, True), (table.upper_tail, high, False):
             below = jnp.asarray(below)
-            z, mass = quantile_in_tail(distribution, share, rest, below), tail * weights
+            z, mass = quantile_in_tail(density, share, rest, below), tail * weights
             usable = (mass > 0) & jnp.isfinite(z)
-            if distribution._tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
+            if density.tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
                 safe = (jnp.where(usable, part, 0.5) for part in (share, rest))
-                z = quantile_in_tail(distribution, *safe, below)
+                z = quantile_in_tail(density, *safe, below)
             else:  # bisection has no derivatives: nodes stay in place, and the density at them changes
                 z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
-                log_density = distribution._log_density(z)
+                log_density = density.log_density(z)
                 mass = mass * jnp.exp(log_density - jax.lax.stop_gradient(log_density))
-            points.append(z)
+            parts.append(z)
             masses.append(jnp.where(usable, mass, 0.0))
-    points, masses = ([jnp.broadcast_to(p, (len(p), *shape)) for p in parts] for parts in (points, masses))
-    return jnp.concatenate(points), jnp.concatenate(masses), numbers
+    z, mass = (jnp.concatenate([jnp.broadcast_to(p, (len(p), *shape)) for p in of]) for of in (parts, masses))
+    return z, mass, numbers

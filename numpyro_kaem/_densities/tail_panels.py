@@ -1,9 +1,8 @@
-"""The tails of tabulated distributions: their panels and their quantiles, from those of the reference."""
+"""The tails of densities: their panels and their quantiles, from those of the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 from jax import core
 from jaxtyping import Array
 
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE, TailPanels, invert_tail, tail_shares
 from numpyro_kaem._densities.log_tails import (
     log_mass_above,
@@ -20,33 +20,26 @@ from numpyro_kaem._densities.log_tails import (
     safe_log,
 )
 
-if TYPE_CHECKING:
-    from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
-
-def tail_panels(distribution: TabulatedDistribution) -> tuple[TailPanels, TailPanels]:
+def tail_panels(density: Density) -> tuple[TailPanels, TailPanels]:
     """Panels of the lower and the upper tail, each a fixed share of it."""
-    dtype, rank = distribution._dtype, len(distribution._table_shape)
+    dtype, rank = density.dtype, len(density.shape)
     shares = tail_shares(dtype)
     # Where all elements of the batch have the tail of one reference, so they have its panels.
-    common = (
-        distribution._tails_invert
-        and distribution._reference.batch_shape == ()
-        and distribution._basis.grid.batch_shape == ()
-    )
+    common = density.tails_invert and density.reference.batch_shape == () and density.basis.grid.batch_shape == ()
     # The axes are panels, nodes, the two tails, and the batch; panels lead outwards.
     batch = [1] * (0 if common else rank)
     below = jnp.asarray([True, False]).reshape(2, *batch)
     both = (part.astype(dtype).reshape(-1, 1, *batch) for part in (shares, 1.0 - shares))
-    edges = quantile_in_tail(distribution, *both, below)
-    end = jnp.where(below, *(jnp.asarray(end, dtype) for end in distribution._body))
+    edges = quantile_in_tail(density, *both, below)
+    end = jnp.where(below, *(jnp.asarray(end, dtype) for end in density.body))
     edges = jnp.concatenate([jnp.broadcast_to(end, (1, *edges.shape[1:])), edges[1:]])
     # A tail without mass has no quantiles: its panels are empty.
     edges = jnp.where(jnp.isfinite(edges), edges, end)
     edges = jax.lax.stop_gradient(jnp.where(below, jnp.minimum(edges, end), jnp.maximum(edges, end)))
     places = TAIL_RULE.unit_nodes.astype(dtype).reshape(-1, 1, *batch)
     nodes = edges[:-1, None] + jnp.diff(edges, axis=0)[:, None] * places
-    log_density = distribution._reference.log_prob(nodes) if common else distribution._log_density(nodes)
+    log_density = density.reference.log_prob(nodes) if common else density.log_density(nodes)
     # Rounded or empty panels may reach the end of the support, where a density need not be finite.
     log_density = jnp.where(jnp.isfinite(log_density), log_density, jnp.finfo(dtype).min)
     (lower, upper), edges = jnp.moveaxis(log_density, (0, 1), (-2, -1)), jnp.moveaxis(edges, 0, -1)
@@ -56,35 +49,35 @@ def tail_panels(distribution: TabulatedDistribution) -> tuple[TailPanels, TailPa
     )
 
 
-def quantile_in_tail(distribution: TabulatedDistribution, share, rest, below) -> Array:
+def quantile_in_tail(density: Density, share, rest, below) -> Array:
     """The point with a share of the tail below it (where `below`) or above it, and the rest = 1 - share before it."""
-    return quantile_of_logs(distribution, safe_log(share), safe_log(rest), below)
+    return quantile_of_logs(density, safe_log(share), safe_log(rest), below)
 
 
-def quantile_of_logs(distribution: TabulatedDistribution, log_share, log_rest, below) -> Array:
+def quantile_of_logs(density: Density, log_share, log_rest, below) -> Array:
     """As `quantile_in_tail`, given logarithms.
 
     A tail may hold the bulk of the reference. The point is found from that end of the reference which is nearer:
     next to a body in the other tail of the reference, the mass beyond has lost the digits of the mass before.
     """
     # As arrays: Python numbers alone would be computed in the widest dtype that JAX is set to.
-    low, high = (jnp.asarray(end, distribution._dtype) for end in distribution._body)
-    if distribution._tails_invert:
-        reference = distribution._reference
+    low, high = (jnp.asarray(end, density.dtype) for end in density.body)
+    if density.tails_invert:
+        reference = density.reference
         tail = jnp.where(below, log_mass_below(reference, low), log_mass_above(reference, high))
         other = jnp.where(below, log_mass_above(reference, low), log_mass_below(reference, high))
         beyond, before = log_share + tail, log_sum(other, log_rest + tail)
         return log_tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
-    bounds = _support_bound(distribution, "lower_bound", jnp.min), _support_bound(distribution, "upper_bound", jnp.max)
-    starts = distribution._body
-    tails = distribution._log_tail_probabilities(low, high)
-    others = distribution._log_tail_probabilities(low, high, log_mass_above, log_mass_below)
+    bounds = _support_bound(density, "lower_bound", jnp.min), _support_bound(density, "upper_bound", jnp.max)
+    starts = density.body
+    tails = density.log_tail_masses(low, high)
+    others = density.log_tail_masses(low, high, log_mass_above, log_mass_below)
 
     def invert(side):
         def masses(z):
             at = (z, high) if side == 0 else (low, z)
-            beyond = distribution._log_tail_probabilities(*at)
-            before = distribution._log_tail_probabilities(*at, log_mass_above, log_mass_below)
+            beyond = density.log_tail_masses(*at)
+            before = density.log_tail_masses(*at, log_mass_above, log_mass_below)
             return beyond[side], before[side]
 
         beyond, before = log_share + tails[side], log_sum(others[side], log_rest + tails[side])
@@ -98,10 +91,10 @@ def quantile_of_logs(distribution: TabulatedDistribution, log_share, log_rest, b
     return jnp.where(below, invert(0), invert(1))
 
 
-def _support_bound(distribution: TabulatedDistribution, name: str, widest: Callable) -> float | Array:
+def _support_bound(density: Density, name: str, widest: Callable) -> float | Array:
     """An end of the support: a float where it is known and common to the batch; of a mixture, the widest one."""
-    bound = getattr(distribution.support, name, -np.inf if name == "lower_bound" else np.inf)
+    bound = getattr(density.support, name, -np.inf if name == "lower_bound" else np.inf)
     if not isinstance(bound, core.Tracer) and np.ndim(bound) == 0:
         return float(bound)
-    bound = jnp.asarray(bound, distribution._dtype)
-    return widest(bound, axis=-1) if bound.ndim > len(distribution._table_shape) else bound
+    bound = jnp.asarray(bound, density.dtype)
+    return widest(bound, axis=-1) if bound.ndim > len(density.shape) else bound

@@ -1,0 +1,124 @@
+"""Draws of a posterior: reading them from what ArviZ or NumPyro holds them in, without ArviZ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from numpyro_kaem._fitting.sample_checks import check_samples, check_weights
+
+
+class PosteriorDraws(NamedTuple):
+    """Draws of one variable or several, chains one after the other.
+
+    Attributes:
+        flat: of shape (num_draws, num_coordinates), variables one after the other.
+        event_shape: of one draw: that of the variable, or (num_coordinates,) for several.
+        weights: of the draws, shape (num_draws,), or what was given instead.
+    """
+
+    flat: np.ndarray
+    event_shape: tuple[int, ...]
+    weights: Any
+
+    def check_joint(self, cause: str) -> np.ndarray:
+        """The weights of the draws, which sum to one, or an error where there is nothing to keep together."""
+        num_samples, num_coordinates = self.flat.shape
+        if num_coordinates < 2:
+            raise ValueError(f"{cause} needs at least two coordinates, but the variable is a scalar; leave it out")
+        check_samples(self.flat)
+        shared = check_weights(self.weights, self.flat.shape)
+        if shared.ndim != 1:
+            raise ValueError(f"weights must have shape ({num_samples},), one a draw, got {np.shape(self.weights)}")
+        return shared
+
+
+def posterior_draws(idata: Any, var_name: str | Sequence[str], weights: ArrayLike | Sequence | None) -> PosteriorDraws:
+    """Read the draws of one variable, or of a list of them.
+
+    Args, Raises: see `KAPrior.from_posterior`.
+    """
+    samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
+    first = next(iter(samples.values()))
+    num_samples = len(first)
+    if weights is not None and np.size(weights) == num_samples:
+        weights = np.reshape(weights, num_samples)  # (chain, draw) as well
+    flat = np.concatenate([values.reshape(num_samples, -1) for values in samples.values()], axis=1)
+    return PosteriorDraws(flat, first.shape[1:] if isinstance(var_name, str) else flat.shape[1:], weights)
+
+
+def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read variables of a posterior, chains one after the other.
+
+    Args:
+        idata: `arviz.InferenceData` (ArviZ 0.x), `xarray.DataTree` (1.x), the dataset of a posterior, or a dict of
+            arrays with leading axes (chain, draw) such as `mcmc.get_samples(group_by_chain=True)`.
+        var_names: names of variables.
+
+    Returns:
+        Arrays of shape (num_chains * num_draws, *shape) by name, in the order of var_names.
+
+    Raises:
+        TypeError: for another type of idata.
+        ValueError: without a posterior, or without one of the variables (those that there are are listed).
+
+    Example:
+        ```python
+        import numpy as np
+        from numpyro_kaem._fitting.posterior_draws import posterior_samples
+
+        draws = {"beta": np.zeros((4, 100, 3)), "sigma": np.ones((4, 100))}  # 4 chains of 100 draws
+        assert posterior_samples(draws, ["beta"])["beta"].shape == (400, 3)
+        ```
+    """
+    group = _posterior_group(idata)
+    present = sorted(str(name) for name in group)
+    if len(var_names) == 0:
+        raise ValueError(f"var_name must name at least one variable, got none; the posterior has {present}")
+    if len(set(var_names)) < len(var_names):
+        raise ValueError(f"var_name must name each variable once, got {list(var_names)}")
+    missing = [name for name in var_names if name not in present]
+    if missing:
+        raise ValueError(f"var_name {missing} not in the posterior, which has {present}")
+    samples = {}
+    for name in var_names:
+        variable = group[name]
+        if hasattr(variable, "dims"):
+            if not {"chain", "draw"} <= set(variable.dims):
+                raise ValueError(f"variable {name!r} must have dimensions chain and draw, got {variable.dims}")
+            variable = variable.transpose("chain", "draw", ...)
+        values = np.asarray(variable)
+        if values.ndim < 2:
+            raise ValueError(
+                f"variable {name!r} must have leading axes (chain, draw), got shape {values.shape}; with NumPyro, "
+                "mcmc.get_samples(group_by_chain=True)"
+            )
+        samples[name] = values.reshape(-1, *values.shape[2:])
+    counts = {name: len(values) for name, values in samples.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"variables must have the same number of draws, got {counts}")
+    return samples
+
+
+def _posterior_group(idata: Any) -> Mapping[str, Any]:
+    """The posterior's variables by name."""
+    if isinstance(idata, dict):
+        return idata
+    # The posterior itself: a dataset, or with ArviZ 1.x a leaf of the tree.
+    if hasattr(idata, "data_vars") and not (
+        hasattr(type(idata), "children") and (idata.children or not idata.data_vars)
+    ):
+        return idata.data_vars
+    try:
+        groups = [str(group).strip("/") for group in (idata.groups() if callable(idata.groups) else idata.groups)]
+    except AttributeError:
+        raise TypeError(
+            "idata must be an InferenceData or a DataTree with a group named posterior, or a dict of arrays with "
+            f"leading axes (chain, draw), got {type(idata).__name__}; arviz.from_numpyro(mcmc) makes one"
+        ) from None
+    if "posterior" not in groups:
+        raise ValueError(f"idata must have a group named posterior, but has only {sorted(filter(None, groups))}")
+    return idata["posterior"].data_vars
