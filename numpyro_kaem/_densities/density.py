@@ -17,7 +17,6 @@ from numpyro_kaem._compilation.entry_points import compiled
 from numpyro_kaem._densities.cdf_table import CDFTable, build_table, log_integral
 from numpyro_kaem._densities.cut_panels import CutPanels
 from numpyro_kaem._densities.inverse_table import InverseTable
-from numpyro_kaem._densities.log_tails import log_mass_above, log_mass_below, log_sum_exp
 from numpyro_kaem._densities.panels import Panels, default_rule, nodes_first
 from numpyro_kaem._densities.reference import (
     check_reference,
@@ -29,6 +28,8 @@ from numpyro_kaem._densities.reference import (
     warn_of_narrow_panels,
     with_numbers_as_arrays,
 )
+from numpyro_kaem._densities.tails import log_mass_above, log_mass_below
+from numpyro_kaem._numerics.log_probabilities import log_sum_exp
 from numpyro_kaem._numerics.quadrature import QuadratureRule
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.energies.energy import UnivariateEnergy, check_half_precision

@@ -12,13 +12,8 @@ from jaxtyping import Array
 
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE, TailPanels, invert_tail, tail_shares
-from numpyro_kaem._densities.log_tails import (
-    log_mass_above,
-    log_mass_below,
-    log_sum,
-    log_tail_quantile,
-    safe_log,
-)
+from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, log_tail_quantile
+from numpyro_kaem._numerics.log_probabilities import log_sum, safe_log
 
 
 def tail_panels(density: Density) -> tuple[TailPanels, TailPanels]:

@@ -14,11 +14,11 @@ from numpyro.distributions import constraints
 from numpyro_kaem._compilation.entry_points import compiled
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE
-from numpyro_kaem._densities.log_tails import LOG_HALF, log_complement, log_sum, safe_log
 from numpyro_kaem._densities.masses import cdf, log_mass_between, log_masses, log_prob, survival
 from numpyro_kaem._densities.moments import points
 from numpyro_kaem._densities.quantiles import icdf, quantile
 from numpyro_kaem._densities.tail_panels import quantile_of_logs
+from numpyro_kaem._numerics.log_probabilities import LOG_HALF, log_complement, log_sum, safe_log
 
 
 class TruncatedDensity(eqx.Module):

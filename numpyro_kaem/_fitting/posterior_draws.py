@@ -15,11 +15,13 @@ class PosteriorDraws(NamedTuple):
     """Draws of one variable or several, chains one after the other.
 
     Attributes:
+        name: of the variable, or a list of them.
         flat: of shape (num_draws, num_coordinates), variables one after the other.
         event_shape: of one draw: that of the variable, or (num_coordinates,) for several.
         weights: of the draws, shape (num_draws,), or what was given instead.
     """
 
+    name: str | Sequence[str]
     flat: np.ndarray
     event_shape: tuple[int, ...]
     weights: Any
@@ -28,7 +30,7 @@ class PosteriorDraws(NamedTuple):
         """The weights of the draws, which sum to one, or an error where there is nothing to keep together."""
         num_samples, num_coordinates = self.flat.shape
         if num_coordinates < 2:
-            raise ValueError(f"{cause} needs at least two coordinates, but the variable is a scalar; leave it out")
+            raise ValueError(f"{cause} needs at least two coordinates, but {self.name!r} is a scalar; leave it out")
         check_samples(self.flat)
         shared = check_weights(self.weights, self.flat.shape)
         if shared.ndim != 1:
@@ -47,7 +49,8 @@ def posterior_draws(idata: Any, var_name: str | Sequence[str], weights: ArrayLik
     if weights is not None and np.size(weights) == num_samples:
         weights = np.reshape(weights, num_samples)  # (chain, draw) as well
     flat = np.concatenate([values.reshape(num_samples, -1) for values in samples.values()], axis=1)
-    return PosteriorDraws(flat, first.shape[1:] if isinstance(var_name, str) else flat.shape[1:], weights)
+    event_shape = first.shape[1:] if isinstance(var_name, str) else flat.shape[1:]
+    return PosteriorDraws(var_name, flat, event_shape, weights)
 
 
 def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem._densities.log_tails import log_sum
+from numpyro_kaem._numerics.log_probabilities import log_sum
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 

@@ -12,9 +12,9 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._compilation.entry_points import compiled
 from numpyro_kaem._densities.density import Density
-from numpyro_kaem._densities.log_tails import normal_quantile
 from numpyro_kaem._densities.masses import log_masses, log_prob
 from numpyro_kaem._fitting.exponential_family import in_float64
+from numpyro_kaem._numerics.log_probabilities import normal_quantile
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 

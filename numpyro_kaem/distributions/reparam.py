@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.infer.reparam import Reparam
 
-from numpyro_kaem._densities.tails import SYMMETRIC, mass_below, survival, tail_quantile
-from numpyro_kaem.distributions.tabulated import TabulatedDistribution
+from numpyro_kaem._densities.symmetric_tails import Tails
+from numpyro_kaem._densities.tails import mass_below, survival, tail_quantile, tails_of
 
 
 class ICDFReparam(Reparam):
@@ -102,18 +102,10 @@ def _limit(distribution: dist.Distribution, dtype) -> float:
     return -statistics.NormalDist().inv_cdf(float(info.eps))
 
 
-@tail_quantile.register
-def _(distribution: TabulatedDistribution, probability, from_below):
-    complement = 1.0 - probability
-    q = jnp.where(from_below, probability, complement)
-    return distribution.icdf(q, complement=jnp.where(from_below, complement, probability))
-
-
 def _has_exact_tails(distribution: dist.Distribution) -> bool:
     while isinstance(distribution, dist.TransformedDistribution):
         distribution = distribution.base_dist
-    default = tail_quantile.dispatch(object)
-    return isinstance(distribution, SYMMETRIC) or tail_quantile.dispatch(type(distribution)) is not default
+    return type(tails_of(distribution)).quantile is not Tails.quantile
 
 
 def _check_quantiles(name: str, distribution: dist.Distribution) -> None:

@@ -13,10 +13,10 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._densities import masses
 from numpyro_kaem._densities.density import Density
-from numpyro_kaem._densities.log_tails import log_mass_above, log_mass_below
 from numpyro_kaem._densities.moments import entropy, mean_and_variance
 from numpyro_kaem._densities.quantiles import draw, icdf
-from numpyro_kaem._densities.tails import survival
+from numpyro_kaem._densities.symmetric_tails import Tails
+from numpyro_kaem._densities.tails import tails_of
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
 from numpyro_kaem.checks import check_key
 
@@ -235,16 +235,20 @@ class TabulatedDistribution(dist.Distribution):
         return jnp.broadcast_to(value, self._result_shape(density, value))
 
 
-@survival.register
-def _(distribution: TabulatedDistribution, z):
-    return distribution.survival(z)
+@tails_of.register(TabulatedDistribution)
+class _OwnTails(Tails):
+    """Its own functions, which lose no digits."""
 
+    def above(self, z):
+        return self.of.survival(z)
 
-@log_mass_below.register
-def _(distribution: TabulatedDistribution, z):
-    return distribution.log_cdf(z)
+    def log_below(self, z):
+        return self.of.log_cdf(z)
 
+    def log_above(self, z):
+        return self.of.log_survival(z)
 
-@log_mass_above.register
-def _(distribution: TabulatedDistribution, z):
-    return distribution.log_survival(z)
+    def quantile(self, probability, from_below):
+        complement = 1.0 - probability
+        q = jnp.where(from_below, probability, complement)
+        return self.of.icdf(q, complement=jnp.where(from_below, complement, probability))
