@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import jax
+import jax.numpy as jnp
 
 import numpyro_kaem
 
@@ -34,7 +35,7 @@ def info() -> str:
         "platform": platform.platform(),
         **{package: _version(package) for package in PACKAGES},
         **_devices(),
-        "float64": "on" if jax.config.jax_enable_x64 else "off",
+        "float64": "on" if jnp.result_type(float) == jnp.float64 else "off",
     }
     width = max(map(len, lines)) + 1
     return "\n".join(f"{f'{name}:':<{width}} {value}" for name, value in lines.items())
