@@ -27,7 +27,7 @@ def targets():
 
 def called_targets(text):
     """The targets of every `make` in a text: words in front of which there is no value."""
-    calls = re.findall(r"(?:^|[\s`])make((?: +[^\s`#;|&]+)+)", text, re.MULTILINE)
+    calls = re.findall(r"(?:^|[\s`])make((?: +[^\s`#;|&)]+)+)", text, re.MULTILINE)
     return {word for call in calls for word in call.split() if "=" not in word and not word.startswith("-")}
 
 
