@@ -48,6 +48,8 @@ FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 HOUSE = "<!-- house -->"
+CONTRIBUTING = re.compile(r'--8<-- "(CONTRIBUTING\.md)"')
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 FIGURE = re.compile(r"\(example:(?P<stem>\w+)#(?P<number>\d+)\)")
 SHOWN = ["image/svg+xml", "image/png", "text/markdown", "text/plain"]
 
@@ -86,7 +88,11 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Show figures of examples in a page of the top level."""
+    """Show figures of examples in a page of the top level, and CONTRIBUTING.md, whose links are from the root."""
+    if included := CONTRIBUTING.fullmatch(markdown.strip()):
+        folder = Path("docs", page.file.src_path).parent
+        text = (ROOT / included[1]).read_text()
+        return LINK.sub(lambda link: f"]({os.path.relpath(link[1], folder)}", text)
 
     def path(match):
         names, number = figures_of.get(match["stem"], []), int(match["number"])

@@ -16,7 +16,8 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "design.md", *sorted((ROOT / "docs" / "contributing").glob("*.md"))]
+HOW_TO = sorted(set((ROOT / "docs" / "contributing").glob("*.md")) - {ROOT / "docs" / "contributing" / "index.md"})
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "design.md", *HOW_TO]
 
 
 def targets():
