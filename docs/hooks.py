@@ -15,8 +15,8 @@ A cell with the tag "checks" is run but not shown: assertions that hold what the
 
     # %% tags=["checks"]
 
-Any page may show the figures of a script, the first of which is `![caption](example:quickstart#1)`, and the house of the
-package, drawn from its imports, as `<!-- house -->`.
+Any page may show the figures of a script, the first of which is `![caption](example:quickstart#1)`, and the house of
+the package, drawn from its imports, as `<!-- house -->`.
 
 An example that raises fails the build. Results are kept under ``.cache/examples`` until the script or the
 package changes, so that a writer's second build is quick.

@@ -1,8 +1,8 @@
 """The house: the rooms of the package and what they import from one another, as data and as a picture.
 
-A room is a folder of the package, or a file beside the folders. Rooms stand on floors: each is one floor above the highest
-room that it imports from, so that every arrow leads down. The hook puts the picture into the page on the design, drawn
-from the sources that are there when the page is built.
+A room is a folder of the package, or a file beside the folders. Rooms stand on floors: each is one floor above the
+highest room that it imports from, so that every arrow leads down. The hook puts the picture into the page on the
+design, drawn from the sources that are there when the page is built.
 """
 
 from __future__ import annotations
@@ -194,12 +194,13 @@ class _Places:
             for slot in slots:
                 self.floors[slot[2]].append(slot)
             chain = [arrow[0], *slots, arrow[1]]
-            self.links += list(zip(chain[:-1], chain[1:], strict=True))
+            self.links += itertools.pairwise(chain)
         self._order()
         self.x = {node: float(number) for floor in self.floors for number, node in enumerate(floor)}
         for sweep in range(300):
             for floor in self.floors if sweep % 2 else reversed(self.floors):
                 self._settle(floor)
+        self._straighten()
         left = min(x - self.wide(node) / 2 for node, x in self.x.items())
         right = max(x + self.wide(node) / 2 for node, x in self.x.items())
         self.x = {node: x - left + MARGIN for node, x in self.x.items()}
@@ -208,7 +209,7 @@ class _Places:
         self.height = self.attic + self.num_floors * (HEIGHT + GAP) - GAP + 2 * MARGIN
 
     def _order(self) -> None:
-        """Order what is on each floor so that few arrows cross: long ones pass on one side of the house or the other."""
+        """Order what is on each floor so that few arrows cross: long ones pass on one side or the other."""
         slots = [node for floor in self.floors for node in floor if isinstance(node, tuple)]
         long = sorted({slot[:2] for slot in slots})[:_MOST_SIDES]
         best = None
@@ -307,6 +308,25 @@ class _Places:
             for member in members:
                 self.x[member] = at + self.wide(member) / 2
                 at += self.wide(member) + SPACE
+
+    def _straighten(self) -> None:
+        """Give the slots of an arrow one place on all of their floors, where there is one that is free."""
+        for arrow in self.house.direct:
+            slots = [node for node in self.x if isinstance(node, tuple) and node[:2] == arrow]
+            places = [self.x[slot] for slot in slots]
+            for place in sorted(places, key=lambda x: abs(x - sum(places) / len(places))):
+                if all(self._is_free(place, slot) for slot in slots):
+                    self.x.update(dict.fromkeys(slots, place))
+                    break
+
+    def _is_free(self, place: float, slot: tuple) -> bool:
+        """Whether a slot at a place keeps its distance, and its order, on its floor."""
+        floor = self.floors[slot[2]]
+        number = floor.index(slot)
+        least = {node: (self.wide(node) + self.wide(slot)) / 2 + SPACE / 2 for node in floor}
+        return all(self.x[node] + least[node] <= place for node in floor[:number]) and all(
+            place + least[node] <= self.x[node] for node in floor[number + 1 :]
+        )
 
     def _span(self, members: list) -> float:
         return sum(map(self.wide, members)) + SPACE * (len(members) - 1)

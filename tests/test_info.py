@@ -27,9 +27,7 @@ def as_lines(text):
 
 
 def test_info_prints_the_versions_devices_and_precision_of_the_process():
-    done = run(
-        "info", JAX_PLATFORMS="cpu", JAX_ENABLE_X64="1", XLA_FLAGS="--xla_force_host_platform_device_count=3"
-    )
+    done = run("info", JAX_PLATFORMS="cpu", JAX_ENABLE_X64="1", XLA_FLAGS="--xla_force_host_platform_device_count=3")
     assert done.returncode == 0, done.stderr
     lines = {name: value.strip() for name, value in as_lines(done.stdout).items()}
     assert lines.pop("numpyro_kaem") == numpyro_kaem.__version__

@@ -1,4 +1,4 @@
-"""What surrounds the package: workflows, hooks, templates, the wheel, and the files that pages for contributors name."""
+"""What surrounds the package: workflows, hooks, templates, and the files that pages for contributors name."""
 
 import importlib.metadata
 import os
@@ -138,7 +138,8 @@ def test_stubs_of_the_type_check_have_every_name_that_is_taken_from_jaxtyping():
     stub = (ROOT / ".ci" / "typings" / "jaxtyping.pyi").read_text()
     stated = set(re.search(r"__all__ = \[(.*)\]", stub)[1].replace('"', "").split(", "))
     sources = [path.read_text() for path in (ROOT / "numpyro_kaem").rglob("*.py")]
-    taken = {name for text in sources for line in re.findall(r"from jaxtyping import (.*)", text) for name in line.split(", ")}
+    lines = [line for text in sources for line in re.findall(r"from jaxtyping import (.*)", text)]
+    taken = {name for line in lines for name in line.split(", ")}
     assert stated == taken
 
 
