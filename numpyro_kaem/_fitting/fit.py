@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -30,7 +29,6 @@ from numpyro_kaem._fitting.sample_checks import (
     check_domain_holds,
     check_fit,
     check_inside_support,
-    check_known,
     check_levels,
     check_reference_mass,
     check_samples,
@@ -99,7 +97,6 @@ def fit_samples(
     Returns:
         The energy and the reference, the smoothness, and the gain in held-out log-likelihood over the reference.
     """
-    check_known(z=z, weights=weights, basis=basis, reference=reference, smoothness=smoothness)
     z = check_samples(z)
     num_samples, batch_shape = len(z), z.shape[1:]
     flat = z.reshape(num_samples, -1)
@@ -163,11 +160,6 @@ def fit_log_density(
     Returns:
         The energy and the reference, and the total-variation distance from the given density on the domain.
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be a function from points to log-densities, got {fn!r}")
-    check_known(domain=domain, reference=reference, basis=basis)
-    if not all(isinstance(size, numbers.Integral) and size >= 0 for size in batch_shape):
-        raise ValueError(f"batch_shape must be a tuple of sizes, such as (40,), got {batch_shape!r}")
     dtype = jnp.result_type(float)
     # Rounded at once, so that basis and reference end at the same numbers.
     low, high = (np.asarray(end, dtype) for end in BSpline(NUM_INTERVALS, 3, domain).domain)
@@ -176,9 +168,7 @@ def fit_log_density(
     batch_shape = np.broadcast_shapes(low.shape, batch_shape, () if reference is None else reference.batch_shape)
     if basis is None:
         basis = BSpline(NUM_INTERVALS, 3, (low, high))
-    elif isinstance(basis, Basis) and not all(
-        np.allclose(np.asarray(ours), end) for ours, end in zip(basis.domain, (low, high), strict=True)
-    ):
+    elif not all(np.allclose(np.asarray(ours), end) for ours, end in zip(basis.domain, (low, high), strict=True)):
         raise ValueError(f"basis must have the domain {domain}, got a basis on {basis.domain}")
     if reference is None:
         reference = dist.Uniform(*(jnp.asarray(end, dtype) for end in basis.domain))
@@ -238,8 +228,6 @@ def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
 
 def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> Density:
     """The reference with a zero energy, all arguments checked."""
-    if not isinstance(basis, Basis):
-        raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
     energy = UnivariateEnergy(
         base_weight=jnp.zeros(batch_shape),
         spline_weight=jnp.ones(batch_shape),
@@ -265,10 +253,7 @@ def _tilted(density: Density, coefficients: np.ndarray) -> tuple[UnivariateEnerg
 def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
     """The log-density at the nodes, checked, with points of no density raised to a floor."""
     points = nodes.T.reshape(-1, *batch_shape)
-    values = _call(fn, points)
-    if values is None:
-        raise TypeError("fn must return an array of log-densities, got None")
-    values = real_array("what fn returns", values)
+    values = real_array("what fn returns", _call(fn, points))
     try:
         values = np.broadcast_to(values, points.shape)
     except ValueError as error:

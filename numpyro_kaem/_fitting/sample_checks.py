@@ -7,11 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import core
 from jax.typing import ArrayLike
 
 from numpyro_kaem._densities.density import Density
@@ -30,16 +28,8 @@ def of_coordinate(index: Any) -> str:
     return f" of coordinate {index[0] if len(index) == 1 else index}" if index else ""
 
 
-def check_known(**arguments: Any) -> None:
-    """Raise where an argument, or a part of it, is traced."""
-    for name, value in arguments.items():
-        if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(value)):
-            raise TypeError(f"{name} is traced, but the fit runs on the host; call it outside of jit, vmap and grad")
-
-
 def real_array(name: str, value: ArrayLike | Sequence) -> np.ndarray:
     """An array of real numbers as float64, or what is wrong with it."""
-    check_known(**{name: value})
     if np.ma.is_masked(value):
         raise ValueError(f"{name} has masked values, got {np.ma.count_masked(value)} of them; drop them first")
     values = np.asarray(value)
@@ -143,8 +133,6 @@ def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Dis
 
 def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batch_shape: tuple[int, ...]) -> None:
     """Raise where no sample lies in the domain of the basis."""
-    if not isinstance(basis, Basis):
-        raise TypeError(f"basis must be a Basis such as BSpline(40, 3, (-3.0, 3.0)), got {basis!r}")
     low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
     inside = (flat >= low) & (flat <= high) & (weights.reshape(len(flat), -1) > 0)
     if not np.all(inside.any(axis=0)):

@@ -30,7 +30,7 @@ class KAMixture(LearnedDistribution):
         validate_args: as in every NumPyro distribution.
 
     Raises:
-        TypeError: if components is not a KAPrior, or the logits are of half precision.
+        TypeError: if the logits are of half precision.
         ValueError: if it has no batch axis, or the shape of the logits does not fit.
 
     Example:
@@ -54,8 +54,6 @@ class KAMixture(LearnedDistribution):
     pytree_aux_fields = ("_logits_shape",)
 
     def __init__(self, components: KAPrior, logits: Float[Array, "..."], *, validate_args: bool | None = None):
-        if not isinstance(components, KAPrior):
-            raise TypeError(f"components must be a KAPrior, got {components!r}")
         if not components.batch_shape:
             raise ValueError(
                 "components must have a batch axis, the last one being the component axis, got batch shape ()"

@@ -87,13 +87,8 @@ class KAPrior(LearnedDistribution):
         validate_args: bool | None = None,
     ):
         density = Density.of(energy, reference, quadrature)
-        try:
-            batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference.batch_shape)
-        except ValueError as error:
-            raise ValueError(
-                f"the energy's batch shape {energy.batch_shape} and the reference's {reference.batch_shape} must "
-                "broadcast"
-            ) from error
+        # That of an expanded reference is wider than its density's.
+        batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference.batch_shape)
         self.energy, self.reference, self.quadrature = energy, density.reference, quadrature
         self._reference_has_icdf = density.reference_has_icdf
         self._leaf_shapes = leaf_shapes((energy, self.reference))
