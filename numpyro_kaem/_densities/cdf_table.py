@@ -57,15 +57,7 @@ def log_integral(
     log_lower_tail: Float[Array, "*batch"],
     log_upper_tail: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
-    """Log of the integral of an unnormalised density: its body by quadrature plus its two tails.
-
-    Args:
-        log_density: its logarithm at the rule's nodes in every panel.
-        sizes: widths of the panels, with or without the batch shape.
-        rule: the quadrature rule.
-        log_lower_tail: logarithm of the unnormalised mass below the first panel.
-        log_upper_tail: logarithm of the unnormalised mass above the last panel.
-    """
+    """Log of the integral of an unnormalised density: its body by quadrature plus its two tails (see `build_table`)."""
     shape = _shapes(log_density, rule)
     largest, mass, lower_tail, upper_tail = _masses(shape, sizes, log_lower_tail, log_upper_tail)
     return largest + jnp.log(lower_tail + jnp.sum(mass, axis=-1) + upper_tail)

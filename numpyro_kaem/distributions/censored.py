@@ -12,38 +12,44 @@ from numpyro_kaem._numerics.log_probabilities import log_sum
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
-def _set_up(censored_dist, base_dist, event_shape, validate_args, **indicators):
+class _Censored:
     """What NumPyro's constructors do, but for giving all arrays inside of base_dist the batch's number of axes.
 
     A prior has arrays with axes of their own, such as its coefficients.
     """
-    if not isinstance(base_dist, TabulatedDistribution):
-        name = type(censored_dist).__bases__[1].__name__
-        raise TypeError(
-            f"base_dist must be a KAPrior, a KAMixture or one of these truncated, got {type(base_dist).__name__}; for "
-            f"other distributions there is numpyro.distributions.{name}"
-        )
-    shape = base_dist.batch_shape
-    for name, indicator in indicators.items():
-        try:
-            shape = jnp.broadcast_shapes(shape, jnp.shape(indicator))
-        except ValueError as error:
-            raise ValueError(
-                f"{name} must have a shape that broadcasts with the batch shape {shape}, got {jnp.shape(indicator)}"
-            ) from error
-        setattr(censored_dist, name, jnp.asarray(indicator, bool))
-    censored_dist.base_dist, censored_dist._support = base_dist, base_dist.support
-    dist.Distribution.__init__(censored_dist, shape, event_shape, validate_args=validate_args)
 
-
-class _OfArrays:
-    """NumPyro compares NumPy values by NumPy, which cannot be where the bounds of a support are traced."""
+    def _set_up(self, base_dist, event_shape, validate_args, **indicators):
+        if not isinstance(base_dist, TabulatedDistribution):
+            name = type(self).__bases__[1].__name__
+            raise TypeError(
+                f"base_dist must be a KAPrior, a KAMixture or one of these truncated, got {type(base_dist).__name__}; "
+                f"for other distributions there is numpyro.distributions.{name}"
+            )
+        shape = base_dist.batch_shape
+        for name, indicator in indicators.items():
+            try:
+                shape = jnp.broadcast_shapes(shape, jnp.shape(indicator))
+            except ValueError as error:
+                raise ValueError(
+                    f"{name} must have a shape that broadcasts with the batch shape {shape}, got {jnp.shape(indicator)}"
+                ) from error
+            setattr(self, name, jnp.asarray(indicator, bool))
+        self.base_dist, self._support = base_dist, base_dist.support
+        dist.Distribution.__init__(self, shape, event_shape, validate_args=validate_args)
 
     def _validate_sample(self, value):
+        # NumPyro compares NumPy values by NumPy, which cannot be where the bounds of a support are traced.
         return super()._validate_sample(jnp.asarray(value))
 
 
-class LeftCensoredPrior(_OfArrays, dist.LeftCensoredDistribution):
+class _OneSided(_Censored):
+    """Censored on the same side wherever it is."""
+
+    def __init__(self, base_dist: dist.Distribution, censored: ArrayLike = False, *, validate_args: bool | None = None):
+        self._set_up(base_dist, (), validate_args, censored=censored)
+
+
+class LeftCensoredPrior(_OneSided, dist.LeftCensoredDistribution):
     """Observations of a learned density, of some of which only an upper bound is known:
 
         log p(value) = log F(value) where censored, else the log-density.
@@ -75,16 +81,13 @@ class LeftCensoredPrior(_OfArrays, dist.LeftCensoredDistribution):
         ```
     """
 
-    def __init__(self, base_dist: dist.Distribution, censored: ArrayLike = False, *, validate_args: bool | None = None):
-        _set_up(self, base_dist, (), validate_args, censored=censored)
-
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
         """Log-density of exact observations, log F of censored ones."""
         return jnp.where(self.censored, self.base_dist.log_cdf(value), self.base_dist.log_prob(value))
 
 
-class RightCensoredPrior(_OfArrays, dist.RightCensoredDistribution):
+class RightCensoredPrior(_OneSided, dist.RightCensoredDistribution):
     """Observations of a learned density, of some of which only a lower bound is known:
 
         log p(value) = log(1 - F(value)) where censored, else the log-density.
@@ -116,16 +119,13 @@ class RightCensoredPrior(_OfArrays, dist.RightCensoredDistribution):
         ```
     """
 
-    def __init__(self, base_dist: dist.Distribution, censored: ArrayLike = False, *, validate_args: bool | None = None):
-        _set_up(self, base_dist, (), validate_args, censored=censored)
-
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
         """Log-density of exact observations, log(1 - F) of censored ones."""
         return jnp.where(self.censored, self.base_dist.log_survival(value), self.base_dist.log_prob(value))
 
 
-class IntervalCensoredPrior(_OfArrays, dist.IntervalCensoredDistribution):
+class IntervalCensoredPrior(_Censored, dist.IntervalCensoredDistribution):
     """Observations of a learned density that are known to lie in an interval, below or above a bound, or outside.
 
     A `numpyro.distributions.IntervalCensoredDistribution`: values have a last axis (lower, upper), and an interval
@@ -165,7 +165,7 @@ class IntervalCensoredPrior(_OfArrays, dist.IntervalCensoredDistribution):
         *,
         validate_args: bool | None = None,
     ):
-        _set_up(self, base_dist, (2,), validate_args, left_censored=left_censored, right_censored=right_censored)
+        self._set_up(base_dist, (2,), validate_args, left_censored=left_censored, right_censored=right_censored)
 
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "... 2"]) -> Float[Array, "..."]:
