@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from numpyro_kaem._compilation.entry_points import compiled
-from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE
 from numpyro_kaem._densities.panels import nodes_first
 from numpyro_kaem._densities.tail_panels import quantile_in_tail
@@ -84,7 +83,7 @@ def _finite_where(moment, density, name: str):
 
 
 @singledispatch
-def points(density: Density) -> tuple[Array, Array, tuple[int, int, int]]:
+def points(density) -> tuple[Array, Array, tuple[int, int, int]]:
     """Points and their probabilities, both of shape (num_points, *batch).
 
     The last of them are those of the tails; with them, the numbers of tails, of the octaves of each, which end with
