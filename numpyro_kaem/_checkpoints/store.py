@@ -54,11 +54,11 @@ class CheckpointStore:
     Args:
         directory: folder on a file system; it is created where it does not exist.
         keep: how many checkpoints to keep, at least 1.
+        name: how the caller calls the argument that names the folder.
 
     Raises:
         ValueError: if the folder cannot be created or written to (the path and the reason are named), or if
             keep is out of range.
-        TypeError: for a directory that is no path.
 
     Example:
         ```python
@@ -77,12 +77,10 @@ class CheckpointStore:
         ```
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3):
-        self._keep = check_count("keep", keep, 1)
-        if not isinstance(directory, str | os.PathLike):
-            raise TypeError(f"checkpoint_dir must be a path, as text or pathlib.Path, got {directory!r}")
+    def __init__(self, directory: str | os.PathLike, keep: int = 3, name: str = "checkpoint_dir"):
+        self._keep, self._name = check_count("keep", keep, 1), name
         if "://" in os.fspath(directory):
-            raise ValueError(f"checkpoint_dir must be a folder on a file system, got {os.fspath(directory)!r}")
+            raise ValueError(f"{name} must be a folder on a file system, got {os.fspath(directory)!r}")
         # A later change of the working directory must not move the checkpoints.
         self._directory = Path(directory).expanduser().absolute()
         try:
@@ -91,8 +89,8 @@ class CheckpointStore:
                 pass
         except OSError as error:
             raise ValueError(
-                "checkpoint_dir must be a folder that can be created and written to, "
-                f"got {os.fspath(self._directory)!r}: {error.strerror}"
+                f"{name} must be a folder that can be created and written to, got {os.fspath(self._directory)!r}: "
+                f"{error.strerror}"
             ) from error
 
     @contextlib.contextmanager
@@ -113,7 +111,7 @@ class CheckpointStore:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"checkpoint_dir {os.fspath(self._directory)!r} is being written to by another run: wait for its "
+                    f"{self._name} {os.fspath(self._directory)!r} is being written to by another run: wait for its "
                     "end, or take another directory"
                 ) from None
             except OSError:  # a file system without locks
@@ -311,7 +309,7 @@ class CheckpointStore:
             more = len(differences) - MAX_DIFFERENCES
             listed = differences[:MAX_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
             raise ValueError(
-                f"checkpoint_dir {os.fspath(self._directory)!r} holds a checkpoint (step {manifest['step']}) of "
+                f"{self._name} {os.fspath(self._directory)!r} holds a checkpoint (step {manifest['step']}) of "
                 "another model or run; take another directory, or the same model, data and settings. It differs:\n- "
                 + "\n- ".join(listed)
             )

@@ -26,21 +26,12 @@ def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumul
     Raises:
         ValueError: for labels without a dict, or accumulation with a NumPyro optimiser; of what is returned, when it is
             given parameters whose labels are not those of the dict.
-        TypeError: for what is no optimiser.
     """
     check_count("accumulate", accumulate, 1)
     if isinstance(optimizer, Mapping):
-        for label, part in optimizer.items():
-            if not isinstance(part, optax.GradientTransformation):
-                raise TypeError(f"optimizer[{label!r}] must be an Optax gradient transformation, got {part!r}")
         optimizer = _by_label(dict(optimizer), labels or (lambda site: site.removesuffix("$params")))
     elif labels is not None:
         raise ValueError("labels need a dict of optimisers: optimizer={'energy': optax.adam(1e-3), ...}")
-    if not isinstance(optimizer, optax.GradientTransformation | _NumPyroOptim):
-        raise TypeError(
-            f"optimizer must be an Optax gradient transformation or NumPyro optimiser, or a dict of the former, "
-            f"got {optimizer!r}"
-        )
     if accumulate == 1:
         return optimizer
     if not isinstance(optimizer, optax.GradientTransformation):
