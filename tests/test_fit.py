@@ -284,7 +284,7 @@ BAD_INPUT = {
     "num_epochs": ({"num_epochs": 0}, ValueError, "num_epochs must be a whole number of at least 1"),
     "init_params": ({"init_params": {"lokation": 1.0}}, ValueError, r"init_params.*'lokation'"),
     "objective": ({"objective": "mle"}, TypeError, "objective"),
-    "optimizer": ({"optimizer": "adam"}, TypeError, "optimizer from numpyro.optim or optax"),
+    "optimizer": ({"optimizer": "adam"}, TypeError, "or optax.GradientTransformation. Got <class .str.>"),
     "beyond float32": (
         {"data": np.append(DATA[:-1].astype(float), 1e300)},
         ValueError,
