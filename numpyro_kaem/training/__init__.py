@@ -2,9 +2,7 @@
 
 Each file imports from those above it and from earlier rooms only.
 
-result: What `fit` returns
-failure: How a training run ends that cannot go on
-processes: What the processes of a run on several hosts must agree on
+result: What `fit` returns, or raises where a run cannot go on
 optimizers: The optimiser of a training run: one for all parameters or one for each label, and gradient accumulation
 loggers: Callbacks of `fit` that log what it records
 sharding: Data, chains and parameters on a mesh of devices
@@ -25,12 +23,11 @@ fit: `fit`: train a NumPyro model on minibatches
 
 from numpyro_kaem.training.checkpointing import Checkpointing
 from numpyro_kaem.training.data import IndexedBatch
-from numpyro_kaem.training.failure import TrainingFailed
 from numpyro_kaem.training.fit import fit
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.held_out import HeldOut
 from numpyro_kaem.training.loggers import TensorBoardLogger
-from numpyro_kaem.training.result import FitResult
+from numpyro_kaem.training.result import FitResult, TrainingFailed
 
 __all__ = [
     "Checkpointing",

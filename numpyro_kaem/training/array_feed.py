@@ -20,11 +20,7 @@ from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 class ArrayFeed:
     """Minibatches of arrays that are on the device, shuffled there; an epoch's steps are one compiled call or a few.
 
-    Args:
-        data: positional arguments, all rows.
-        num_data: their number.
-        batch_size: rows of a batch.
-        layout: where they go; None for one device.
+    `data` are the model's positional arguments, with `num_data` rows. `layout` is None for one device.
     """
 
     def __init__(self, data: tuple, num_data: int, batch_size: int, layout: Layout | None):
@@ -64,16 +60,10 @@ class ArrayFeed:
     def advance(
         self, state: TrainState, first: int, last: int, interrupted: list[bool]
     ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
-        """Take the steps `first` to `last` of the epoch.
+        """Take the steps from `first` to before `last` of the epoch; the arrays of the state are given up.
 
-        Args:
-            state: before them; its arrays are given up.
-            first: number of the first step.
-            last: number of the step after the last.
-            interrupted: is no longer empty after Ctrl-C; steps on the device do not wait, and do not look at it.
-
-        Returns:
-            The state, the records of the steps that were taken, and whether the epoch ends here.
+        Returns the state, the records of the steps, and whether the epoch ends here. `interrupted` is no longer empty
+        after Ctrl-C; steps on the device do not wait, and do not look at it.
         """
         kept = (self._records, self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
         state, self._records, end = self._take_steps((self._static, kept), state)

@@ -72,13 +72,7 @@ def is_stream(data: Any) -> bool:
 
 
 def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
-    """The positional arguments as host or device arrays, and their number of rows.
-
-    Args:
-        name: how the caller calls the argument.
-        data: array, or tuple of arrays or pytrees of arrays.
-        like: arguments whose rows these must resemble.
-    """
+    """The positional arguments as arrays, whose rows must resemble those of `like`, and their number of rows."""
     if isinstance(data, list) and any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
         raise TypeError(
             f"{name} must be an array or a tuple of arrays, got a list of single values: pass numpy.array({name})"

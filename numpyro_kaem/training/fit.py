@@ -33,10 +33,9 @@ from numpyro_kaem.training.held_out import HeldOut, Scorer, check_held_out, plac
 from numpyro_kaem.training.initial import initial_state, read_sites, with_objective_state
 from numpyro_kaem.training.moved_keywords import with_moved_keywords
 from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint
-from numpyro_kaem.training.processes import check_same_in_all_processes
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
-from numpyro_kaem.training.sharding import Layout, make_layout
+from numpyro_kaem.training.sharding import Layout, check_same_in_all_processes, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
 from numpyro_kaem.training.stream_feed import StreamFeed
 

@@ -82,11 +82,7 @@ def initial_state(
 def with_objective_state(
     state: SVIState, objective: Objective, latent_model: LatentModel, num_chains: int | None
 ) -> SVIState:
-    """The state with what the objective keeps between steps, by datum if it is known which datum is which.
-
-    Raises:
-        ValueError: for chains that persist where that is not known.
-    """
+    """The state with what the objective keeps between steps, by datum if it is known which datum is which."""
     own = objective.initial_state(latent_model, latent_model.num_data if num_chains is None else num_chains)
     if own["per_datum"] and num_chains is None:
         if getattr(objective, "persistent", True) is not None:

@@ -23,12 +23,7 @@ _MOVED = {
 def with_moved_keywords(
     held_out: Any, checkpoints: Any, moved: dict[str, Any]
 ) -> tuple[HeldOut | None, Checkpointing | None]:
-    """The settings of `fit`, of plain data and paths, and of keywords that have moved into them.
-
-    Raises:
-        TypeError: for a keyword that there never was.
-        ValueError: for patience without held-out data.
-    """
+    """The settings of `fit`, from plain data and paths, and from keywords that have moved into them."""
     fields: dict[str, dict[str, Any]] = {"held_out": {}, "checkpoints": {}}
     for name, value in moved.items():
         if name not in _MOVED:

@@ -16,17 +16,7 @@ from numpyro_kaem.checks import check_count
 
 
 def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:
-    """The optimiser that NumPyro's `SVI` is given.
-
-    Args:
-        optimizer: Optax transformation, NumPyro optimiser, or a dict of Optax transformations by label.
-        labels: the label of a parameter site, by its name; by default the name without `$params`.
-        accumulate: number of minibatches whose mean gradient makes a step of the optimiser.
-
-    Raises:
-        ValueError: for labels without a dict, or accumulation with a NumPyro optimiser; of what is returned, when it is
-            given parameters whose labels are not those of the dict.
-    """
+    """The optimiser that NumPyro's `SVI` is given, from what `fit` is given."""
     check_count("accumulate", accumulate, 1)
     if isinstance(optimizer, Mapping):
         optimizer = _by_label(dict(optimizer), labels or (lambda site: site.removesuffix("$params")))

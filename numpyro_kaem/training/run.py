@@ -13,16 +13,15 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
+from numpyro_kaem._checkpoints.processes import any_process
 from numpyro_kaem._checkpoints.store import CheckpointStore
 from numpyro_kaem._compilation.interrupts import interrupts
 from numpyro_kaem.training.alarms import Alarms
 from numpyro_kaem.training.array_feed import ArrayFeed
-from numpyro_kaem.training.failure import TrainingFailed
 from numpyro_kaem.training.held_out import Scorer
 from numpyro_kaem.training.history import History
 from numpyro_kaem.training.initial import Sites
-from numpyro_kaem.training.processes import any_process
-from numpyro_kaem.training.result import FitResult
+from numpyro_kaem.training.result import FitResult, TrainingFailed
 from numpyro_kaem.training.step import Stepper, TrainState
 from numpyro_kaem.training.stream_feed import StreamFeed
 

@@ -29,11 +29,8 @@ _SECONDS = 0.5
 class StreamFeed:
     """Batches from an iterable on the host, checked, and brought to the device while the step before runs.
 
-    Args:
-        data: iterable of batches, each the model's positional argument or a tuple of them. Iterated anew at every
-            epoch, unless it is an iterator itself.
-        steps_per_epoch: batches that make an epoch; None for all that a pass gives.
-        layout: where they go; None for one device. Of several processes each gives its own share of the rows.
+    The iterable is iterated anew at every epoch, which is `steps_per_epoch` batches or a pass, unless it is an iterator
+    itself. Of several processes each gives its own share of the rows.
     """
 
     def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout | None):
@@ -73,12 +70,7 @@ class StreamFeed:
         return None if self.indices is None else latent_model.program.structure.plates[latent_model.plate][0]
 
     def resume(self, step: int, step_in_epoch: int) -> None:
-        """Pass over the batches that were used before the checkpoint.
-
-        Args:
-            step: steps of the whole run so far.
-            step_in_epoch: those of the epoch at hand.
-        """
+        """Pass over the batches that were used in the steps before the checkpoint."""
         used = step_in_epoch if self.num_steps is None and not self.is_iterator else step
         for number in range(used):
             if self._pop() is None:
