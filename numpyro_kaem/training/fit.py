@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -61,7 +60,7 @@ def fit(
     grid_adaptation: GridAdaptation | None = None,
     callbacks: Sequence[Callable] | Callable = (),
     max_bad_steps: int = 10,
-    mesh: Mesh | None = None,
+    mesh: Any = None,
     param_specs: Callable | None = None,
     steps_per_epoch: int | None = None,
     model_kwargs: dict[str, Any] | None = None,

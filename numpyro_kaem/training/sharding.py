@@ -97,7 +97,7 @@ class Layout(NamedTuple):
             )
 
 
-def make_layout(mesh: Mesh | None, param_specs: Callable | None) -> Layout | None:
+def make_layout(mesh: Any, param_specs: Any) -> Layout | None:
     """The layout on a user's mesh, whose first axis divides the data; None for one device."""
     if mesh is None:
         if param_specs is not None:

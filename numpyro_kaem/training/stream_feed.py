@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import jax
@@ -39,12 +38,9 @@ class StreamFeed:
                 "steps_per_epoch must be given for an iterable in several processes: all have to take the same number "
                 "of steps"
             )
-        self.source, self.num_steps, self.layout = data, steps_per_epoch, layout
-        self.is_iterator = isinstance(data, Iterator)
-        self._batches: Iterator | None = None
+        self.num_steps, self.layout = steps_per_epoch, layout
+        self.is_iterator, self._count, self._batches = isinstance(data, Iterator), 0, self._load(data)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="numpyro_kaem-batches")
-        self._next: Future | None = None
-        self._count, self._like, self._warned = 0, None, False
         self._submit()
         loaded = self._next.result()
         if loaded is None:
@@ -114,7 +110,6 @@ class StreamFeed:
                 break
         ended = ended or first + len(records) == self.num_steps
         if ended and self.num_steps is None:
-            self._batches = None if not self.is_iterator else self._batches
             self._submit()
         records = jax.device_get(records)
         names = records[0] if records else {}
@@ -125,7 +120,7 @@ class StreamFeed:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self) -> None:
-        self._next = self._pool.submit(self._load)
+        self._next = self._pool.submit(next, self._batches)
 
     def _wait(self, interrupted: list[bool]) -> bool:
         """Whether the next batch has come; False if Ctrl-C came before it."""
@@ -140,63 +135,54 @@ class StreamFeed:
             self._submit()
         return batch
 
-    def _load(self) -> tuple | None:
-        """The next batch, on the device; None at the end of a pass."""
-        if self._batches is None:
-            self._batches = iter(self.source)
-        batch = next(self._batches, None)
-        if batch is None and self.num_steps is not None and not self.is_iterator and self._count:
-            # An epoch that is no whole number of passes goes on with the next one.
-            self._batches = iter(self.source)
-            batch = next(self._batches, None)
-        if batch is None:
-            return None
+    def _load(self, source: Iterable) -> Iterator[tuple | None]:
+        """The batches of pass after pass, on the device; None where a pass ends, unless epochs do not end there."""
+        like, is_told = None, False
+        while True:
+            batches, before = iter(source), self._count
+            for batch in batches:
+                batch, indices, num_rows = self._checked(batch)
+                shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
+                if like is not None and shapes != like:
+                    if not _is_shorter(shapes, like) or next(batches, None) is not None:
+                        raise ValueError(
+                            f"batch {self._count} of data has arrays {_describe(shapes)}, the first had "
+                            f"{_describe(like)}: only the last batch of a pass may be short, and is left out"
+                        )
+                    if not is_told:
+                        warnings.warn(
+                            f"the last batch of a pass has {num_rows} rows, the others {like[0][0][0]}: it is left "
+                            "out, as batches of one compiled step have one shape (shuffle, so that no row is left out "
+                            "every time)",
+                            RuntimeWarning,
+                            stacklevel=2,
+                        )
+                    is_told = True
+                    break
+                like, self._count = shapes, self._count + 1
+                yield self._place(batch, num_rows), None if indices is None else jnp.asarray(indices)
+            # An epoch that is no whole number of passes goes on with the next one, if there is anything in it.
+            if self.num_steps is None or self.is_iterator or self._count == before:
+                yield None
+
+    def _checked(self, batch: Any) -> tuple[tuple, np.ndarray | None, int]:
+        """The arguments of a batch, its indices if it has some, and its number of rows."""
         name, indices = f"batch {self._count} of data", None
         if isinstance(batch, IndexedBatch):
             batch, indices = batch
         batch, num_rows = check_data(name, batch)
         if indices is not None:
+            if self.layout is not None:
+                raise ValueError("an IndexedBatch needs one device: with a mesh pass all data as arrays")
             indices = check_indices(name, indices, num_rows)
-        shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
-        if self._like is not None and shapes != self._like:
-            if _is_shorter(shapes, self._like) and self._pass_is_over():
-                return self._load_after_short(num_rows)
-            raise ValueError(
-                f"batch {self._count} of data has arrays {_describe(shapes)}, the first had {_describe(self._like)}: "
-                "only the last batch of a pass may be short, and is left out"
-            )
-        self._like, self._count = shapes, self._count + 1
+        return batch, indices, num_rows
+
+    def _place(self, batch: tuple, num_rows: int) -> tuple:
         if self.layout is None:
-            return jax.tree.map(jnp.asarray, (batch, indices))
-        if indices is not None:
-            raise ValueError("an IndexedBatch needs one device: with a mesh pass all data as arrays")
+            return jax.tree.map(jnp.asarray, batch)
         self.layout.check_batch("the rows of a batch of data, of all processes,", num_rows * jax.process_count())
-        batch = jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.layout.by_datum, np.asarray(leaf)), batch
-        )
-        return batch, None
-
-    def _pass_is_over(self) -> bool:
-        """Whether no batch follows in this pass; one that does is kept for the next call."""
-        ahead = next(self._batches, None)
-        if ahead is not None:
-            self._batches = itertools.chain([ahead], self._batches)
-        return ahead is None
-
-    def _load_after_short(self, num_rows: int) -> tuple | None:
-        """What follows the short last batch of a pass, which is left out."""
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the last batch of a pass has {num_rows} rows, the others {self._like[0][0][0]}: it is left out, as "
-                "batches of one compiled step have one shape (shuffle, so that no row is left out every time)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if self.num_steps is None or self.is_iterator:
-            return None
-        self._batches = iter(self.source)
-        return self._load()
+        by_datum = self.layout.by_datum
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_datum, np.asarray(x)), batch)
 
 
 # The state goes into the memory of the one before it, which may be most of what there is.
