@@ -42,7 +42,7 @@ def checksum(tree: PyTree) -> int:
     for leaf in jax.tree.leaves(tree):
         array = np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         number = zlib.crc32(f"{array.shape} {array.dtype}".encode(), number)
-        number = zlib.crc32(array.view(np.uint8), number)
+        number = zlib.crc32(array.view(np.uint8).data, number)
     return number
 
 

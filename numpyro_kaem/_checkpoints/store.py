@@ -28,7 +28,7 @@ from numpyro_kaem.checks import check_count
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 ARRAYS, HISTORY = "state", "history.npz"
 FOLDER_NAME = re.compile(r"(\d{10,})(\.writing|\.removed)?")

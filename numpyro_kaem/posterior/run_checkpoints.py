@@ -75,7 +75,7 @@ class RunCheckpoints:
         self._description = {
             "sampler": type(sampler).__name__,
             "settings": settings,
-            "x64": jax.config.jax_enable_x64,
+            "x64": jnp.result_type(float) == jnp.float64,
             "latents": {name: list(shape) for name, shape in target.latent_model.latent_shapes.items()},
             "checksum": {
                 "model": checksum((np.frombuffer(text.encode(), np.uint8), computed.consts)),

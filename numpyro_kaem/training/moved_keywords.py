@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +42,8 @@ def with_moved_keywords(
     )
 
 
-def _settings(kind: type, given: Any, fields: dict[str, Any]) -> Any:
+def _settings(kind: Callable, given: Any, fields: dict[str, Any]) -> Any:
     """Settings with fields changed; None where there is nothing that they are for."""
     if given is None:
         return None
-    return replace(given, **fields) if isinstance(given, kind) else kind(given, **fields)
+    return replace(given, **fields) if isinstance(given, HeldOut | Checkpointing) else kind(given, **fields)

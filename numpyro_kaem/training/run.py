@@ -59,7 +59,8 @@ class Run:
 
     def __call__(self, state: TrainState, keys: dict[str, Array], shardings: PyTree, kwargs: dict) -> FitResult:
         """Train to the end, or until something ends it; the arrays of the state are given up."""
-        self.state, self.keys, self.best = state, keys, None
+        self.state, self.keys = state, keys
+        self.best: dict[str, Any] | None = None
         self.history, self.alarms = History(), Alarms()
         self.size, self.compile_seconds = 1, 0.0
         self._resume()
@@ -208,7 +209,7 @@ class Run:
             return
         if self.step:
             self._save()
-        error.result = self._result("error")
+        error.result = self._result("error")  # type: ignore[attr-defined]
         error.add_note("What there was before it is in `result` of this error, and in checkpoints if there are any.")
 
     def _save(self) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
