@@ -16,7 +16,7 @@ checkpointing: Where `fit` keeps its checkpoints, and how often it writes one
 moved_keywords: Keywords of `fit` that have moved into dataclasses, and work for one more version
 history: The books of a run: where it stands, and what it has recorded by step, by epoch and by score
 alarms: What a run warns of, once each: skipped steps, collapsed weights, chains that do not get there
-initial: What a run begins with: the sites of model and guide, and the state before the first step
+initial: What a run begins with: an objective that suits the model, the sites of model and guide, the state
 run: The course of a training run on the host: epochs, scores, checkpoints, callbacks, and how it ends
 fit: `fit`: train a NumPyro model on minibatches
 """

@@ -78,9 +78,7 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
             f"{name} must be an array or a tuple of arrays, got a list of single values: pass numpy.array({name})"
         )
     data = as_arrays(name, tuple(data) if isinstance(data, tuple | list) else (data,))
-    data = jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, jax.Array) or np.isscalar(leaf) else np.asarray(leaf), data
-    )
+    data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), data)
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         label = name + jax.tree_util.keystr(path)

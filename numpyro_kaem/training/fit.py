@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import SVI
-from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from numpyro.infer.elbo import ELBO
 
 from numpyro_kaem._checkpoints.store import CheckpointStore
 from numpyro_kaem._compilation.fingerprint import SameProgram
@@ -29,7 +29,7 @@ from numpyro_kaem.training.checkpointing import Checkpointing
 from numpyro_kaem.training.data import check_data, is_stream
 from numpyro_kaem.training.grids import GridAdaptation
 from numpyro_kaem.training.held_out import HeldOut, Scorer, check_held_out, place_held_out
-from numpyro_kaem.training.initial import initial_state, read_sites, with_objective_state
+from numpyro_kaem.training.initial import check_suits, guide_for, initial_state, read_sites, with_objective_state
 from numpyro_kaem.training.moved_keywords import with_moved_keywords
 from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint
 from numpyro_kaem.training.result import FitResult
@@ -37,9 +37,6 @@ from numpyro_kaem.training.run import Run
 from numpyro_kaem.training.sharding import Layout, check_same_in_all_processes, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
 from numpyro_kaem.training.stream_feed import StreamFeed
-
-# NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
-_NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
 
 
 def fit(
@@ -174,15 +171,8 @@ def fit(
     check_count("max_bad_steps", max_bad_steps, 1)
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
-    if not isinstance(objective, ELBO):
-        raise TypeError(f"objective must be ImportanceMLE(...) or another numpyro.infer.elbo.ELBO, got {objective!r}")
-    needs_guide = isinstance(objective, _NEED_GUIDE)
-    if guide is None and needs_guide:
-        raise ValueError(
-            f"guide must be given with {type(objective).__name__}, which without one trains on draws from the prior: "
-            "pass guide=..., an encoder, or take ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...)"
-        )
-    svi = SVI(model, _no_guide if guide is None else guide, build_optimizer(optimizer, labels, accumulate), objective)
+    guide = guide_for(objective, guide)
+    svi = SVI(model, guide, build_optimizer(optimizer, labels, accumulate), objective)
     store = None if checkpoints is None else CheckpointStore(checkpoints.path, checkpoints.keep, "checkpoints")
 
     # Where data are, and their batches come from.
@@ -207,26 +197,20 @@ def fit(
     at_initial = partial(LatentModel, model, sites.model_values(state), plate=plate, **kwargs)
     latent_model = at_initial(*batch, rng_key=check_key)
     latent_model.require_per_datum("fit")
-    if needs_guide and latent_model.unnormalized_sites:
-        raise ValueError(
-            f"objective must be ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...), because the density of "
-            f"{list(latent_model.unnormalized_sites)} is known up to a constant only, got {type(objective).__name__}, "
-            "which would take it for normalised and learn a wrong energy"
-        )
+    check_suits(objective, latent_model)
     if scored is not None:
         check_held_out(partial(at_initial, check=False), scored[0])
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
     if isinstance(objective, Objective):
-        objective.check(latent_model)
         state = with_objective_state(state, objective, latent_model, feed.num_chains(latent_model))
 
     # What a step does, told by what it computes: another call of the same finds it compiled.
     params = svi.optim.get_params(state.optim_state)
-    guide_computes = model_fingerprint(svi.guide, sites.guide_values(state), batch, kwargs, check_key, {})
+    guide_computes = model_fingerprint(guide, sites.guide_values(state), batch, kwargs, check_key, {})
     stepper = Stepper(
         model=latent_model.as_argument,
-        guide=SameProgram(svi.guide, guide_computes),
+        guide=SameProgram(guide, guide_computes),
         optim=SameProgram(svi.optim, optimizer_fingerprint(svi.optim, params)),
         objective=SameProgram.of_fields(objective) if is_known_by_value(objective) else objective,
         plate=plate,
@@ -289,7 +273,3 @@ def _make_feed(
     if layout is not None:
         layout.check_batch("batch_size", batch_size)
     return ArrayFeed(data, num_data, batch_size, layout)
-
-
-def _no_guide(*args: Any, **kwargs: Any) -> None:
-    """A guide without sites."""

@@ -1,4 +1,4 @@
-"""What a training run begins with: the sites of model and guide, and the state before the first step."""
+"""What a training run begins with: an objective that suits the model, the sites of model and guide, the state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from numpyro.infer.svi import SVIState
 
 from numpyro_kaem._compilation.options import RUN_ONCE
@@ -17,6 +18,37 @@ from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.description import describe_distributions
 from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
+
+# NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
+_NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
+
+
+def guide_for(objective: Any, guide: Callable | None) -> Callable:
+    """The guide that an objective is trained with: one without sites where it needs none."""
+    if not isinstance(objective, ELBO):
+        raise TypeError(f"objective must be ImportanceMLE(...) or another numpyro.infer.elbo.ELBO, got {objective!r}")
+    if guide is None and isinstance(objective, _NEED_GUIDE):
+        raise ValueError(
+            f"guide must be given with {type(objective).__name__}, which without one trains on draws from the prior: "
+            "pass guide=..., an encoder, or take ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...)"
+        )
+    return _no_guide if guide is None else guide
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None:
+    """A guide without sites."""
+
+
+def check_suits(objective: ELBO, latent_model: LatentModel) -> None:
+    """Raise an error where the objective would learn something wrong of the model."""
+    if isinstance(objective, Objective):
+        objective.check(latent_model)
+    if isinstance(objective, _NEED_GUIDE) and latent_model.unnormalized_sites:
+        raise ValueError(
+            f"objective must be ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...), because the density of "
+            f"{list(latent_model.unnormalized_sites)} is known up to a constant only, got {type(objective).__name__}, "
+            "which would take it for normalised and learn a wrong energy"
+        )
 
 
 class Sites(NamedTuple):
