@@ -738,6 +738,21 @@ MUTANTS = [
         "test_training_features.py::test_patience_ends_the_run_after_so_many_scores_without_a_new_best",
     ),
     Mutant(
+        "a keyword of fit that has moved is heard and not heeded",
+        "training/moved_keywords.py",
+        "return replace(given, **fields) if isinstance(given, HeldOut | Checkpointing) else kind(given, **fields)",
+        "return given if isinstance(given, HeldOut | Checkpointing) else kind(given)",
+        "test_fit_settings.py::test_keywords_that_have_moved_do_what_they_did_and_say_where_they_are_now",
+    ),
+    Mutant(
+        "a checkpoint that is replaced is removed before the new one is whole",
+        "_checkpoints/store.py",
+        '        draft = self._directory / f"{step:010d}.writing"\n        try:\n',
+        '        draft = self._directory / f"{step:010d}.writing"\n'
+        '        shutil.rmtree(draft.with_suffix(""), ignore_errors=True)\n        try:\n',
+        "test_checkpoints.py::test_a_stop_before_any_rename_leaves_a_whole_checkpoint[rename]",
+    ),
+    Mutant(
         "checksums of a checkpoint are not compared",
         "_checkpoints/manifest.py",
         'if checksums and _sha256(folder / name) != expected["sha256"]:',

@@ -52,9 +52,9 @@ class CheckpointStore:
     Where JAX runs in several processes, all of them call `save` and `restore`, with a folder that they share;
     the first process writes. At any time one run writes to a folder; others may read it.
 
-    Orbax's `CheckpointManager` could keep the folder, but it counts damaged checkpoints among those that it keeps,
-    deletes a checkpoint before it writes one of the same step, leaves its draft on a disk that has become full, and
-    makes a folder anew that has vanished.
+    Orbax writes the arrays, but its `CheckpointManager` does not keep the folder: it counts damaged checkpoints among
+    those to keep, refuses a step that is there (a kill after its removal would lose it), leaves its draft on a disk that
+    is full, and makes a folder anew that has vanished.
 
     Args:
         directory: folder on a file system; it is created where it does not exist.
