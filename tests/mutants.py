@@ -747,10 +747,9 @@ MUTANTS = [
     Mutant(
         "a checkpoint that is replaced is removed before the new one is whole",
         "_checkpoints/store.py",
-        '        draft = self._directory / f"{step:010d}.writing"\n        try:\n',
-        '        draft = self._directory / f"{step:010d}.writing"\n'
-        '        shutil.rmtree(draft.with_suffix(""), ignore_errors=True)\n        try:\n',
-        "test_checkpoints.py::test_a_stop_before_any_rename_leaves_a_whole_checkpoint[rename]",
+        "draft.mkdir()",
+        'draft.mkdir(), shutil.rmtree(draft.with_suffix(""), ignore_errors=True)',
+        "test_checkpoints.py::test_a_stop_before_any_rename_leaves_a_whole_checkpoint[replace]",
     ),
     Mutant(
         "checksums of a checkpoint are not compared",

@@ -53,8 +53,8 @@ class CheckpointStore:
     the first process writes. At any time one run writes to a folder; others may read it.
 
     Orbax writes the arrays, but its `CheckpointManager` does not keep the folder: it counts damaged checkpoints among
-    those to keep, refuses a step that is there (a kill after its removal would lose it), leaves its draft on a disk that
-    is full, and makes a folder anew that has vanished.
+    those to keep, refuses a step that is there (a kill after its removal would lose it), leaves its draft on a disk
+    that is full, and makes a folder anew that has vanished.
 
     Args:
         directory: folder on a file system; it is created where it does not exist.
