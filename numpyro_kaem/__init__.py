@@ -47,7 +47,16 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.training import FitResult, GridAdaptation, IndexedBatch, TensorBoardLogger, TrainingFailed, fit
+from numpyro_kaem.training import (
+    Checkpointing,
+    FitResult,
+    GridAdaptation,
+    HeldOut,
+    IndexedBatch,
+    TensorBoardLogger,
+    TrainingFailed,
+    fit,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -62,12 +71,14 @@ __all__ = [
     "Barker",
     "Basis",
     "Chebyshev",
+    "Checkpointing",
     "DeepKAPrior",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
     "GaussLegendre",
     "GridAdaptation",
+    "HeldOut",
     "ICDFReparam",
     "ImportanceMLE",
     "ImportanceSampling",

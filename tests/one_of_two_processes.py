@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from on_eight_devices import DATA, OBJECTIVES, train
 
+from numpyro_kaem import Checkpointing
+
 
 class Share:
     """Batches of 16 rows, of which a process gives its share."""
@@ -36,8 +38,8 @@ def main(folder, process, num_processes, port, num_epochs):
 
     # One process is left alone with a callback that ends the run: all must stop, and together.
     ends = [lambda epoch, metrics, params: epoch == num_epochs and process == 0]
-    checkpoints = {"checkpoint_dir": f"{folder}/{num_processes}", "checkpoint_every": 2}
-    result = train(OBJECTIVES["langevin"], mesh, num_epochs=3, callbacks=ends, **checkpoints)
+    checkpoints = Checkpointing(f"{folder}/{num_processes}", every=2)
+    result = train(OBJECTIVES["langevin"], mesh, num_epochs=3, callbacks=ends, checkpoints=checkpoints)
     assert result.stop_reason == "callback"
 
     if num_epochs == 3:

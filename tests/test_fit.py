@@ -17,7 +17,7 @@ from training_cases import Squares, model
 
 from numpyro_kaem import DeepKAPrior
 from numpyro_kaem.objectives import ImportanceMLE
-from numpyro_kaem.training import TrainingFailed, fit
+from numpyro_kaem.training import HeldOut, TrainingFailed, fit
 from numpyro_kaem.training.run import _is_true
 
 DATA = 1.5 + 1.2 * np.random.default_rng(0).standard_normal(210).astype(np.float32)
@@ -41,7 +41,7 @@ def exact_log_likelihood(params, x):
 
 def test_it_finds_the_maximum_of_the_likelihood_and_scores_held_out_data():
     held_out = 1.5 + 1.2 * np.random.default_rng(1).standard_normal(100).astype(np.float32)
-    result = run(num_epochs=60, objective=ImportanceMLE(300), held_out=held_out, held_out_every=25)
+    result = run(num_epochs=60, objective=ImportanceMLE(300), held_out=HeldOut(held_out, every=25))
     best = {"location": DATA.mean(), "noise": np.sqrt(DATA.var() - 1.0)}
     # The likelihood is flat around its maximum: minibatch gradients move it by less than 0.02 nats per datum.
     assert exact_log_likelihood(result.params, DATA).mean() > exact_log_likelihood(best, DATA).mean() - 0.02
@@ -124,7 +124,7 @@ def test_an_elbo_with_a_guide_trains_and_keeps_the_guide_s_parameters_apart():
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("z", dist.Normal(slope * x + offset, spread))
 
-    result = run(objective=Trace_ELBO(), guide=guide, num_epochs=100, held_out=DATA, held_out_every=100)
+    result = run(objective=Trace_ELBO(), guide=guide, num_epochs=100, held_out=HeldOut(DATA, every=100))
     assert set(result.params) == {"location", "noise"}
     assert set(result.guide_params) == {"slope", "offset", "spread"}
     assert abs(result.params["location"] - DATA.mean()) < 0.3
@@ -282,11 +282,9 @@ BAD_INPUT = {
     "batch_size 0": ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
     "batch_size above": ({"batch_size": 211}, ValueError, r"batch_size must be at most .* 210, got 211"),
     "num_epochs": ({"num_epochs": 0}, ValueError, "num_epochs must be a whole number of at least 1"),
-    "held_out_num_samples": ({"held_out_num_samples": 0}, ValueError, "held_out_num_samples must be"),
-    "held_out_every": ({"held_out_every": 0}, ValueError, "held_out_every must be"),
     "init_params": ({"init_params": {"lokation": 1.0}}, ValueError, r"init_params.*'lokation'"),
     "objective": ({"objective": "mle"}, TypeError, "objective"),
-    "optimizer": ({"optimizer": "adam"}, TypeError, "optimizer must be .* got 'adam'"),
+    "optimizer": ({"optimizer": "adam"}, TypeError, "or optax.GradientTransformation. Got <class .str.>"),
     "beyond float32": (
         {"data": np.append(DATA[:-1].astype(float), 1e300)},
         ValueError,
@@ -295,15 +293,8 @@ BAD_INPUT = {
     "list of NumPy's numbers": ({"data": list(DATA)}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
     "list of numbers": ({"data": DATA.tolist()}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
     "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
-    "number as key": (
-        {"key": None},
-        TypeError,
-        r"key must be one JAX random key, such as .*, got None",
-    ),
-    "several keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, "key must be one JAX random key"),
-    "callbacks": ({"callbacks": [print, None]}, TypeError, r"callbacks\[1\] must be a function .*, got None"),
-    "ema_decay": ({"ema_decay": "0.9"}, ValueError, r"ema_decay must lie in \(0, 1\), got '0.9'"),
-    "grid_adaptation": ({"grid_adaptation": [1]}, TypeError, r"grid_adaptation must be a GridAdaptation.*, got \[1\]"),
+    "no key": ({"key": None}, TypeError, "PRNG key"),
+    "several keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, "accepts a single key"),
     "specs": (
         {"mesh": MESH, "batch_size": 10, "param_specs": lambda site, array: None},
         TypeError,

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import optax
-from numpyro_kaem import LangevinMLE, fit
+from numpyro_kaem import Checkpointing, LangevinMLE, fit
 
 
 def model(x):
@@ -45,8 +45,7 @@ result = fit(
     batch_size=20,
     ema_decay=0.99,
     progress=False,
-    checkpoint_dir=sys.argv[1],
-    checkpoint_every=int(sys.argv[2]),
+    checkpoints=Checkpointing(sys.argv[1], every=int(sys.argv[2])),
 )
 assert result.stop_reason == "finished"
 """

@@ -19,6 +19,7 @@ from numpyro_kaem import (
     ULA,
     BSpline,
     GridAdaptation,
+    HeldOut,
     ImportanceMLE,
     ImportanceSampling,
     KAPrior,
@@ -122,13 +123,14 @@ def sample(sampler, model, key=0, scale=1.0, x=DATA):
 
 def train(objective, model, key=0, x=DATA, **options):
     given = {"optimizer": optax.sgd(0.01), "num_epochs": 1, "batch_size": 2, "held_out": x} | options
+    if given["held_out"] is not None:
+        given["held_out"] = HeldOut(given["held_out"], num_samples=20)
     guided = {"guide": guide} if objective == "elbo" else {}
     result = fit(
         jax.random.key(key),
         model,
         x,
         objective=OBJECTIVES[objective](),
-        held_out_num_samples=20,
         progress=False,
         **given,
         **guided,

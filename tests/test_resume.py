@@ -15,6 +15,7 @@ from training_cases import DATA, KeptChains, run, saved_arrays
 
 from numpyro_kaem._checkpoints import store
 from numpyro_kaem._checkpoints.store import CheckpointStore
+from numpyro_kaem.training import Checkpointing, HeldOut
 
 NUM_EPOCHS, NUM_STEPS = 4, 12
 
@@ -26,9 +27,8 @@ def train(directory, **options):
         "optimizer": optax.adam(0.05),
         "num_epochs": NUM_EPOCHS,
         "ema_decay": 0.9,
-        "held_out": DATA[:7],
-        "held_out_num_samples": 20,
-        "checkpoint_dir": directory,
+        "held_out": HeldOut(DATA[:7], num_samples=20),
+        "checkpoints": directory,
     } | options
     return run(**options)
 
@@ -36,7 +36,7 @@ def train(directory, **options):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     directory = tmp_path_factory.mktemp("alone")
-    return train(directory, checkpoint_every=1, keep_checkpoints=NUM_STEPS), directory
+    return train(Checkpointing(directory, every=1, keep=NUM_STEPS)), directory
 
 
 def assert_the_same(result, directory, alone):
@@ -93,15 +93,16 @@ def test_an_error_of_a_callback_costs_nothing(alone, tmp_path):
             raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left") as raised:
-        train(tmp_path, callbacks=[full], checkpoint_every=100)
+        train(Checkpointing(tmp_path, every=100), callbacks=[full])
     assert len(raised.value.result.history["loss"]) == 6 and raised.value.result.stop_reason == "error"
     assert "`result`" in raised.value.__notes__[0]
     assert_the_same(train(tmp_path), tmp_path, alone)
 
 
 def test_a_run_that_patience_has_ended_stays_ended(tmp_path):
-    options = {"optimizer": optax.sgd(0.0), "num_epochs": 5, "held_out": DATA[:7], "held_out_num_samples": 20}
-    first, again = (run(patience=1, checkpoint_dir=tmp_path, **options) for _ in range(2))
+    held_out = HeldOut(DATA[:7], num_samples=20, patience=1)
+    options = {"optimizer": optax.sgd(0.0), "num_epochs": 5, "held_out": held_out, "checkpoints": tmp_path}
+    first, again = (run(**options) for _ in range(2))
     assert first.stop_reason == again.stop_reason == "patience"
     assert len(first.history["steps"]) == len(again.history["steps"]) == 2
 
@@ -163,7 +164,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_until_a_callback_ends_it(monkey
 
     monkeypatch.setattr(store, "write_arrays", full)
     with pytest.warns(RuntimeWarning, match=r"could not be written to .*No space left on device") as warned:
-        result = run(num_epochs=5, checkpoint_dir=tmp_path, callbacks=[lambda epoch, metrics, params: epoch == 2])
+        result = run(num_epochs=5, checkpoints=tmp_path, callbacks=[lambda epoch, metrics, params: epoch == 2])
     assert [re.search(r"step (\d+)", str(warning.message))[1] for warning in warned] == ["3", "6"]
     assert result.stop_reason == "callback"
     assert len(result.history["loss"]) == 6
@@ -172,5 +173,5 @@ def test_a_full_disk_is_told_and_the_run_goes_on_until_a_callback_ends_it(monkey
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_compiled(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=rf"checkpoint_dir must be a folder .*'{tmp_path}/file/run'"):
-        run(checkpoint_dir=tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match=rf"checkpoints must be a folder .*'{tmp_path}/file/run'"):
+        run(checkpoints=tmp_path / "file" / "run")

@@ -72,7 +72,7 @@ def test_steps_per_epoch_cut_a_stream_and_ctrl_c_in_an_epoch_is_made_good(passes
             os.kill(os.getpid(), signal.SIGINT)
 
     # Epochs that are no whole number of rounds, so that it matters which batches were used before the last one.
-    options = {"steps_per_epoch": 2, "num_epochs": 3, "checkpoint_dir": tmp_path}
+    options = {"steps_per_epoch": 2, "num_epochs": 3, "checkpoints": tmp_path}
     usual = signal.getsignal(signal.SIGINT)
     cut = run(endless(interrupt), **options)
     assert cut.stop_reason == "interrupted"
@@ -91,7 +91,7 @@ def test_what_goes_wrong_in_a_stream_costs_no_step_before_it(passes, tmp_path):
         if number == 5:
             raise OSError("the disk is gone")
 
-    options = {"steps_per_epoch": 2, "num_epochs": 3, "checkpoint_dir": tmp_path}
+    options = {"steps_per_epoch": 2, "num_epochs": 3, "checkpoints": tmp_path}
     with pytest.raises(OSError, match="the disk is gone") as raised:
         run(endless(unplugged), **options)
     cut = raised.value.result
@@ -173,8 +173,14 @@ class WithoutIter:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: endless, "data must be arrays or an iterable of batches, got the function 'endless': call it"),
-        (WithoutIter, "got a WithoutIter, which has no __iter__: a loader needs one that yields the batches"),
+        (
+            lambda: endless,
+            r"data\[0\] must be an array of numbers, got <function endless.* is called first",
+        ),
+        (
+            WithoutIter,
+            r"got <.*WithoutIter object.*: an iterable of batches has an __iter__",
+        ),
     ],
     ids=["function", "loader"],
 )

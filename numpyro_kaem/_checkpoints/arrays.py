@@ -21,15 +21,12 @@ SCALARS = bool | int | float | complex
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a pytree under their paths, such as `state.optim_state['weight'][0]`; no class is named.
-
-    Raises:
-        TypeError: for a leaf that is not an array of numbers, a PRNG key or a number (its path is named).
-    """
+    """The leaves of a pytree under their paths, such as `state.optim_state['weight'][0]`; no class is named."""
     leaves = {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
     for path, leaf in leaves.items():
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | SCALARS)
-        if not is_array or not (_is_key(leaf) or _is_numeric(_dtype(leaf))):
+        is_number = is_array and any(jnp.issubdtype(_dtype(leaf), kind) for kind in (np.number, np.bool_))
+        if not is_number and not _is_key(leaf):
             raise TypeError(f"{path} must be an array of numbers, a PRNG key or a number, got {leaf!r}")
     return leaves
 
@@ -45,7 +42,7 @@ def checksum(tree: PyTree) -> int:
     for leaf in jax.tree.leaves(tree):
         array = np.ascontiguousarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         number = zlib.crc32(f"{array.shape} {array.dtype}".encode(), number)
-        number = zlib.crc32(array.view(np.uint8), number)
+        number = zlib.crc32(array.view(np.uint8).data, number)
     return number
 
 
@@ -59,11 +56,7 @@ def to_host(leaf: Any) -> np.ndarray:
 
 
 def to_device(array: np.ndarray, like: Any) -> Any:
-    """What `to_host` made of a leaf, as the same kind of leaf as `like` and with its sharding.
-
-    Raises:
-        ValueError: if `like` is of a 64-bit dtype and JAX's x64 mode has been left since.
-    """
+    """What `to_host` made of a leaf, as the same kind of leaf as `like` and with its sharding."""
     if _is_key(like):
         data = to_device(array, jax.random.key_data(like))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
@@ -83,11 +76,7 @@ def to_device(array: np.ndarray, like: Any) -> Any:
 
 
 def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write non-empty arrays as a new Orbax checkpoint, from this process alone.
-
-    Raises:
-        OSError: if they cannot be written.
-    """
+    """Write non-empty arrays as a new Orbax checkpoint, from this process alone; an OSError if they cannot be."""
     import orbax.checkpoint as ocp
 
     # The storage format knows NumPy's own dtypes and bfloat16 but not all of the narrow ones, which take a byte each.
@@ -108,11 +97,7 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_arrays(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
-    """Read arrays that `write_arrays` has written, by this process alone.
-
-    Raises:
-        RuntimeError: if this version of Orbax cannot read them.
-    """
+    """Read arrays that `write_arrays` has written, by this process alone."""
     import orbax.checkpoint as ocp
 
     restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
@@ -159,7 +144,3 @@ def _is_key(leaf: Any) -> bool:
 
 def _dtype(leaf: Any) -> Any:
     return leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype
-
-
-def _is_numeric(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -17,17 +18,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from numpyro_kaem._checkpoints.arrays import leaves_by_path, read_arrays, signature, to_device, to_host, write_arrays
 from numpyro_kaem._checkpoints.manifest import MANIFEST, DamagedError, flush, is_whole, to_json, verify, write_manifest
+from numpyro_kaem._checkpoints.processes import any_process, of_first_process
 from numpyro_kaem.checks import check_count
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 ARRAYS, HISTORY = "state", "history.npz"
 FOLDER_NAME = re.compile(r"(\d{10,})(\.writing|\.removed)?")
@@ -51,38 +52,20 @@ class CheckpointStore:
     Where JAX runs in several processes, all of them call `save` and `restore`, with a folder that they share;
     the first process writes. At any time one run writes to a folder; others may read it.
 
+    Orbax writes the arrays, but its `CheckpointManager` does not keep the folder: it counts damaged checkpoints among
+    those to keep, refuses a step that is there (a kill after its removal would lose it), leaves its draft on a disk
+    that is full, and makes a folder anew that has vanished.
+
     Args:
         directory: folder on a file system; it is created where it does not exist.
         keep: how many checkpoints to keep, at least 1.
-
-    Raises:
-        ValueError: if the folder cannot be created or written to (the path and the reason are named), or if
-            keep is out of range.
-        TypeError: for a directory that is no path.
-
-    Example:
-        ```python
-        import tempfile
-
-        import jax
-        import jax.numpy as jnp
-        import numpy as np
-        from numpyro_kaem._checkpoints.store import CheckpointStore
-
-        store = CheckpointStore(tempfile.mkdtemp())
-        state = {"weight": jnp.arange(3.0), "key": jax.random.key(0)}
-        store.save(100, state, {"loss": np.ones(100)}, {"batch_size": 50})
-        step, restored, history = store.restore(state, {"batch_size": 50})
-        assert step == 100 and jnp.array_equal(restored["weight"], state["weight"])
-        ```
+        name: how the caller calls the argument that names the folder.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3):
-        self._keep = check_count("keep", keep, 1)
-        if not isinstance(directory, str | os.PathLike):
-            raise TypeError(f"checkpoint_dir must be a path, as text or pathlib.Path, got {directory!r}")
+    def __init__(self, directory: str | os.PathLike, keep: int = 3, name: str = "checkpoint_dir"):
+        self._keep, self._name = check_count("keep", keep, 1), name
         if "://" in os.fspath(directory):
-            raise ValueError(f"checkpoint_dir must be a folder on a file system, got {os.fspath(directory)!r}")
+            raise ValueError(f"{name} must be a folder on a file system, got {os.fspath(directory)!r}")
         # A later change of the working directory must not move the checkpoints.
         self._directory = Path(directory).expanduser().absolute()
         try:
@@ -91,19 +74,13 @@ class CheckpointStore:
                 pass
         except OSError as error:
             raise ValueError(
-                "checkpoint_dir must be a folder that can be created and written to, "
-                f"got {os.fspath(self._directory)!r}: {error.strerror}"
+                f"{name} must be a folder that can be created and written to, got {os.fspath(self._directory)!r}: "
+                f"{error.strerror}"
             ) from error
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs from writing to the folder, for as long as this process does.
-
-        The operating system gives the lock back when the process ends, however it does.
-
-        Raises:
-            ValueError: where another run holds it.
-        """
+        """Keep other runs from writing to the folder, by a lock that ends with the process, however it does."""
         if fcntl is None or jax.process_index():
             yield
             return
@@ -113,7 +90,7 @@ class CheckpointStore:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"checkpoint_dir {os.fspath(self._directory)!r} is being written to by another run: wait for its "
+                    f"{self._name} {os.fspath(self._directory)!r} is being written to by another run: wait for its "
                     "end, or take another directory"
                 ) from None
             except OSError:  # a file system without locks
@@ -144,17 +121,12 @@ class CheckpointStore:
         Raises:
             TypeError: for a leaf, a history or a description that cannot be written.
         """
-        step = check_count("step", step, 0)
         leaves = leaves_by_path(state)
         arrays = {path: to_host(leaf) for path, leaf in leaves.items() if np.size(leaf)}
         for name, array in history.items():
             if np.asarray(array).dtype.kind not in "biufcSU":
                 raise TypeError(f"history[{name!r}] must be an array of NumPy numbers, got {array!r}")
-        manifest = {
-            "step": step,
-            "description": json.loads(to_json(description)),
-            "tree": signature(leaves),
-        }
+        manifest = {"step": step, "description": json.loads(to_json(description)), "tree": signature(leaves)}
         written = True
         if jax.process_index() == 0:
             try:
@@ -167,7 +139,7 @@ class CheckpointStore:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        return _all_processes(written)
+        return not any_process(not written)
 
     def restore(self, like: PyTree, description: dict[str, Any]) -> tuple[int, PyTree, dict[str, np.ndarray]] | None:
         """The newest undamaged checkpoint.
@@ -189,14 +161,14 @@ class CheckpointStore:
             RuntimeError: if this version of Orbax cannot read it.
         """
         leaves = leaves_by_path(like)
-        names = _of_first_process([folder.name for _, folder in self._candidates()])
+        names = of_first_process([folder.name for _, folder in self._candidates()])
         for name in names:
             folder, damage, manifest = self._directory / name, None, {}
             try:
                 manifest = verify(folder)
             except DamagedError as error:
                 damage = str(error)
-            if not _all_processes(damage is None):
+            if any_process(damage is not None):
                 damage = damage or "another process cannot read it"
                 warnings.warn(f"the checkpoint {folder} is passed over: {damage}", RuntimeWarning, stacklevel=2)
                 continue
@@ -216,17 +188,19 @@ class CheckpointStore:
             )
         return None
 
+    def _folders(self) -> list[tuple[int, str, Path]]:
+        """Step, suffix and path of what may be a checkpoint, or was to become one, the newest first."""
+        folders = [folder for folder in self._directory.iterdir() if FOLDER_NAME.fullmatch(folder.name)]
+        return sorted(((int(f.stem), f.suffix, f) for f in folders if f.is_dir()), reverse=True)
+
     def _candidates(self) -> list[tuple[int, Path]]:
         """Steps and folders that may hold a checkpoint, the newest first."""
-        candidates = []
-        for folder in self._directory.iterdir():
-            match = FOLDER_NAME.fullmatch(folder.name)
-            if match is None or not folder.is_dir():
-                continue
-            # A draft with a manifest is whole: the process was killed just before it could rename the folder.
-            if match[2] is None or (match[2] == ".writing" and (folder / MANIFEST).exists()):
-                candidates.append((int(match[1]), folder))
-        return sorted(candidates, key=lambda item: (item[0], item[1].suffix), reverse=True)
+        # A draft with a manifest is whole: the process was killed just before it could rename the folder.
+        return [
+            (step, folder)
+            for step, suffix, folder in self._folders()
+            if not suffix or (suffix == ".writing" and (folder / MANIFEST).exists())
+        ]
 
     def _write(
         self, step: int, arrays: dict[str, np.ndarray], history: dict[str, np.ndarray], manifest: dict[str, Any]
@@ -243,28 +217,23 @@ class CheckpointStore:
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        folder = self._put_into_place(draft)
-        if not is_whole(folder):
-            raise OSError(f"{folder} is not what has been written")
+        if not is_whole(self._put_into_place(draft)):
+            raise OSError(f"the checkpoint of step {step} is not what has been written")
         self._remove_older_than(step)
 
     def _tidy(self) -> None:
         """Finish or remove what a killed process has left."""
-        for folder in list(self._directory.iterdir()):
-            match = FOLDER_NAME.fullmatch(folder.name)
-            if match is None or match[2] is None or not folder.is_dir():
-                continue
-            if match[2] == ".writing" and is_whole(folder):
+        for _, suffix, folder in self._folders():
+            if suffix == ".writing" and is_whole(folder):
                 self._put_into_place(folder)
-            else:
+            elif suffix:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _put_into_place(self, draft: Path) -> Path:
         folder = draft.with_suffix("")
         if folder.exists():
-            self._remove(folder, then=draft)
-        else:
-            draft.rename(folder)
+            self._remove(folder)  # the draft is a candidate itself by now
+        draft.rename(folder)
         flush(self._directory)
         return folder
 
@@ -277,32 +246,24 @@ class CheckpointStore:
                 with contextlib.suppress(OSError):
                     self._remove(folder)
 
-    def _remove(self, folder: Path, then: Path | None = None) -> None:
-        """Remove a checkpoint, renamed first so that what is left of it is never taken for a damaged one.
-
-        Args:
-            folder: the checkpoint.
-            then: folder that takes its place.
-        """
+    def _remove(self, folder: Path) -> None:
+        """Remove a checkpoint, renamed first so that what is left of it is never taken for a damaged one."""
         removed = folder.with_suffix(".removed")
         folder.rename(removed)
-        if then is not None:
-            then.rename(folder)
         shutil.rmtree(removed, ignore_errors=True)
 
     def _check_same_run(self, manifest: dict, tree: dict, description: dict) -> None:
         """Raise an error that lists what differs between a checkpoint and this run."""
-        saved_tree, saved = manifest["tree"], _entries(manifest["description"])
+        saved, differences = manifest["tree"], []
+        differences += [f"{path} is not in the checkpoint" for path in tree if path not in saved]
+        differences += [f"{path} is in the checkpoint only" for path in saved if path not in tree]
+        for path, kind in itertools.product([path for path in tree if path in saved], ("shape", "dtype")):
+            old, new = (tuple(t[path][kind]) if kind == "shape" else t[path][kind] for t in (saved, tree))
+            if old != new:
+                differences.append(f"{path} has the {kind} {old} in the checkpoint, {new} now")
         # A fact that is not there at all was not noted yet by the version that has written the checkpoint.
         now = _entries({name: value for name, value in description.items() if name in manifest["description"]})
-        differences = [f"{path} is not in the checkpoint" for path in tree if path not in saved_tree]
-        differences += [f"{path} is in the checkpoint only" for path in saved_tree if path not in tree]
-        for path in tree:
-            for kind in ("shape", "dtype"):
-                old, new = (t.get(path, {}).get(kind) for t in (saved_tree, tree))
-                if path in saved_tree and old != new:
-                    old, new = (tuple(v) if kind == "shape" else v for v in (old, new))
-                    differences.append(f"{path} has the {kind} {old} in the checkpoint, {new} now")
+        saved = _entries(manifest["description"])
         for name in sorted(saved | now):
             old, new = (entries.get(name, "absent") for entries in (saved, now))
             if old != new:
@@ -311,7 +272,7 @@ class CheckpointStore:
             more = len(differences) - MAX_DIFFERENCES
             listed = differences[:MAX_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
             raise ValueError(
-                f"checkpoint_dir {os.fspath(self._directory)!r} holds a checkpoint (step {manifest['step']}) of "
+                f"{self._name} {os.fspath(self._directory)!r} holds a checkpoint (step {manifest['step']}) of "
                 "another model or run; take another directory, or the same model, data and settings. It differs:\n- "
                 + "\n- ".join(listed)
             )
@@ -334,21 +295,3 @@ def _entries(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             entries[prefix + name] = "nan" if isinstance(value, float) and math.isnan(value) else value
     return entries
-
-
-def _all_processes(value: bool) -> bool:
-    """Whether the value is true in all processes; they wait for each other here."""
-    if jax.process_count() == 1:
-        return value
-    return bool(np.all(multihost_utils.process_allgather(np.array([value], np.uint8))))
-
-
-def _of_first_process(names: list[str]) -> list[str]:
-    """The names that the first process has."""
-    if jax.process_count() == 1:
-        return names
-    text = np.frombuffer("\n".join(names).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.array(text.size, np.int32)))
-    padded = np.zeros(size, np.uint8)
-    padded[: min(size, text.size)] = text[:size]
-    return bytes(multihost_utils.broadcast_one_to_all(padded)).decode().split("\n") if size else []

@@ -30,12 +30,6 @@ class RunCheckpoints:
 
     A chunk is known by its state on the device, by the number of stages that it has behind it, and by what these have
     told, one record a stage or none.
-
-    Args:
-        directory: of the checkpoints; None for none.
-
-    Raises:
-        ValueError: for a folder that cannot be written to; where JAX runs in several processes.
     """
 
     def __init__(self, directory: str | os.PathLike | None):
@@ -81,7 +75,7 @@ class RunCheckpoints:
         self._description = {
             "sampler": type(sampler).__name__,
             "settings": settings,
-            "x64": jax.config.jax_enable_x64,
+            "x64": jnp.result_type(float) == jnp.float64,
             "latents": {name: list(shape) for name, shape in target.latent_model.latent_shapes.items()},
             "checksum": {
                 "model": checksum((np.frombuffer(text.encode(), np.uint8), computed.consts)),
@@ -91,11 +85,7 @@ class RunCheckpoints:
         }
 
     def at(self, chunk: int, begin: PyTree) -> tuple[PyTree, int, dict[str, np.ndarray]]:
-        """State, number of stages and records of a chunk: as it begins, or as the checkpoint has it.
-
-        Raises:
-            ValueError: if the checkpoint is of another model, other data or other settings.
-        """
+        """State, number of stages and records of a chunk: as it begins, or as the checkpoint has it."""
         if self._store is not None and chunk == 0:
             self._read()
         if chunk >= len(self._chunks):
@@ -105,14 +95,9 @@ class RunCheckpoints:
         return jax.tree.unflatten(structure, map(to_device, leaves, begun)), stages, records
 
     def keep(self, chunk: int, state: PyTree, stages: int, records: Sequence[Any] = (), whole: bool = False) -> None:
-        """Take down where a chunk is, if there is a place for it and it is time.
+        """Take down where a chunk is, if there is a place for it and it is time, or it is `whole`: at its end.
 
-        Args:
-            chunk: its number.
-            state: of it, as a pytree of arrays.
-            stages: how many it has behind it.
-            records: named tuples of arrays, of one class and the same shapes.
-            whole: whether it is at its end, or must stop here.
+        `stages` is how many it has behind it, `records` are named tuples of arrays, of one class and the same shapes.
         """
         if self._store is None or not (whole or time.monotonic() >= self._next):
             return

@@ -16,31 +16,12 @@ from numpyro_kaem.checks import check_count
 
 
 def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:
-    """The optimiser that NumPyro's `SVI` is given.
-
-    Args:
-        optimizer: Optax transformation, NumPyro optimiser, or a dict of Optax transformations by label.
-        labels: the label of a parameter site, by its name; by default the name without `$params`.
-        accumulate: number of minibatches whose mean gradient makes a step of the optimiser.
-
-    Raises:
-        ValueError: for labels without a dict, or accumulation with a NumPyro optimiser; of what is returned, when it is
-            given parameters whose labels are not those of the dict.
-        TypeError: for what is no optimiser.
-    """
+    """The optimiser that NumPyro's `SVI` is given, from what `fit` is given."""
     check_count("accumulate", accumulate, 1)
     if isinstance(optimizer, Mapping):
-        for label, part in optimizer.items():
-            if not isinstance(part, optax.GradientTransformation):
-                raise TypeError(f"optimizer[{label!r}] must be an Optax gradient transformation, got {part!r}")
         optimizer = _by_label(dict(optimizer), labels or (lambda site: site.removesuffix("$params")))
     elif labels is not None:
         raise ValueError("labels need a dict of optimisers: optimizer={'energy': optax.adam(1e-3), ...}")
-    if not isinstance(optimizer, optax.GradientTransformation | _NumPyroOptim):
-        raise TypeError(
-            f"optimizer must be an Optax gradient transformation or NumPyro optimiser, or a dict of the former, "
-            f"got {optimizer!r}"
-        )
     if accumulate == 1:
         return optimizer
     if not isinstance(optimizer, optax.GradientTransformation):

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from numpyro_kaem._checkpoints.arrays import checksum
 from numpyro_kaem._numerics.sharding import with_auto_axes
 from numpyro_kaem.objectives.objective import STATE
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where things are: data and chains along one axis of a mesh, all else on every device unless `param_specs` says.
-
-    Args:
-        mesh: a `jax.sharding.Mesh`.
-        axis: the axis of the mesh along which data are divided.
-        param_specs: PartitionSpec of an array, by the name of its parameter site and the array; None for all
-            replicated.
-    """
+class Layout(NamedTuple):
+    """Where things are: data and chains along one axis of a mesh, all else everywhere unless `param_specs` says."""
 
     mesh: Mesh
     axis: str
-    param_specs: Callable[[str, Any], PartitionSpec] | None = None
+    param_specs: Callable[[str, Any], PartitionSpec] | None
 
     @property
     def num_shards(self) -> int:
@@ -84,10 +77,7 @@ class Layout:
                 f"param_specs must return a jax.sharding.PartitionSpec, got {spec!r} for {site!r}: PartitionSpec() "
                 "means a copy on every device"
             )
-        axes = {
-            axis for entry in spec if entry is not None for axis in (entry if isinstance(entry, tuple) else (entry,))
-        }
-        if unknown := axes - set(self.mesh.axis_names):
+        if unknown := {axis for axis in jax.tree.leaves(tuple(spec))} - set(self.mesh.axis_names):
             raise ValueError(
                 f"param_specs must name axes of the mesh, {self.mesh.axis_names}, got {sorted(unknown)} for {site!r}"
             )
@@ -108,21 +98,27 @@ class Layout:
 
 
 def make_layout(mesh: Any, param_specs: Any) -> Layout | None:
-    """The layout on a user's mesh, whose first axis divides the data; None for one device.
-
-    Raises:
-        TypeError: for what is no mesh, or param_specs that are no function.
-        ValueError: for param_specs without a mesh.
-    """
+    """The layout on a user's mesh, whose first axis divides the data; None for one device."""
     if mesh is None:
         if param_specs is not None:
             raise ValueError("param_specs need a mesh, whose axes they name")
         return None
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, such as jax.make_mesh((8,), ('data',)), got {mesh!r}")
-    if param_specs is not None and not callable(param_specs):
-        raise TypeError(f"param_specs must be a function (site, array) -> PartitionSpec, got {param_specs!r}")
     return Layout(with_auto_axes(mesh), mesh.axis_names[0], param_specs)
+
+
+def check_same_in_all_processes(**trees: PyTree) -> None:
+    """Raise a ValueError that names the argument of `fit` whose arrays are not the same in every process."""
+    if jax.process_count() == 1:
+        return
+    of_all = multihost_utils.process_allgather(np.array([checksum(tree) for tree in trees.values()], np.uint32))
+    if differing := [name for name, column in zip(trees, of_all.T, strict=True) if len(set(column.tolist())) > 1]:
+        raise ValueError(
+            f"with a mesh fit must be called with the same arguments in every process, but {' and '.join(differing)} "
+            "differ between the processes: take keys that do not depend on jax.process_index(), and all of the data "
+            "everywhere, or an iterable that gives each process its own share of every batch"
+        )
 
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:

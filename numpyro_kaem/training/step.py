@@ -75,16 +75,8 @@ class Stepper(NamedTuple):
 
         That is the loss, the new parameters, or what the optimiser has accumulated: the parameters may still be finite
         while a gradient that is not waits there for its turn.
-
-        Args:
-            svi: as from `svi`.
-            state: before the step.
-            batch: positional arguments of the model.
-            rows: where the rows of the batch are among the data, whose chains are kept.
-            kwargs: keyword arguments of the model.
-
-        Returns:
-            The state after it, and what is recorded: `loss`, `is_finite` and the objective's metrics.
+        `rows` is where the rows of the batch are among the data, whose chains are kept. What is recorded are `loss`,
+        `is_finite` and the objective's metrics.
         """
         before = _take(state.svi, rows)
         after, loss = svi.update(before, *batch, **kwargs)
@@ -130,10 +122,8 @@ class Stepper(NamedTuple):
     ) -> tuple[TrainState, dict[str, Array], Array]:
         """Take the steps `first` to `last` of an epoch, or as many as there are before too many bad ones.
 
-        The bounds are values, so that one compiled program serves epochs that are broken off anywhere.
-
-        Returns:
-            The state, the records with those of the steps filled in, and the number of the step after the last.
+        The bounds are values, so that one compiled program serves epochs that are broken off anywhere. Returns the
+        records of the epoch with those of the steps filled in, and the number of the step after the last.
         """
         svi = self.svi(state, cut(data, order[0]), kwargs)
 

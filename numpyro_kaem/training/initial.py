@@ -1,0 +1,126 @@
+"""What a training run begins with: an objective that suits the model, the sites of model and guide, the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+from numpyro import handlers
+from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from numpyro.infer.svi import SVIState
+
+from numpyro_kaem._compilation.options import RUN_ONCE
+from numpyro_kaem._compilation.programs import jit_by_program
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.objectives.objective import STATE, Objective
+from numpyro_kaem.posterior.description import describe_distributions
+from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
+
+# NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
+_NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
+
+
+def guide_for(objective: Any, guide: Callable | None) -> Callable:
+    """The guide that an objective is trained with: one without sites where it needs none."""
+    if not isinstance(objective, ELBO):
+        raise TypeError(f"objective must be ImportanceMLE(...) or another numpyro.infer.elbo.ELBO, got {objective!r}")
+    if guide is None and isinstance(objective, _NEED_GUIDE):
+        raise ValueError(
+            f"guide must be given with {type(objective).__name__}, which without one trains on draws from the prior: "
+            "pass guide=..., an encoder, or take ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...)"
+        )
+    return _no_guide if guide is None else guide
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None:
+    """A guide without sites."""
+
+
+def check_suits(objective: ELBO, latent_model: LatentModel) -> None:
+    """Raise an error where the objective would learn something wrong of the model."""
+    if isinstance(objective, Objective):
+        objective.check(latent_model)
+    if isinstance(objective, _NEED_GUIDE) and latent_model.unnormalized_sites:
+        raise ValueError(
+            f"objective must be ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...), because the density of "
+            f"{list(latent_model.unnormalized_sites)} is known up to a constant only, got {type(objective).__name__}, "
+            "which would take it for normalised and learn a wrong energy"
+        )
+
+
+class Sites(NamedTuple):
+    """The parameter and mutable sites of a model and its guide, and their constrained values.
+
+    Attributes:
+        svi: NumPyro's algorithm, which has learned by its `init` how parameters are constrained.
+        of_model, of_guide: names, sorted.
+        distributions: families of the model's sample sites, by name.
+    """
+
+    svi: SVI
+    of_model: tuple[str, ...]
+    of_guide: tuple[str, ...]
+    distributions: dict[str, str]
+
+    def model_values(self, state: SVIState, params: PyTree = None) -> dict[str, Any]:
+        """Those of the model; of other unconstrained parameters than the state's where they are given."""
+        return self._values(self.of_model, state, params)
+
+    def guide_values(self, state: SVIState) -> dict[str, Any]:
+        """Those of the guide."""
+        return self._values(self.of_guide, state, None)
+
+    def _values(self, names: tuple[str, ...], state: SVIState, params: PyTree) -> dict[str, Any]:
+        params = self.svi.optim.get_params(state.optim_state) if params is None else params
+        constrained = self.svi.constrain_fn(params) | (state.mutable_state or {})
+        return {name: constrained[name] for name in names}
+
+
+def read_sites(svi: SVI, args: tuple, kwargs: dict[str, Any]) -> Sites:
+    """The sites of the model and guide of an `SVI` that has been initialised."""
+
+    def read(function: Callable) -> tuple[tuple[str, ...], dict[str, dict]]:
+        recorder = handlers.trace(handlers.seed(function, 0))
+        jax.eval_shape(lambda: recorder.get_trace(*args, **kwargs) and None)
+        kept = (name for name, site in recorder.trace.items() if site["type"] in ("param", "mutable"))
+        return tuple(sorted(kept)), recorder.trace
+
+    (of_model, trace), (of_guide, _) = read(svi.model), read(svi.guide)
+    return Sites(svi, of_model, of_guide, describe_distributions(trace))
+
+
+def initial_state(
+    svi: SVI, key: PRNGKeyArray, args: tuple, init_params: dict[str, Any] | None, kwargs: dict[str, Any]
+) -> SVIState:
+    """`svi.init`, compiled: of the model only the parameters' initial values are computed."""
+
+    def init(key, args, init_params, kwargs):
+        return svi.init(key, *args, init_params=init_params, **kwargs)
+
+    try:
+        state = jit_by_program(init, compiler_options=RUN_ONCE)(key, args, init_params, kwargs)
+        svi.get_params(state)
+    except jax.errors.UnexpectedTracerError:
+        # A constraint whose bounds are arrays made inside of the model: SVI has kept a traced one.
+        state = init(key, args, init_params, kwargs)
+    except NEEDS_VALUES as error:
+        raise explained(error) from error
+    return state
+
+
+def with_objective_state(
+    state: SVIState, objective: Objective, latent_model: LatentModel, num_chains: int | None
+) -> SVIState:
+    """The state with what the objective keeps between steps, by datum if it is known which datum is which."""
+    own = objective.initial_state(latent_model, latent_model.num_data if num_chains is None else num_chains)
+    if own["per_datum"] and num_chains is None:
+        if getattr(objective, "persistent", True) is not None:
+            raise ValueError(
+                "persistent chains need data as arrays, or batches that are IndexedBatch(data, indices): an iterable "
+                "does not tell which datum is which"
+            )
+        own["per_datum"] = {}
+    return SVIState(state.optim_state, (state.mutable_state or {}) | {STATE: own}, state.rng_key)
