@@ -7,6 +7,7 @@ staging: functions traced once and evaluated in part
 scans: the step of a `scan` that a site is at
 structure: the sites, plates and scales of a model
 fingerprint: when two models are the same program
+program: what is static of a model, compared by what it computes
 rows: the model run on one row: densities of one datum, masks included
 self_check: two rows at once compared with each by itself
 latent_model: `LatentModel`

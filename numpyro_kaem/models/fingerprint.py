@@ -20,8 +20,8 @@ def model_fingerprint(
     params: dict[str, Any],
     data: tuple,
     model_kwargs: dict[str, Any],
-    rng_key: Array,
-    plate_indices: dict[str, Array],
+    rng_key: Array | jax.ShapeDtypeStruct,
+    plate_indices: dict[str, Any],
 ) -> Hashable:
     """What a model or guide computes: equal for those that do the same with arguments of these shapes.
 
@@ -33,11 +33,12 @@ def model_fingerprint(
         model: a NumPyro model or guide.
         params: values of parameter and mutable sites, constrained.
         data: positional arguments.
-        model_kwargs: keyword arguments. Of these three the arrays are arguments of the runs.
+        model_kwargs: keyword arguments. Of these three the arrays, or their shapes, are arguments of the runs.
         rng_key: an argument of the runs.
         plate_indices: the indices of each plate, arguments of the runs.
     """
-    arrays, static = eqx.partition((params, data, model_kwargs), eqx.is_array)
+    is_array = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+    arrays, static = eqx.partition((params, data, model_kwargs), is_array)
     described: dict[str, Hashable] = {}
 
     def run(arrays: Any, key: Array, indices: dict, latents: dict[str, Array]) -> dict[str, dict]:

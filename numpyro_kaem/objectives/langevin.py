@@ -81,7 +81,7 @@ class ChainObjective(ByValue, Objective):
         first = population.frozen_target(latent_model, self.kernel)
 
         def tell(at: LatentModel, keys: Array) -> Array:
-            target, row = population.frozen_target(at, self.kernel), at.program.first_row
+            target, row = population.frozen_target(at, self.kernel), at.first_row
             return jnp.sum(jax.vmap(lambda k: target.draw_and_tell(k, row)[1])(keys), 0)
 
         at_end = run_with(latent_model, tell, jax.random.split(jax.random.key(0), _DRAWS_TO_CHECK))
@@ -217,9 +217,9 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
     """Where the rows of a batch are among the data whose chains are kept."""
     if num_kept == latent_model.num_data:
         return slice(None)
-    structure = latent_model.program.structure
+    structure = latent_model.structure
     size, _ = structure.plates[latent_model.plate]
-    lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.program.uncut_rows)}
+    lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.uncut_rows)}
     if num_kept != size or lengths - {size}:
         raise ValueError(
             f"chains are kept for {num_kept} data, but plate {latent_model.plate!r} has size {size} and the data at "

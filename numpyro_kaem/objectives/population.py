@@ -63,16 +63,15 @@ class Tuning(NamedTuple):
 
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
     """What chains move on: the model at parameters without gradients."""
-    program = latent_model.program
     return Target(
-        program.model,
-        jax.lax.stop_gradient(program.params),
-        program.data,
-        program.model_kwargs,
+        latent_model.model,
+        jax.lax.stop_gradient(latent_model.params),
+        latent_model.data,
+        latent_model.model_kwargs,
         latent_model.plate,
         whiten=kernel.whiten,
         gradients=kernel.needs_gradients,
-        rng_key=program.rng_key,
+        rng_key=latent_model.rng_key,
     )
 
 
@@ -189,7 +188,7 @@ def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> Impor
 
         positions, latents = jax.vmap(of_datum, out_axes=(0, 1))(keys, rows)
     else:
-        row = model.program.first_row
+        row = model.first_row
         positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))
         latents = jax.vmap(lambda u: target.latents(u, row))(positions)
         positions = positions[None]

@@ -60,13 +60,13 @@ def check_observations(latent_model: LatentModel) -> None:
     Raises:
         ValueError: where a plate other than the data's own has fewer rows at hand than its size.
     """
-    for name, (size, num_rows) in latent_model.program.structure.plates.items():
+    for name, (size, num_rows) in latent_model.structure.plates.items():
         if name != latent_model.plate and num_rows != size:
             raise ValueError(
                 f"plate {name!r} has {num_rows} of its {size} rows at hand: a posterior of latents that all rows share "
                 "needs all of them, leave subsample_size out (with a minibatch of the data, train by SVI instead)"
             )
-    if not (latent_model.observed_names or latent_model.program.global_names):
+    if not (latent_model.observed_names or latent_model.global_names):
         warnings.warn(
             "the model observes nothing, so that its posterior is its prior: were all data passed?",
             RuntimeWarning,
@@ -140,9 +140,9 @@ def warn_if_impossible(impossible: np.ndarray, where: str, latent_model: LatentM
 
 def _reason(latent_model: LatentModel, datum: int) -> str:
     """What is wrong with the observed values of a datum, if it is these: they are NaN or out of support."""
-    program = latent_model.program
-    row = program.rows if program.plate is None else jax.tree.map(lambda leaf: leaf[datum], program.rows)
-    sites, _ = program.run({}, program.lead(row))
+    rows = latent_model.rows
+    row = rows if latent_model.plate is None else jax.tree.map(lambda leaf: leaf[datum], rows)
+    sites, _ = latent_model.run({}, latent_model.lead(row))
     for name in latent_model.observed_names:
         value, fn = np.asarray(sites[name]["value"]), sites[name]["fn"]
         with warnings.catch_warnings(action="ignore"):

@@ -38,7 +38,7 @@ class Proposal(NamedTuple):
     def as_argument(self, latent_model: LatentModel) -> Proposal:
         """The proposal, checked, as an argument of compiled functions: equal to all guides that compute the same."""
         encoder = self.read(latent_model, check=True)
-        return self._replace(guide=SameProgram(self.guide, encoder.program.fingerprint))
+        return self._replace(guide=SameProgram(self.guide, encoder.as_argument.computes))
 
     def read(self, latent_model: LatentModel, *, check: bool = False) -> LatentModel:
         """The guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
@@ -53,19 +53,19 @@ class Proposal(NamedTuple):
         Raises:
             ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
         """
-        program, guide = latent_model.program, self.guide
+        guide = self.guide
         if latent_model.scale != 1.0:
             # A sub-sample is drawn once, by the model.
-            guide = substitute(guide, data=program.structure.plate_indices)
+            guide = substitute(guide, data=latent_model.plate_indices)
         try:
             encoder = LatentModel(
                 guide,
                 self.params,
-                *program.data,
+                *latent_model.data,
                 plate=latent_model.plate,
-                rng_key=program.rng_key,
+                rng_key=latent_model.rng_key,
                 check=check,
-                **program.model_kwargs,
+                **latent_model.model_kwargs,
             )
         except ValueError as error:
             raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
@@ -75,13 +75,12 @@ class Proposal(NamedTuple):
 
 def in_support(latent_model: LatentModel, z: dict[str, Array], *x: Any) -> Bool[Array, ""]:
     """Whether the latents of a datum, arguments as those of `LatentModel.log_prior`, lie in their prior's support."""
-    program = latent_model.program
-    sites, _ = program.run(program.lead(z), program.lead(x or program.first_row))
+    sites, _ = latent_model.run(latent_model.lead(z), latent_model.lead(x or latent_model.first_row))
     return jnp.all(jnp.stack([jnp.all(sites[name]["fn"].support(sites[name]["value"])) for name in z]))
 
 
 def _check_sites(latent_model: LatentModel, encoder: LatentModel) -> None:
-    if observed := [*encoder.observed_names, *encoder.program.global_names]:
+    if observed := [*encoder.observed_names, *encoder.global_names]:
         raise ValueError(f"guide must have latent sites only, but it observes {observed}")
     expected, given = latent_model.latent_shapes, encoder.latent_shapes
     missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,22 +102,9 @@ def first_data(latent_model: LatentModel, indices: np.ndarray) -> LatentModel:
     Raises:
         KeyboardInterrupt: where the model cannot be read with fewer rows.
     """
-    program = latent_model.program
-
-    def cut(leaf: Any, row: Any) -> Any:
-        return leaf if row is None else row[indices]
-
-    data = jax.tree.map(cut, program.data, program.rows, is_leaf=lambda leaf: leaf is None)
+    rows = jax.tree.map(lambda leaf: leaf[indices], latent_model.rows)
     try:
-        return LatentModel(
-            program.model,
-            program.params,
-            *data,
-            plate=program.plate_name,
-            rng_key=program.rng_key,
-            check=False,
-            **program.model_kwargs,
-        )
+        return latent_model.at(data=eqx.combine(rows, latent_model.data))
     except (ValueError, TypeError) as error:
         raise KeyboardInterrupt(
             f"{len(indices)} of {latent_model.num_data} data were finished, but the model needs all of its rows"

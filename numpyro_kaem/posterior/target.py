@@ -154,7 +154,7 @@ class Target:
         self.whiten, self.gradients, self.batch_size = whiten, gradients, batch_size
         self.names = tuple(self.latent_model.latent_shapes)
         if whiten:
-            if adjusted := self.model.program.adjusted_sites:
+            if adjusted := self.model.adjusted_sites:
                 raise ValueError(
                     f"latent site {adjusted[0]!r} has a mask or a handler's scale, of which whitened coordinates would "
                     "make another density: use a kernel with whiten=False, such as MALA()"
@@ -166,7 +166,7 @@ class Target:
                 raise ValueError(
                     f"whitening fails: {error}. Kernels with whiten=False, such as MALA(), need no icdf"
                 ) from error
-        row = self.latent_model.program.first_row
+        row = self.latent_model.first_row
 
         def example() -> Array:
             u = self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
@@ -189,7 +189,7 @@ class Target:
 
     def coordinate_names(self) -> list[str]:
         """The latent site of each coordinate."""
-        row = self.latent_model.program.first_row
+        row = self.latent_model.first_row
         u = jax.eval_shape(lambda: self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True))
         return [name for name in sorted(u) for _ in range(u[name].size)]
 
@@ -202,14 +202,14 @@ class Target:
     def _coordinates(self, z: dict[str, Array], row: tuple) -> dict[str, Array]:
         if not self.whiten:
             return self.model.unconstrain(z, *row)
-        program = self.model.program
-        sites, _ = program.run(program.lead(z), program.lead(row or program.first_row))
+        model = self.model
+        sites, _ = model.run(model.lead(z), model.lead(row or model.first_row))
 
         def whitened(site: dict) -> Array:
             univariate, *_ = self._reparam._unwrap(site["fn"])
             return normal_of_quantile(univariate, site["value"])
 
-        return {f"{name}_base": program.datum(name, whitened(sites[name])) for name in z}
+        return {f"{name}_base": model.datum(name, whitened(sites[name])) for name in z}
 
     def _flatten(self, coordinates: dict[str, Array]) -> Float[Array, " dim"]:
         u, _ = ravel_pytree(coordinates)
@@ -245,6 +245,6 @@ class Target:
         u = self.unravel(position)
         if not self.whiten:
             return self.latent_model.constrain(u, *row)
-        program = self.latent_model.program
-        sites, _ = program.run(program.lead(u), program.lead(row or program.first_row))
-        return {name: program.datum(f"{name}_base", sites[name]["value"]) for name in self.names}
+        model = self.latent_model
+        sites, _ = model.run(model.lead(u), model.lead(row or model.first_row))
+        return {name: model.datum(f"{name}_base", sites[name]["value"]) for name in self.names}

@@ -392,7 +392,7 @@ def _with_objective_state(
     num_data, is_known = feed.num_rows, True
     if isinstance(feed, StreamFeed):
         is_known = feed.indices is not None
-        num_data = latent_model.program.structure.plates[latent_model.plate][0] if is_known else num_data
+        num_data = latent_model.structure.plates[latent_model.plate][0] if is_known else num_data
     own = objective.initial_state(latent_model, num_data)
     if own["per_datum"] and not is_known:
         if getattr(objective, "persistent", True) is not None:
