@@ -128,18 +128,19 @@ class LatentModel(RowModel):
         arrays, static = eqx.partition((data, self.model_kwargs), eqx.is_array)
         given, known = (params, arrays, key), (self.params, self.arrays, self.rng_key)
         if value_of((abstract(given), static)) != value_of((abstract(known), self._program.static)):
-            return LatentModel(self.model, params, *data, **self._settings | {"rng_key": key}, **self.model_kwargs)
+            return self.read_again(self.model, params, data, key)
         indices = self.structure.staged.evaluate(lambda values: values["plate"], *given)
         return jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves((*given, indices)))
 
-    def __reduce__(self) -> tuple:
-        arrays = jax.device_get((self.params, self.data, self.model_kwargs))
-        return _read_again, (self.model, *arrays, self._settings)
+    def read_again(self, model: Callable, params: dict[str, Any], data: tuple, key: Array) -> LatentModel:
+        """A model with this one's plate and keyword arguments, without a check of its rows."""
+        settings = {"plate": self.plate or self._program.chosen_plate, "rng_key": key, "check": False}
+        return LatentModel(model, params, *data, **settings, **self.model_kwargs)
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """The settings that read this model again."""
-        return {"plate": self.plate or self._program.chosen_plate, "rng_key": self.rng_key, "check": False}
+    def __reduce__(self) -> tuple:
+        params, data, model_kwargs = jax.device_get((self.params, self.data, self.model_kwargs))
+        settings = {"plate": self.plate or self._program.chosen_plate, "rng_key": self.rng_key, "check": False}
+        return _unpickled, (self.model, params, data, settings | model_kwargs)
 
     def require_per_datum(self, caller: str) -> None:
         """Raise a ValueError, for `caller`, unless every latent site is inside one data plate."""
@@ -320,8 +321,5 @@ class LatentModel(RowModel):
         return jnp.asarray(sum((jnp.sum(self.site_terms(sites, name)) for name in names), 0.0))
 
 
-def _read_again(
-    model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any], settings: dict[str, Any]
-) -> LatentModel:
-    """A latent model that was pickled."""
-    return LatentModel(model, params, *data, **settings, **model_kwargs)
+def _unpickled(model: Callable, params: dict[str, Any], data: tuple, options: dict[str, Any]) -> LatentModel:
+    return LatentModel(model, params, *data, **options)

@@ -64,14 +64,9 @@ class Tuning(NamedTuple):
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
     """What chains move on: the model at parameters without gradients."""
     return Target(
-        latent_model.model,
-        jax.lax.stop_gradient(latent_model.params),
-        latent_model.data,
-        latent_model.model_kwargs,
-        latent_model.plate,
+        latent_model.at(params=jax.lax.stop_gradient(latent_model.params)),
         whiten=kernel.whiten,
         gradients=kernel.needs_gradients,
-        rng_key=latent_model.rng_key,
     )
 
 

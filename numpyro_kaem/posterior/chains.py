@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import compiler_sharded
+from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import check_observations
 from numpyro_kaem.posterior.kernel import Kernel, choose
-from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
 
@@ -30,13 +30,9 @@ AT_START = 2**31
 
 
 class Problem(NamedTuple):
-    """A model with what it is given: the argument that compiled functions know the target by."""
+    """A model, and at how many points of a datum it is evaluated at once: what compiled functions know a target by."""
 
-    model: Callable
-    params: dict[str, Any]
-    data: tuple
-    model_kwargs: dict[str, Any]
-    plate: str | None
+    latent_model: LatentModel
     batch_size: int = 0
 
     def target(self, kernel: Kernel) -> Target:
@@ -58,12 +54,12 @@ def read_problem(
     model_kwargs: dict[str, Any],
     plate: str | None,
 ) -> tuple[Problem, Target]:
-    """A model with what it is given, checked, and the target in a kernel's coordinates; arguments as `Problem`'s."""
+    """A model as samplers are given it, checked, and the target in a kernel's coordinates."""
 
     def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), plate, batch_size)
-        target = Target(*problem, whiten=kernel.whiten, check=True)
-        return problem._replace(model=target.model.as_argument), target
+        values, arrays, options = compiler_sharded((params, data, model_kwargs))
+        problem = Problem(LatentModel(model, values, *arrays, plate=plate, **options), batch_size)
+        return problem, problem.target(kernel)
 
     problem, target = read_model(read, model, params, data, model_kwargs, plate)
     check_observations(target.model)
@@ -125,14 +121,13 @@ def start(
     num_chains: int,
     num_rungs: int,
     num_draws: int,
-    proposal: Proposal | None = None,
+    encoder: LatentModel | None = None,
 ) -> tuple[Population, Flaws]:
     """Chains at exact draws from the prior or else from a guide, and what is wrong with these."""
     target = problem.target(kernel)
     num_data = len(keys)
     draw = target.draw_and_tell
-    if proposal is not None:
-        encoder = proposal.read(target.model)
+    if encoder is not None:
 
         def draw(key, row):
             z = encoder.sample_prior(key, 1, *row)

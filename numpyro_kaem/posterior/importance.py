@@ -49,27 +49,19 @@ def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num
 
 @partial(jit_by_value, compiler_options=LOOP)
 def _weigh(
-    model: Callable,
-    proposal: Proposal | None,
-    plate: str | None,
+    latent_model: LatentModel,
+    encoder: LatentModel | None,
     num_samples: int,
     chunk_size: int | None,
     key: PRNGKeyArray,
-    params: dict[str, Any],
-    data: tuple,
-    model_kwargs: dict[str, Any],
 ) -> tuple:
-    """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used.
-
-    The model is read again, so that parameters and data are arguments of the compiled program.
-    """
-    latent_model = LatentModel(model, params, *data, plate=plate, check=False, **model_kwargs)
-    if proposal is None:
+    """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used."""
+    if encoder is None:
         draws = sample_prior(latent_model, key, num_samples)
         at_draws = channels_last(partial(log_likelihood, latent_model))
         likelihood = map_chunks(at_draws, draws, chunk_size)
         return draws, likelihood.T, None, _count_bad(likelihood), None
-    encoder, by_datum = proposal.read(latent_model), latent_model.plate is not None
+    by_datum = latent_model.plate is not None
     draws = sample_prior(encoder, key, num_samples, by_datum)
     log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, chunk_size)
     at_draws = channels_last(partial(log_likelihood, latent_model, by_datum=by_datum))
@@ -232,18 +224,15 @@ class ImportanceSampling(ByValue):
         params = check_call(key, params)
         params = compiler_sharded(params)
 
-        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple:
+        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> LatentModel:
             data, model_kwargs = compiler_sharded((data, model_kwargs))
-            latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
-            return latent_model, latent_model.as_argument, data, model_kwargs
+            return LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
 
-        latent_model, model_argument, data, model_kwargs = read_model(
-            read, model, params, data, model_kwargs, self.plate
-        )
+        latent_model = read_model(read, model, params, data, model_kwargs, self.plate)
         check_observations(latent_model)
         proposal = Proposal.of(self.guide, self.guide_params)
         proposal = None if proposal is None else proposal.as_argument(latent_model)
-        settings = model_argument, proposal, self.plate, self.num_samples, self.chunk_size
+        settings = latent_model, proposal, self.num_samples, self.chunk_size
         num_data = latent_model.num_data
         source = "prior" if self.guide is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
@@ -251,9 +240,7 @@ class ImportanceSampling(ByValue):
         bar = tqdm(total=len(keys), unit="batch", disable=not self.progress or self.target_ess is None)
         with interrupts() as interrupted:
             for batch_key in keys:
-                draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
-                    _weigh(*settings, batch_key, params, data, model_kwargs)
-                )
+                draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(_weigh(*settings, batch_key))
                 if self.guide is None:
                     log_weights = likelihood
                 else:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
-from numpyro.handlers import substitute
 
-from numpyro_kaem._compilation.fingerprint import SameProgram
 from numpyro_kaem.models.latent_model import LatentModel
 
 
@@ -35,42 +34,28 @@ class Proposal(NamedTuple):
             raise TypeError(f"guide must be a NumPyro guide, a function of the model's arguments, got {guide!r}")
         return cls(guide, {} if guide_params is None else dict(guide_params))
 
-    def as_argument(self, latent_model: LatentModel) -> Proposal:
-        """The proposal, checked, as an argument of compiled functions: equal to all guides that compute the same."""
-        encoder = self.read(latent_model, check=True)
-        return self._replace(guide=SameProgram(self.guide, encoder.as_argument.computes))
-
-    def read(self, latent_model: LatentModel, *, check: bool = False) -> LatentModel:
+    def as_argument(self, latent_model: LatentModel) -> LatentModel:
         """The guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
 
         Args:
-            latent_model: the model.
-            check: whether the guide's rows are compared, see `LatentModel`.
-
-        Returns:
-            A latent model of the guide, with the model's data plate, rows and sub-sample.
+            latent_model: the model, whose data plate, rows and sub-sample are those of the guide.
 
         Raises:
             ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
         """
-        guide = self.guide
-        if latent_model.scale != 1.0:
-            # A sub-sample is drawn once, by the model.
-            guide = substitute(guide, data=latent_model.plate_indices)
+        options = {"plate": latent_model.plate, "rng_key": latent_model.rng_key, **latent_model.model_kwargs}
         try:
-            encoder = LatentModel(
-                guide,
-                self.params,
-                *latent_model.data,
-                plate=latent_model.plate,
-                rng_key=latent_model.rng_key,
-                check=check,
-                **latent_model.model_kwargs,
-            )
+            encoder = LatentModel(self.guide, self.params, *latent_model.data, **options)
         except ValueError as error:
             raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
         _check_sites(latent_model, encoder)
-        return encoder
+        shared = sorted(set(encoder.plate_indices) & set(latent_model.plate_indices))
+        # A sub-sample is drawn once, by the model.
+        return eqx.tree_at(
+            lambda model: [model.plate_indices[name] for name in shared],
+            encoder,
+            [latent_model.plate_indices[name] for name in shared],
+        )
 
 
 def in_support(latent_model: LatentModel, z: dict[str, Array], *x: Any) -> Bool[Array, ""]:

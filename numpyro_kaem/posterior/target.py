@@ -111,17 +111,11 @@ class Target:
     """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
 
     Args:
-        model: a NumPyro model.
-        params: constrained values of its parameter sites.
-        data: its positional arguments.
-        model_kwargs: its keyword arguments.
-        plate: name of the data plate, if chosen.
+        latent_model: the model.
         batch_size: points of a datum at which the model is evaluated at once; 0 for all.
         whiten: whether the coordinates are eps with z = F^-1(Phi(eps)), in which the prior is standard normal,
             and not those of `LatentModel.unconstrain`.
         gradients: whether `evaluate` computes gradients.
-        check: whether the model's rows are compared, see `LatentModel`.
-        rng_key: see `LatentModel`.
 
     Attributes:
         model: the model as it was given.
@@ -130,38 +124,24 @@ class Target:
         dtype: of the coordinates.
 
     Raises:
-        ValueError: as `LatentModel`; with `whiten`, for a latent site whose distribution has no icdf.
+        ValueError: with `whiten`, for a latent site whose distribution has no icdf, or which is masked or scaled.
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        params: dict[str, Any],
-        data: tuple,
-        model_kwargs: dict[str, Any],
-        plate: str | None = None,
-        batch_size: int = 0,
-        *,
-        whiten: bool = False,
-        gradients: bool = True,
-        check: bool = False,
-        rng_key: PRNGKeyArray | None = None,
-    ):
-        def read(model: Callable, check: bool) -> LatentModel:
-            return LatentModel(model, params, *data, plate=plate, rng_key=rng_key, check=check, **model_kwargs)
-
-        self.model = self.latent_model = read(model, check)
+    def __init__(self, latent_model: LatentModel, batch_size: int = 0, *, whiten: bool = False, gradients: bool = True):
+        self.model = self.latent_model = latent_model
         self.whiten, self.gradients, self.batch_size = whiten, gradients, batch_size
-        self.names = tuple(self.latent_model.latent_shapes)
+        self.names = tuple(latent_model.latent_shapes)
         if whiten:
-            if adjusted := self.model.adjusted_sites:
+            if adjusted := latent_model.adjusted_sites:
                 raise ValueError(
                     f"latent site {adjusted[0]!r} has a mask or a handler's scale, of which whitened coordinates would "
                     "make another density: use a kernel with whiten=False, such as MALA()"
                 )
             self._reparam = ICDFReparam()
+            whitened = reparam(latent_model.model, config=dict.fromkeys(self.names, self._reparam))
+            given = latent_model.params, latent_model.data, latent_model.rng_key
             try:
-                self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, self._reparam)), False)
+                self.latent_model = latent_model.read_again(whitened, *given)
             except ValueError as error:
                 raise ValueError(
                     f"whitening fails: {error}. Kernels with whiten=False, such as MALA(), need no icdf"

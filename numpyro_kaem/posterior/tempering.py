@@ -215,7 +215,7 @@ class ParallelTempering(ByValue):
     def _run_chunk(
         self,
         problem: Problem,
-        proposal: Proposal | None,
+        proposal: LatentModel | None,
         rows: tuple,
         keys: Array,
         indices: np.ndarray,
