@@ -104,7 +104,7 @@ def bare_gradients(decoder, x, copies: int, rewrite: Callable = channels_last):
 def advance_chains(model, params, x, kernel, temperatures):
     """`STEPS` steps of the chains over a ladder, warm-up and recording included, as a function to be timed."""
     # The model itself would be traced at every call.
-    problem = Problem(LatentModel(model, params, x).as_argument, params, (x,), {}, None)
+    problem = Problem(LatentModel(model, params, x))
     rows, keys = (x,), jax.random.split(jax.random.key(5), len(x))
     population, _ = chains.start(problem, kernel, rows, keys, 1, len(temperatures), STEPS)
     exact = len(temperatures) > 1

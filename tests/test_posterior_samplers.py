@@ -21,6 +21,7 @@ from numpyro_kaem import (
     KAPrior,
     Ladder,
     Langevin,
+    LatentModel,
     ParallelTempering,
     TemperedSMC,
     UnivariateEnergy,
@@ -223,7 +224,7 @@ def permuted(tree, order):
 
 
 THREE_MODEL, THREE, *_ = linear_gaussian(2, num_data=3)
-PROBLEM, KERNEL = Problem(THREE_MODEL, {}, (THREE,), {}, None), MALA()
+PROBLEM, KERNEL = Problem(LatentModel(THREE_MODEL, {}, THREE)), MALA()
 
 
 def run_chains(rows, keys, *spans, kernel=KERNEL):
@@ -316,14 +317,14 @@ def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
     rows, keys, zero = (jnp.zeros(1),), jax.random.split(KEY, 1), jnp.zeros((), int)
 
     def of_chains(batch_size):
-        problem = Problem(model, {}, rows, {}, None, batch_size)
+        problem = Problem(LatentModel(model, {}, *rows), batch_size)
         start = chains.start.compiled(problem, KERNEL, rows, keys, 32, 2, 1)
         population, _ = chains.start(problem, KERNEL, rows, keys, 32, 2, 1)
         course = chains.Course(problem, KERNEL, rows, keys, jnp.array([0.5, 1.0]), False, 1, 1)
         return start, chains.advance.compiled((course, zero, zero, jnp.asarray(True)), population)
 
     def of_particles(batch_size):
-        problem = Problem(model, {}, rows, {}, None, batch_size)
+        problem = Problem(LatentModel(model, {}, *rows), batch_size)
         plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, batch_size)
         start = swarm.start.compiled(problem, KERNEL, plan, rows, keys[:, None], 64)
         particles, _ = swarm.start(problem, KERNEL, plan, rows, keys[:, None], 64)

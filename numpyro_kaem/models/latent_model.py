@@ -14,7 +14,8 @@ from jaxtyping import Float
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem._compilation.fingerprint import value_of
-from numpyro_kaem.models.rows import Latents, RowModel, data_arrays, parameter_arrays
+from numpyro_kaem.models.dependence import TracedModel
+from numpyro_kaem.models.rows import Latents, data_arrays, parameter_arrays
 from numpyro_kaem.models.self_check import (
     check_constants_are_constant,
     check_latents_are_drawn,
@@ -25,7 +26,7 @@ from numpyro_kaem.models.staging import StagedFunction, abstract
 from numpyro_kaem.models.structure import scaled_log_prob
 
 
-class LatentModel(RowModel):
+class LatentModel(TracedModel):
     r"""The log-densities of a NumPyro model, for one datum.
 
     The model's latent sites decide what a datum is. Inside one data plate, a datum is a row of the positional
@@ -134,12 +135,12 @@ class LatentModel(RowModel):
 
     def read_again(self, model: Callable, params: dict[str, Any], data: tuple, key: Array) -> LatentModel:
         """A model with this one's plate and keyword arguments, without a check of its rows."""
-        settings = {"plate": self.plate or self._program.chosen_plate, "rng_key": key, "check": False}
+        settings = {"plate": self._program.plate, "rng_key": key, "check": False}
         return LatentModel(model, params, *data, **settings, **self.model_kwargs)
 
     def __reduce__(self) -> tuple:
         params, data, model_kwargs = jax.device_get((self.params, self.data, self.model_kwargs))
-        settings = {"plate": self.plate or self._program.chosen_plate, "rng_key": self.rng_key, "check": False}
+        settings = {"plate": self._program.plate, "rng_key": self.rng_key, "check": False}
         return _unpickled, (self.model, params, data, settings | model_kwargs)
 
     def require_per_datum(self, caller: str) -> None:

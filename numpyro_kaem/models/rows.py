@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import equinox as eqx
@@ -19,15 +18,16 @@ from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem._compilation.fingerprint import SameProgram
 from numpyro_kaem.models.data import as_arrays
-from numpyro_kaem.models.program import Program, leading_axes
+from numpyro_kaem.models.fingerprint import Program
 from numpyro_kaem.models.scans import CountScans, step_of_scan
-from numpyro_kaem.models.staging import StagedFunction, abstract
+from numpyro_kaem.models.staging import abstract
 from numpyro_kaem.models.structure import (
     CURES,
     ModelStructure,
+    check_no_plate_dimension,
     check_parameter_names,
+    find_data_plate,
     inspect_model,
-    masks_of,
     scaled_log_prob,
     unmasked,
 )
@@ -35,19 +35,6 @@ from numpyro_kaem.models.structure import (
 Latents = dict[str, ArrayLike]
 # End of the names of sites by which latents hand on the log-determinants of their transforms.
 _LOG_DET = "$log_det"
-
-
-def _once(function: Callable) -> property:
-    """A property that is found out once, from shapes alone, and kept for the model at all other values."""
-
-    @wraps(function)
-    def get(self: RowModel) -> Any:
-        kept = self._program.kept
-        if function.__name__ not in kept:
-            kept[function.__name__] = function(abstract(self))
-        return kept[function.__name__]
-
-    return property(get)
 
 
 class RowModel(eqx.Module):
@@ -65,8 +52,10 @@ class RowModel(eqx.Module):
 
     Attributes:
         params, rng_key: as given.
-        arrays: what is array of positional and keyword arguments.
+        arrays: what is an array of positional and keyword arguments.
         plate_indices: the indices of each plate, drawn once where they are random.
+        plate, num_data, scale, observed_names, outside_sites: as in `LatentModel`.
+        global_names: observed sites and factors outside the data plate.
 
     Raises:
         ValueError: as `LatentModel`.
@@ -76,6 +65,12 @@ class RowModel(eqx.Module):
     arrays: Any
     rng_key: Array
     plate_indices: dict[str, Array]
+    plate: str | None = eqx.field(static=True)
+    num_data: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+    observed_names: tuple[str, ...] = eqx.field(static=True)
+    global_names: tuple[str, ...] = eqx.field(static=True)
+    outside_sites: tuple[str, ...] = eqx.field(static=True)
     _program: Program = eqx.field(static=True)
 
     def __init__(
@@ -89,16 +84,33 @@ class RowModel(eqx.Module):
     ):
         params = parameter_arrays(params)
         data, model_kwargs = data_arrays(data), as_arrays("model_kwargs", model_kwargs)
-        lengths = leading_axes(data)
+        arrays, static = eqx.partition((data, model_kwargs), eqx.is_array)
+        self.params, self.arrays, self.rng_key = params, arrays, rng_key
+        lengths = {jax.tree_util.keystr(p): x.shape[0] for p, x in jax.tree.leaves_with_path(self.uncut_rows)}
         if 0 in lengths.values():
             raise ValueError(f"the positional data have no rows: leading axes by argument {lengths}")
-        arrays, static = eqx.partition((data, model_kwargs), eqx.is_array)
+
         structure = inspect_model(model, params, arrays, static, rng_key)
         check_parameter_names(structure, params)
-        self.params, self.arrays, self.rng_key = params, arrays, rng_key
+        self.plate, self.outside_sites = find_data_plate(structure, set(lengths.values()), plate)
+        self.num_data, self.scale = 1, 1.0
+        if self.plate is not None:
+            check_no_plate_dimension(structure, self.plate)
+            size, self.num_data = structure.plates[self.plate]
+            self.scale = size / self.num_data
+            if any(length not in (size, self.num_data) for length in lengths.values()):
+                raise ValueError(
+                    f"plate {self.plate!r} has {size} rows, {self.num_data} of them at hand, but the positional "
+                    f"data have leading axes {lengths} by argument: the data axis leads; the plate of a "
+                    "minibatch x takes subsample_size=len(x); what is not data per row is a keyword argument"
+                )
+        observed = [name for name, site in structure.sites.items() if site.is_observed]
+        outside = [name for name in observed if self.plate not in structure.sites[name].plates]
+        self.global_names = () if self.plate is None else tuple(outside)
+        self.observed_names = tuple(name for name in observed if name not in self.global_names)
         self.plate_indices = structure.staged.evaluate(lambda values: values["plate"], params, arrays, rng_key)
         shapes = abstract((params, arrays, rng_key, self.plate_indices))
-        self._program = Program(model, structure, static, plate, shapes)
+        self._program = Program(model, structure, static, self.plate or plate, shapes)
 
     @abc.abstractmethod
     def at(self, *, params: dict[str, Any] | None = None, data: tuple | None = None, key: Array | None = None) -> Self:
@@ -131,39 +143,9 @@ class RowModel(eqx.Module):
         return self._program.structure
 
     @property
-    def plate(self) -> str | None:
-        """Name of the data plate."""
-        return self._program.plate
-
-    @property
-    def num_data(self) -> int:
-        """Number of rows at hand."""
-        return self._program.num_data
-
-    @property
-    def scale(self) -> float:
-        """How many data of the plate each row stands for."""
-        return self._program.scale
-
-    @property
     def latent_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each latent site for one datum."""
-        return self._program.latent_shapes
-
-    @property
-    def observed_names(self) -> tuple[str, ...]:
-        """The observed sites and factors of a datum."""
-        return self._program.observed_names
-
-    @property
-    def global_names(self) -> tuple[str, ...]:
-        """The observed sites and factors outside the data plate."""
-        return self._program.global_names
-
-    @property
-    def outside_sites(self) -> tuple[str, ...]:
-        """The latent sites outside the data plate."""
-        return self._program.outside_sites
+        return {name: self._datum_shape(name, site.shape) for name, site in self.structure.latent_sites.items()}
 
     @property
     def as_argument(self) -> SameProgram:
@@ -235,8 +217,8 @@ class RowModel(eqx.Module):
                 if step is not None:
                     return value
             else:
-                value = _insert_rows(latents[name], self._program.row_axes[name])
-            shape = self._program.datum_shape(name, jnp.shape(value))
+                value = _insert_rows(latents[name], self.row_axis(name))
+            shape = self._datum_shape(name, jnp.shape(value))
             if shape != self.latent_shapes[name]:
                 raise ValueError(
                     f"latent site {name!r} has shape {self.latent_shapes[name]} for one datum, got {shape}"
@@ -270,23 +252,6 @@ class RowModel(eqx.Module):
         site = sites[name]
         return self._terms(sites, name, unmasked(site["fn"]).log_prob(site["value"]))
 
-    def correction(self, sites: dict[str, dict]) -> ArrayLike:
-        """What masks and scales of latent sites add to the log-likelihood of each row of a run.
-
-        Of a scale, what NumPyro's joint density has more or less than the density of draws. Of a mask the same where an
-        observed value or a factor depends on the site, which counts it there; nothing where none does: what is masked
-        is drawn and counted nowhere.
-        """
-        adjusted = (name for name in self.latent_shapes if _is_adjusted(sites[name]))
-        return sum((jnp.sum(self._correction_terms(sites, name), -1) for name in adjusted), 0.0)
-
-    def _correction_terms(self, sites: dict[str, dict], name: str) -> Array:
-        kept, drawn, fn = self.site_terms(sites, name), self.draw_terms(sites, name), sites[name]["fn"]
-        if masks_of(fn) and name not in self.counted_sites:
-            return kept - self._terms(sites, name, fn.log_prob(sites[name]["value"]))
-        # Outside of the support the prior is zero, and nothing makes up for that.
-        return jnp.where(jnp.isfinite(drawn), kept - drawn, 0.0)
-
     def _terms(self, sites: dict[str, dict], name: str, terms: Array) -> Array:
         if self.plate is None:
             return terms.reshape(-1)
@@ -309,81 +274,6 @@ class RowModel(eqx.Module):
         size = self.structure.plates[self.plate][0]
         return size > 1 and any(size in jnp.shape(leaf) for leaf in jax.tree.leaves(value))
 
-    @_once
-    def _staged(self) -> StagedFunction:
-        """The run on one row as a traced function of the model, latents and rows.
-
-        Its outputs are log-probabilities by site, the observed ones' at a value that is no datum, so that
-        data enter through the distributions only (`prior`, `likelihood`, `global`), the values, distributions and
-        scales of a datum's observed sites (`observed`, `distributions`, `scales`).
-        """
-
-        def run(model: RowModel, latents: Latents, rows: tuple) -> dict[str, dict[str, Any]]:
-            sites, _ = model.run(latents, rows)
-            blind = dict(sites)
-            for name in model.observed_names:
-                value = sites[name]["value"]
-                blind[name] = {**sites[name], "value": jnp.zeros(jnp.shape(value), jnp.result_type(value))}
-            return {
-                "prior": {name: model.site_log_probs(sites, name) for name in latents},
-                "likelihood": {name: model.site_log_probs(blind, name) for name in model.observed_names},
-                "global": {name: scaled_log_prob(sites[name]) for name in model.global_names},
-                "observed": {name: model._observed_value(sites[name]) for name in model.observed_names},
-                "distributions": {name: sites[name]["fn"] for name in model.observed_names},
-                "scales": {name: sites[name]["scale"] for name in model.observed_names},
-            }
-
-        return StagedFunction(run, self, *self.one_row)
-
-    @_once
-    def one_row(self) -> tuple[dict[str, jax.ShapeDtypeStruct], tuple]:
-        """The shapes of latents and rows of a run on one row."""
-        lead = () if self.plate is None else (1,)
-        latents = {
-            name: jax.ShapeDtypeStruct((*lead, *self.latent_shapes[name]), site.dtype)
-            for name, site in self.structure.latent_sites.items()
-        }
-        rows = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[len(lead) :]), leaf.dtype), self.uncut_rows
-        )
-        return latents, rows
-
-    def evaluate(self, select: Callable[[dict], Any], latents: Latents | None, rows: tuple) -> Any:
-        """What `select` picks of a traced run on one row, see `_staged`; without latents what needs none."""
-        latents = self.one_row[0] if latents is None else latents
-        return self._staged.evaluate(select, self, latents, rows)
-
-    def depends_on_latents(self, select: Callable[[dict], Any]) -> bool:
-        """Whether what `select` picks of a traced run depends on the latents."""
-        return self._staged.depends(select, 1)
-
-    def depends_on_data(self, select: Callable[[dict], Any]) -> bool:
-        """Whether what `select` picks of a traced run depends on the rows."""
-        return self._staged.depends(select, 2)
-
-    def latents_used(self, select: Callable[[dict], Any]) -> tuple[str, ...]:
-        """The latent sites that what `select` picks of a traced run depends on."""
-        _, latents, _ = self._staged.uses(select)
-        return tuple(name for name, used in latents.items() if used)
-
-    @_once
-    def adjusted_sites(self) -> tuple[str, ...]:
-        """The latent sites that a mask or a handler's scale alters."""
-        found = []
-
-        def run(model: RowModel, latents: Latents, rows: tuple) -> None:
-            sites, _ = model.run(latents, rows)
-            found.extend(name for name in latents if _is_adjusted(sites[name]))
-
-        StagedFunction(run, self, *self.one_row)
-        return tuple(found)
-
-    @_once
-    def counted_sites(self) -> tuple[str, ...]:
-        """The latent sites that an observed value or a factor depends on."""
-        factors = [name for name in self.observed_names if self.structure.sites[name].is_factor]
-        return self.latents_used(lambda out: (out["observed"], [out["likelihood"][name] for name in factors]))
-
     def draw_latents(self, key: Array, rows: tuple) -> Latents:
         """One draw of the latents from their prior, given one row of data."""
         return self.read_latents(self.run({}, rows, key=key)[0])
@@ -400,14 +290,19 @@ class RowModel(eqx.Module):
 
     def datum(self, name: str, value: Array) -> Array:
         """The value of a latent site in a run on one row, without the data plate's axis."""
-        axis = self._program.row_axes[name]
+        axis = self.row_axis(name)
         if axis is not None and value.shape[axis] != 1:
             raise ValueError(f"site {name!r}: one row of data gives latents of shape {value.shape}. {self.cures()}")
-        return _drop_row(value, axis)
+        return drop_row(value, axis)
 
-    def row_axis(self, name: str) -> int:
-        """The axis of the data plate in the values of a site."""
-        return self._program.row_axis(name)
+    def row_axis(self, name: str) -> int | None:
+        """The axis of the data plate in the values of a site; None where there is no data plate."""
+        site = self.structure.sites[name]
+        return None if self.plate is None else site.plates[self.plate] - site.event_dim
+
+    def _datum_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        axis = self.row_axis(name)
+        return shape if axis is None else shape[: len(shape) + axis] + shape[len(shape) + axis + 1 :]
 
     def check_latent_names(self, latents: Latents) -> None:
         """Raise a ValueError unless there is a value for each latent site and none for others."""
@@ -448,37 +343,25 @@ class RowModel(eqx.Module):
             for moved in (0, 1):
                 beside = jnp.where(turn == moved, value * (1 - jnp.finfo(value.dtype).eps), value)
                 at_end |= ~(jnp.abs(transform.inv(beside) - u) < 0.5)
-        return _drop_row(at_end, self._unconstrained_axis(name, transform))
+        return drop_row(at_end, self._unconstrained_axis(name, transform))
 
     def _coordinates(self, name: str, site: dict) -> Array:
         transform = biject_to(site["fn"].support)
-        return _drop_row(transform.inv(site["value"]), self._unconstrained_axis(name, transform))
+        return drop_row(transform.inv(site["value"]), self._unconstrained_axis(name, transform))
 
     def _unconstrained_axis(self, name: str, transform: Transform) -> int | None:
         """Where the data plate is in unconstrained coordinates, which may have other event dimensions."""
-        axis = self._program.row_axes[name]
+        axis = self.row_axis(name)
         return axis if axis is None else axis + transform.codomain.event_dim - transform.domain.event_dim
-
-    def _observed_value(self, site: dict) -> Array:
-        """The value of an observed site in a run on one row, without the data plate's axis."""
-        shape = jnp.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
-        axis = None if self.plate is None else self.row_axis(site["name"])
-        return _drop_row(jnp.broadcast_to(site["value"], shape), axis)
 
 
 def _insert_rows(value: Array, axis: int | None) -> Array:
     return value if axis is None else jnp.moveaxis(value, 0, axis)
 
 
-def _drop_row(value: Array, axis: int | None) -> Array:
+def drop_row(value: Array, axis: int | None) -> Array:
+    """What a run on one row has given, without the axis of the data plate."""
     return value if axis is None else jnp.squeeze(value, axis)
-
-
-def _is_adjusted(site: dict) -> bool:
-    """Whether a latent site has a mask or a handler's scale, and so counts for more or less than it is drawn with."""
-    scale = site["scale"]
-    is_scaled = not (scale is None or (isinstance(scale, int | float) and scale == 1.0))
-    return is_scaled or bool(masks_of(site["fn"]))
 
 
 def data_arrays(data: tuple) -> tuple:

@@ -15,12 +15,12 @@ from numpyro.primitives import Messenger
 
 from numpyro_kaem._compilation.options import RUN_ONCE, known_options
 from numpyro_kaem._compilation.programs import jit_by_program, passes_once
-from numpyro_kaem.models.rows import RowModel
+from numpyro_kaem.models.dependence import TracedModel
 from numpyro_kaem.models.staging import StagedFunction
 from numpyro_kaem.models.structure import CURES, initial_values
 
 
-def check_rows_stand_alone(model: RowModel) -> None:
+def check_rows_stand_alone(model: TracedModel) -> None:
     """Compare, site by site, a run on two rows with runs on each of them, at draws from the prior.
 
     Values are needed: with traced parameters the model's own initial ones are used, with traced data there is
@@ -50,7 +50,7 @@ def check_rows_stand_alone(model: RowModel) -> None:
     passes_once(model.as_argument.computes, lambda: _compare(model))
 
 
-def check_constants_are_constant(model: RowModel) -> None:
+def check_constants_are_constant(model: TracedModel) -> None:
     """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel.
 
     Raises:
@@ -66,7 +66,7 @@ def check_constants_are_constant(model: RowModel) -> None:
             )
 
 
-def check_latents_are_drawn(model: RowModel) -> None:
+def check_latents_are_drawn(model: TracedModel) -> None:
     """Check that latents are drawn, and not fixed by a handler that samplers would not respect.
 
     Raises:
@@ -87,7 +87,7 @@ def check_latents_are_drawn(model: RowModel) -> None:
     passes_once((model.as_argument.computes, "draws"), check)
 
 
-def check_priors_are_proper(model: RowModel) -> None:
+def check_priors_are_proper(model: TracedModel) -> None:
     """Check that what a mask hides of a latent site is counted elsewhere, or that nothing observed depends on it.
 
     Values are needed where masks are arrays: with traced ones there is no check.
@@ -116,12 +116,12 @@ def check_priors_are_proper(model: RowModel) -> None:
             )
 
 
-def _masked_elements(model: RowModel, name: str, informed: bool) -> bool:
+def _masked_elements(model: TracedModel, name: str, informed: bool) -> bool:
     """Whether a latent site has elements in any row that its mask hides and the likelihood depends on, or does not."""
     if _is_traced((model.params, model.arrays, model.rng_key)):
         return False
 
-    def of_draw(model: RowModel, key: Array, row: tuple) -> Array:
+    def of_draw(model: TracedModel, key: Array, row: tuple) -> Array:
         rows = model.lead(row)
         z = model.draw_latents(key, rows)
 
@@ -137,7 +137,7 @@ def _masked_elements(model: RowModel, name: str, informed: bool) -> bool:
         observed = gradient(lambda sites: [model.site_terms(sites, site) for site in model.observed_names])
         return (drawn != 0) & (counted == 0) & ((observed != 0) == informed)
 
-    def check_priors(model: RowModel, keys: Array) -> Array:
+    def check_priors(model: TracedModel, keys: Array) -> Array:
         def of_row(key: Array, row: tuple) -> Array:
             # A derivative may vanish at a draw.
             draws = jax.vmap(lambda key: of_draw(model, key, row))(jax.random.split(key, 3))
@@ -159,7 +159,7 @@ class _CompletedSites(Messenger):
             self.last = msg["name"]
 
 
-def _compare(model: RowModel) -> None:
+def _compare(model: TracedModel) -> None:
     structure, plate = model.structure, model.plate
     # Where the model itself cuts the data, it is given all of them, and the indices of two rows.
     size = structure.plates[plate][0]
@@ -217,7 +217,7 @@ def _compare(model: RowModel) -> None:
             )
 
 
-def _generic_values(model: RowModel) -> dict[str, Any]:
+def _generic_values(model: TracedModel) -> dict[str, Any]:
     """The parameters, those with an axis as long as the plate moved off values equal for all rows."""
     values, generator = dict(model.params), np.random.default_rng(0)
     for name, site in model.structure.parameters.items():

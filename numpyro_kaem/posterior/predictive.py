@@ -69,8 +69,7 @@ def predictive_draws(
     Warns:
         RuntimeWarning: where the distribution of a site cannot be sampled: the site is left out.
     """
-    plate, row_axis = latent_model.plate, latent_model.row_axis
-    axes = {name: None if plate is None else row_axis(name) for name in observed}
+    axes = {name: latent_model.row_axis(name) for name in observed}
 
     def draw_site(name: str, fn: Any, key: Array) -> Array | None:
         shape, axis = observed[name].shape[1:], axes[name]
