@@ -313,14 +313,14 @@ MUTANTS = [
     ),
     Mutant(
         "what a scale of a latent adds to the joint density is dropped",
-        "models/rows.py",
+        "models/dependence.py",
         "return jnp.where(jnp.isfinite(drawn), kept - drawn, 0.0)",
         "return jnp.zeros_like(drawn)",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[scale on a latent-importance]",
     ),
     Mutant(
         "a masked latent that an observed value counts is taken for one that nothing counts",
-        "models/rows.py",
+        "models/dependence.py",
         "if masks_of(fn) and name not in self.counted_sites:",
         "if masks_of(fn):",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[imputation by an observed value-importance]",
@@ -335,8 +335,8 @@ MUTANTS = [
     Mutant(
         "a plate that subsamples is given the first rows, not those that it has drawn",
         "models/rows.py",
-        "indices = self.structure.plate_indices[self.plate]",
-        "indices = jnp.arange(self.num_data)",
+        "size, indices = self.structure.plates[self.plate][0], self.plate_indices[self.plate]",
+        "size, indices = self.structure.plates[self.plate][0], jnp.arange(self.num_data)",
         "test_latent_model.py::test_subsample_indices_are_drawn_once_by_the_key",
     ),
     Mutant(
@@ -357,7 +357,7 @@ MUTANTS = [
     Mutant(
         "likelihoods that depend on the data are taken for shared ones",
         "models/pairwise.py",
-        'if program.staged.depends(lambda out, name=name: out["likelihood"][name], 1):',
+        'if latent_model.depends_on_data(lambda out, name=name: out["likelihood"][name]):',
         "if False:",
         "test_pairwise.py::test_what_depends_on_the_data_takes_the_generic_path_and_says_so"
         "[covariate-distribution of 'x']",
@@ -584,7 +584,7 @@ MUTANTS = [
     Mutant(
         "elements that a mask hides and nothing counts have an improper prior",
         "models/self_check.py",
-        "if _masked_elements(program, name, informed=False):",
+        "if _masked_elements(model, name, informed=False):",
         "if False:",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[imputed in part-importance]",
     ),
@@ -747,10 +747,24 @@ MUTANTS = [
     # Compiled programs that are reused -------------------------------------------------------------------------------
     Mutant(
         "a model whose closure has changed finds the program of the old one",
-        "models/latent_model.py",
-        "return SameProgram(self.program.model, self.program.fingerprint)",
-        "return SameProgram(self.program.model, tuple(self.latent_shapes))",
+        "models/fingerprint.py",
+        "return SameProgram(self.model, (self.plate, computes))",
+        "return SameProgram(self.model, self.plate)",
         "test_programs.py::test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now[importance-all]",
+    ),
+    Mutant(
+        "models of the same class are one program for jit, whatever they compute",
+        "models/fingerprint.py",
+        "(isinstance(other, Program) and self.computes == other.computes)",
+        "isinstance(other, Program)",
+        "test_latent_model.py::test_models_that_compute_the_same_are_one_program_for_jit",
+    ),
+    Mutant(
+        "a model at another key has the sub-sample of the old one",
+        "models/latent_model.py",
+        "jax.tree.leaves((*given, indices))",
+        "jax.tree.leaves((*given, self.plate_indices))",
+        "test_latent_model.py::test_at_other_values_a_model_is_as_if_it_were_read_with_these[a sub-sample]",
     ),
     Mutant(
         "programs with other constants are taken for the same",
@@ -769,8 +783,8 @@ MUTANTS = [
     Mutant(
         "the check of the rows is remembered under the name of the model",
         "models/self_check.py",
-        "passes_once(program.fingerprint, ",
-        "passes_once(program.model, ",
+        "passes_once(model.as_argument.computes, ",
+        "passes_once(model.model, ",
         "test_programs.py::test_a_rebound_model_is_checked_again",
     ),
     Mutant(

@@ -41,8 +41,8 @@ class Program:
         """The model function, equal to all that compute the same with arguments of these shapes."""
         params, arrays, rng_key, plate_indices = self._shapes
         data, model_kwargs = eqx.combine(arrays, self.static)
-        fingerprint = model_fingerprint(self.model, params, data, model_kwargs, rng_key, plate_indices)
-        return SameProgram(self.model, (self.plate, fingerprint))
+        computes = model_fingerprint(self.model, params, data, model_kwargs, rng_key, plate_indices)
+        return SameProgram(self.model, (self.plate, computes))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Program) and self.computes == other.computes)

@@ -42,6 +42,9 @@ class LatentModel(TracedModel):
     Data given to methods are cast to the dtypes of construction. Methods are pure: they jit, vmap and
     differentiate, in the latents and in the parameters.
 
+    It is an Equinox module whose leaves are parameters, data and key: it may be an argument of compiled functions, one
+    program of which serves all models that compute the same, and `at` gives it at other values.
+
     Args:
         model: a NumPyro model; its positional array arguments (or pytrees of them) lead with the data axis.
         params: constrained values by parameter site, as from `svi.get_params(state)`; values of mutable
@@ -82,6 +85,15 @@ class LatentModel(TracedModel):
         latent_model = LatentModel(model, {}, jnp.array([0.3, -1.2, 0.8]))
         z = latent_model.sample_prior(jax.random.key(0), 5)
         jax.jit(jax.vmap(lambda z: latent_model.log_likelihood(z, 0.3)))(z)  # five draws, one datum
+
+
+        @jax.jit
+        def log_density(latent_model, x):
+            latents = {"z": jnp.zeros(3)}
+            return latent_model.at(data=(x,)).log_density(latents)  # the model is not checked again
+
+
+        assert log_density(latent_model, jnp.zeros(3)) > log_density(latent_model, jnp.ones(3))
         ```
     """
 
