@@ -43,13 +43,13 @@ def prior_draws(
     """Draw from the prior, independently for each datum."""
     batch_size = _batch_size(num_samples * sum(map(math.prod, latent_model.latent_shapes.values())))
 
-    def of_all(latent_model: LatentModel, keys: Array) -> dict[str, Array]:
+    def draws_from_prior(latent_model: LatentModel, keys: Array) -> dict[str, Array]:
         def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
             return latent_model.sample_prior(args[0], num_samples, *args[1])
 
         return jax.lax.map(of_datum, (keys, _rows(latent_model)), batch_size=batch_size)
 
-    return run_with(latent_model, of_all, jax.random.split(key, latent_model.num_data))
+    return run_with(latent_model, draws_from_prior, jax.random.split(key, latent_model.num_data))
 
 
 def predictive_draws(
@@ -194,7 +194,7 @@ def _map_draws(
     """Apply `run(latent_model, key, latents, row)` to every draw of every datum, some at a time."""
     num_data, num_draws = next(iter(latents.values())).shape[:2]
 
-    def of_all(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
+    def at_every_draw(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
         rows = _rows(latent_model)
 
         def of_pair(args: tuple[Array, dict[str, Array], Array]) -> Any:
@@ -205,7 +205,7 @@ def _map_draws(
         indices = jnp.repeat(jnp.arange(num_data), num_draws)
         return jax.lax.map(channels_last(of_pair), (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
 
-    results = run_with(latent_model, of_all, jax.random.split(key, num_data * num_draws), latents)
+    results = run_with(latent_model, at_every_draw, jax.random.split(key, num_data * num_draws), latents)
     return jax.tree.map(lambda x: x.reshape(num_data, num_draws, *x.shape[1:]), results)
 
 

@@ -30,8 +30,6 @@ class Proposal(NamedTuple):
             if guide_params is not None:
                 raise ValueError(f"guide_params {sorted(guide_params)} need a guide, but guide is None")
             return None
-        if not callable(guide):
-            raise TypeError(f"guide must be a NumPyro guide, a function of the model's arguments, got {guide!r}")
         return cls(guide, {} if guide_params is None else dict(guide_params))
 
     def as_argument(self, latent_model: LatentModel) -> LatentModel:
