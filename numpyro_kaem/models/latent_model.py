@@ -15,7 +15,7 @@ from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem._compilation.fingerprint import value_of
 from numpyro_kaem.models.dependence import TracedModel
-from numpyro_kaem.models.rows import Latents, data_arrays, parameter_arrays
+from numpyro_kaem.models.rows import Latents, RowModel, data_arrays, parameter_arrays
 from numpyro_kaem.models.self_check import (
     check_constants_are_constant,
     check_latents_are_drawn,
@@ -108,7 +108,7 @@ class LatentModel(TracedModel):
         **model_kwargs: Any,
     ):
         rng_key = jax.random.key(0) if rng_key is None else rng_key
-        super().__init__(model, params, data, model_kwargs, plate, rng_key)
+        RowModel.__init__(self, model, params, data, model_kwargs, plate, rng_key)
         if check:
             check_rows_stand_alone(self)
             check_constants_are_constant(self)
@@ -147,7 +147,7 @@ class LatentModel(TracedModel):
 
     def read_again(self, model: Callable, params: dict[str, Any], data: tuple, key: Array) -> LatentModel:
         """A model with this one's plate and keyword arguments, without a check of its rows."""
-        settings = {"plate": self._program.plate, "rng_key": key, "check": False}
+        settings: dict[str, Any] = {"plate": self._program.plate, "rng_key": key, "check": False}
         return LatentModel(model, params, *data, **settings, **self.model_kwargs)
 
     def __reduce__(self) -> tuple:

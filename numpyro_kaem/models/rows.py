@@ -113,7 +113,9 @@ class RowModel(eqx.Module):
         self._program = Program(model, structure, static, self.plate or plate, shapes)
 
     @abc.abstractmethod
-    def at(self, *, params: dict[str, Any] | None = None, data: tuple | None = None, key: Array | None = None) -> Self:
+    def at(
+        self, *, params: dict[str, Any] | None = None, data: tuple | None = None, key: Array | None = None
+    ) -> RowModel:
         """The same model at other parameters, data or key."""
 
     # A model is equal to itself alone, so that `jax.jit` takes its methods.

@@ -217,8 +217,7 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
     """Where the rows of a batch are among the data whose chains are kept."""
     if num_kept == latent_model.num_data:
         return slice(None)
-    structure = latent_model.structure
-    size, _ = structure.plates[latent_model.plate]
+    size, _ = latent_model.structure.plates[latent_model.plate]
     lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.uncut_rows)}
     if num_kept != size or lengths - {size}:
         raise ValueError(
@@ -227,7 +226,7 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
             f"all {num_kept} rows to a model whose plate subsamples them, numpyro.plate(..., {num_kept}, "
             "subsample_size=...)"
         )
-    return structure.plate_indices[latent_model.plate]
+    return latent_model.plate_indices[latent_model.plate]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
