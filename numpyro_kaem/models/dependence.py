@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -31,6 +32,12 @@ def _once(function: Callable) -> property:
 
 class TracedModel(RowModel):
     """A model on rows that tells what its densities depend on."""
+
+    @abc.abstractmethod
+    def at(
+        self, *, params: dict[str, Any] | None = None, data: tuple | None = None, key: Array | None = None
+    ) -> TracedModel:
+        """The same model at other parameters, data or key."""
 
     @_once
     def _staged(self) -> StagedFunction:

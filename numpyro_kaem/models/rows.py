@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -111,12 +110,6 @@ class RowModel(eqx.Module):
         self.plate_indices = structure.staged.evaluate(lambda values: values["plate"], params, arrays, rng_key)
         shapes = abstract((params, arrays, rng_key, self.plate_indices))
         self._program = Program(model, structure, static, self.plate or plate, shapes)
-
-    @abc.abstractmethod
-    def at(
-        self, *, params: dict[str, Any] | None = None, data: tuple | None = None, key: Array | None = None
-    ) -> RowModel:
-        """The same model at other parameters, data or key."""
 
     # A model is equal to itself alone, so that `jax.jit` takes its methods.
     __hash__ = object.__hash__
