@@ -407,9 +407,9 @@ MUTANTS = [
     ),
     Mutant(
         "smoothed weights are not on the scale of the others",
-        "posterior/arviz.py",
-        "np.minimum(normalized + difference.max(1, keepdims=True), ",
-        "np.minimum(normalized + 0.0 * difference.max(1, keepdims=True), ",
+        "posterior/pareto.py",
+        "np.minimum(np.log(quantiles + np.exp(threshold)), 0.0) + largest",
+        "np.minimum(np.log(quantiles + np.exp(threshold)), 0.0) + 0.0 * largest",
         "test_arviz.py::test_smoothed_weights_are_quantiles_of_the_tail",
     ),
     Mutant(

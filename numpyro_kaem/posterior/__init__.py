@@ -15,7 +15,9 @@ predictive: What the model says of a posterior: draws from the prior, replicated
 weights: Importance weights of draws from the prior or a guide: what `ImportanceSampling` and `ImportanceMLE` share
 labels: Names for the axes of a posterior's arrays: xarray datasets with the dimensions of the model's plates
 evidence: Estimates of the evidence log p(x) from a population of chains over a temperature ladder
+pareto: Pareto smoothing: the largest importance weights of each datum, and the generalised Pareto law of their tail
 result: What a posterior sampler returns
+comparison: Models of the same data, compared by their evidence
 ladder: Temperature ladders between the prior (t = 0) and the posterior (t = 1)
 description: What a checkpoint says of the run that has written it, besides the shapes of its arrays
 run_checkpoints: Checkpoints of a sampler's run, with which the same call goes on after Ctrl-C or the end of its process
@@ -28,7 +30,9 @@ smc: Tempered sequential Monte Carlo for any NumPyro model, on BlackJAX's kernel
 arviz: Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x)
 """
 
-from numpyro_kaem.posterior.evidence import Evidence, compare_evidence
+from numpyro_kaem.posterior.arviz import to_arviz
+from numpyro_kaem.posterior.comparison import compare_evidence
+from numpyro_kaem.posterior.evidence import Evidence
 from numpyro_kaem.posterior.hamiltonian_kernels import HMC, NUTS
 from numpyro_kaem.posterior.importance import ImportanceSampling
 from numpyro_kaem.posterior.kernel import Kernel
@@ -38,6 +42,8 @@ from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.smc import TemperedSMC
 from numpyro_kaem.posterior.tempering import Langevin, ParallelTempering
 from numpyro_kaem.posterior.whitened_kernels import PCNL, EllipticalSlice, LatentGaussian
+
+Posterior.to_arviz = to_arviz
 
 __all__ = [
     "HMC",

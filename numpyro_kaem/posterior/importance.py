@@ -29,6 +29,7 @@ from numpyro_kaem.posterior.diagnostics import (
     check_observations,
     warn_if_impossible,
 )
+from numpyro_kaem.posterior.pareto import pareto_smooth
 from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.result import Posterior
@@ -301,9 +302,6 @@ class ImportanceSampling(ByValue):
                 )
         raw_log_weights = log_weights
         if self.pareto_smoothed:
-            # ArviZ is slow to import, and few need it here.
-            from numpyro_kaem.posterior.arviz import pareto_smooth
-
             log_weights = pareto_smooth(raw_log_weights)
             log_sums = _log_sums(log_weights)
         ess = _effective_sample_size(log_sums)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, rank_rhat
 from numpyro_kaem.posterior.evidence import Evidence
+from numpyro_kaem.posterior.pareto import pareto_k
+from numpyro_kaem.posterior.predictive import deterministic_values
 
 RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
 
@@ -136,6 +138,9 @@ class Posterior:
     unfinished: str | None = None
     latent_model: LatentModel | None = None
 
+    # A method whose file is above this one: see `arviz.to_arviz`.
+    to_arviz: ClassVar[Callable[..., Any]]
+
     def __repr__(self) -> str:
         chains = f", {self.num_chains} chains or runs" if self.num_chains > 1 else ""
         where = "of one data set" if self.plate is None else f"of {self.num_data} data in plate {self.plate!r}"
@@ -205,23 +210,16 @@ class Posterior:
 
         `(num_data, num_particles, *shape)` without the axis of the data plate; computed when first asked for.
         """
-        from numpyro_kaem.posterior.predictive import deterministic_values
-
         return {} if self.latent_model is None else deterministic_values(self.latent_model, self.latents)
 
     @cached_property
     def pareto_k(self) -> Float[np.ndarray, " num_data"] | None:
-        """Pareto k-hat of the importance weights of each datum, computed by ArviZ when first asked for.
+        """Pareto k-hat of the importance weights of each datum, computed when first asked for.
 
         Above 0.7 neither the draws nor the evidence of that datum can be trusted, however large the ESS. None for
         samplers that are not importance samplers.
         """
-        from numpyro_kaem.posterior.arviz import pareto_k
-
-        if self.proposal_log_weights is None:
-            return None
-
-        return pareto_k(self.proposal_log_weights)
+        return None if self.proposal_log_weights is None else pareto_k(self.proposal_log_weights)
 
     def expectation(self, function: Callable[[dict[str, Array]], Any]) -> Any:
         """Posterior mean of a function of the latents, for each datum: the weighted mean over its particles.
@@ -328,9 +326,3 @@ class Posterior:
             log_likelihood=self.log_likelihood[rows, indices],
             num_chains=1,
         )
-
-    def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
-        """Convert to ArviZ; the arguments are those of `numpyro_kaem.posterior.arviz.to_arviz` after the first."""
-        from numpyro_kaem.posterior.arviz import to_arviz
-
-        return to_arviz(self, *args, **kwargs)
