@@ -14,7 +14,7 @@ from numpyro_kaem import MALA, ImportanceSampling, Langevin, ParallelTempering, 
 from numpyro_kaem.posterior import chains, swarm
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood
 from numpyro_kaem.posterior.kernel import Kernel, Move
-from numpyro_kaem.posterior.smc import _mean_over_runs
+from numpyro_kaem.posterior.smc_evidence import mean_over_runs
 from numpyro_kaem.posterior.target import Point
 
 KEY, NOISE = jax.random.key(1), 0.5
@@ -96,7 +96,7 @@ def test_every_datum_finds_its_own_ladder(particles):
 
 def test_means_over_runs_leave_out_those_that_have_arrived():
     series = np.array([[[0.2, 0.4, np.nan], [0.4, np.nan, np.nan]]])
-    np.testing.assert_allclose(_mean_over_runs(series), [[0.3, 0.4, np.nan]])
+    np.testing.assert_allclose(mean_over_runs(series), [[0.3, 0.4, np.nan]])
 
 
 def test_a_chain_that_never_moved_is_one_draw():

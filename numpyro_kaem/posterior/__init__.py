@@ -23,9 +23,10 @@ description: What a checkpoint says of the run that has written it, besides the 
 run_checkpoints: Checkpoints of a sampler's run, with which the same call goes on after Ctrl-C or the end of its process
 chains: The population of chains behind `Langevin` and `ParallelTempering`, as compiled functions of arrays
 swarm: The particles behind `TemperedSMC`, as compiled functions of arrays, around BlackJAX's SMC kernels
+sampler: What posterior samplers share: how they are called, and how a run takes its data in chunks and survives Ctrl-C
 importance: Importance sampling, with the prior or a guide as proposal
 tempering: Markov chains at one temperature and over a ladder of them
-smc_evidence: Estimates of the evidence from runs of tempered SMC, and their standard errors, by what their rungs tell
+smc_evidence: What the rungs of tempered SMC tell: estimates of the evidence, their standard errors, and statistics
 smc: Tempered sequential Monte Carlo for any NumPyro model, on BlackJAX's kernels
 arviz: Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x)
 """
@@ -39,6 +40,7 @@ from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder
 from numpyro_kaem.posterior.langevin_kernels import MALA, ULA, Barker
 from numpyro_kaem.posterior.result import Posterior, Rungs
+from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.posterior.smc import TemperedSMC
 from numpyro_kaem.posterior.tempering import Langevin, ParallelTempering
 from numpyro_kaem.posterior.whitened_kernels import PCNL, EllipticalSlice, LatentGaussian
@@ -62,6 +64,7 @@ __all__ = [
     "ParallelTempering",
     "Posterior",
     "Rungs",
+    "Sampler",
     "TemperedSMC",
     "compare_evidence",
 ]

@@ -15,11 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
-from numpyro_kaem._numerics.sharding import compiler_sharded
-from numpyro_kaem.posterior.diagnostics import check_observations
 from numpyro_kaem.posterior.kernel import Kernel, choose
 from numpyro_kaem.posterior.proposal import Proposal
-from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
 
 # Draws of a datum whose spread is the first preconditioner.
@@ -47,27 +44,6 @@ class Problem(NamedTuple):
         """The positional data with the data axis first, also where the whole data set is one datum."""
         rows = target.latent_model.rows
         return jax.tree.map(lambda leaf: leaf[None], rows) if target.latent_model.plate is None else rows
-
-
-def read_problem(
-    kernel: Kernel,
-    batch_size: int,
-    model: Callable,
-    params: dict[str, Any],
-    data: tuple,
-    model_kwargs: dict[str, Any],
-    plate: str | None,
-) -> tuple[Problem, Target]:
-    """A model with what it is given, checked, and the target in a kernel's coordinates; arguments as `Problem`'s."""
-
-    def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), plate, batch_size)
-        target = Target(*problem, whiten=kernel.whiten, check=True)
-        return problem._replace(model=target.model.as_argument), target
-
-    problem, target = read_model(read, model, params, data, model_kwargs, plate)
-    check_observations(target.model)
-    return problem, target
 
 
 class Population(NamedTuple):

@@ -70,7 +70,7 @@ def check_observations(latent_model: LatentModel) -> None:
         warnings.warn(
             "the model observes nothing, so that its posterior is its prior: were all data passed?",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -112,7 +112,7 @@ def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
     )
     if share >= _END_SHARES[1]:
         raise ValueError(f"{text}. {cure}")
-    warnings.warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}", RuntimeWarning, stacklevel=5)
 
 
 def check_log_ratio(bad: np.ndarray, num_draws: int) -> None:

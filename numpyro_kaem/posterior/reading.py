@@ -127,7 +127,7 @@ def warn_unfinished(unfinished: str, way_on: str = "") -> None:
     """Say that a posterior is not that of a whole run."""
     way_on = f"; {way_on}" if way_on else ""
     warnings.warn(
-        f"interrupted: {unfinished} (`unfinished` of the result says so{way_on})", RuntimeWarning, stacklevel=3
+        f"interrupted: {unfinished} (`unfinished` of the result says so{way_on})", RuntimeWarning, stacklevel=4
     )
 
 
