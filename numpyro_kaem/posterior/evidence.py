@@ -115,15 +115,9 @@ def thermodynamic_of_rungs(
     mean: Float[np.ndarray, "*runs num_rungs"],
     variance: Float[np.ndarray, "*runs num_rungs"],
 ) -> Evidence:
-    """Thermodynamic integration as in `thermodynamic`, from the moments of the log-likelihood at each rung.
+    """As `thermodynamic`, from moments of the log-likelihood at rungs; the error is that of one draw at each.
 
-    Args:
-        temperatures: increasing from 0 to 1, and then NaN where a ladder has fewer rungs than others.
-        mean: of the log-likelihood at the rungs; -inf gives NaN.
-        variance: of the log-likelihood at the rungs.
-
-    Returns:
-        An Evidence per run; the standard error is that of one independent draw at each rung.
+    Temperatures are NaN where a ladder has fewer rungs than others.
     """
     steps = np.nan_to_num(np.diff(temperatures, axis=-1))
     none = np.zeros((*steps.shape[:-1], 1))

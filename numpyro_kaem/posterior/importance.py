@@ -38,7 +38,6 @@ from numpyro_kaem.posterior.weights import (
     log_likelihood,
     log_proposal_ratio,
     map_chunks,
-    observed_values,
     sample_prior,
 )
 
@@ -263,7 +262,7 @@ class ImportanceSampling(Sampler):
         log_weights = likelihood if self.guide is None else np.concatenate(all_log_weights, axis=1)
         return latent_model, unfinished, Weighted(draws, likelihood, log_weights, log_sums)
 
-    def _posterior(self, latent_model: LatentModel, unfinished: str | None, results: Weighted) -> Posterior:
+    def _posterior(self, latent_model: LatentModel, results: Weighted, **common: Any) -> Posterior:
         draws, likelihood, log_weights, log_sums = results
         num_data, num_samples = log_weights.shape
         source = "prior draws" if self.guide is None else "draws from the guide"
@@ -297,11 +296,8 @@ class ImportanceSampling(Sampler):
             log_evidence=(log_sums[0] - np.log(num_samples)).astype(log_weights.dtype),
             log_evidence_std_error=std_error,
             ess=ess,
-            observed=jax.device_get(observed_values(latent_model)),
-            plate=latent_model.plate,
             shares_draws=not by_datum,
             proposal_log_weights=raw_log_weights,
             reached_target=reached_target,
-            unfinished=unfinished,
-            latent_model=latent_model,
+            **common,
         )

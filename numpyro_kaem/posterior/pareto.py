@@ -16,12 +16,8 @@ _LEAST_PARTICLES, _LEAST_EXCESSES = 25, 5
 def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, " num_data"]:
     """Shape k-hat of the generalised Pareto distribution fitted to the largest weights of each datum.
 
-    Args:
-        log_weights: unnormalised log importance weights.
-
-    Returns:
-        k-hat of each row: inf where so few weights differ from zero that a tail cannot be fitted, -inf where
-        the largest weights are all equal (the tail ends at once), NaN below 25 particles.
+    It is inf where so few weights differ from zero that a tail cannot be fitted, -inf where the largest weights are all
+    equal (the tail ends at once), NaN below 25 particles.
     """
     return _smooth(log_weights)[1]
 
@@ -29,14 +25,9 @@ def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[
 def pareto_smooth(
     log_weights: Float[np.ndarray, "num_data num_particles"],
 ) -> Float[np.ndarray, "num_data num_particles"]:
-    """Replace the largest weights of each datum by quantiles of the Pareto distribution fitted to them.
+    """Log-weights whose largest are quantiles of the Pareto distribution fitted to them, and at most the largest.
 
-    Args:
-        log_weights: unnormalised log importance weights.
-
-    Returns:
-        Log-weights of the same order and scale: those below the tail are as they were, those in it at most the
-        largest. Weights without a tail that can be fitted (see `pareto_k`) are unchanged.
+    Others, and those without a tail that can be fitted (see `pareto_k`), are as they were.
     """
     return _smooth(log_weights)[0]
 

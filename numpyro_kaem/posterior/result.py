@@ -117,6 +117,29 @@ class Posterior:
         unfinished: what Ctrl-C has left undone, in words; None for a whole run.
         latent_model: the model that was sampled. A copy by `copy.deepcopy` shares it; pickled with the rest it is found
             again by the model's name in its module, and None where there is no such name.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import ImportanceSampling
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+        x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+        posterior = ImportanceSampling(num_samples=20_000).run(jax.random.key(0), model, {}, x)
+        mean, square = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
+        assert jnp.allclose(mean, 0.8 * x, atol=0.05) and jnp.allclose(square - mean**2, 0.2, atol=0.05)
+        draws = posterior.resample(jax.random.key(1), 500).latents["z"]
+        assert draws.shape == (3, 500, 2)
+        ```
     """
 
     latents: dict[str, Shaped[np.ndarray, "num_data num_particles ..."]]
@@ -230,27 +253,6 @@ class Posterior:
 
         Returns:
             The means, with a leading axis of data; NaN for a datum whose likelihood is zero.
-
-        Example:
-            ```python
-            import jax
-            import jax.numpy as jnp
-            import numpyro
-            import numpyro.distributions as dist
-            from numpyro_kaem import ImportanceSampling
-
-
-            def model(x):
-                with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-                    numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-
-            x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
-            posterior = ImportanceSampling(num_samples=20_000).run(jax.random.key(0), model, {}, x)
-            mean, square = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
-            assert jnp.allclose(mean, 0.8 * x, atol=0.05) and jnp.allclose(square - mean**2, 0.2, atol=0.05)
-            ```
         """
         values = jax.device_get(jax.vmap(jax.vmap(function))(self.latents))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -279,28 +281,6 @@ class Posterior:
 
         Raises:
             ValueError: for num_samples below 1 or an unknown method.
-
-        Example:
-            ```python
-            import jax
-            import jax.numpy as jnp
-            import numpyro
-            import numpyro.distributions as dist
-            from numpyro_kaem import ImportanceSampling
-
-
-            def model(x):
-                with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-                    numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-
-            x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
-            posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
-            draws = posterior.resample(jax.random.key(1), 500).latents["z"]
-            assert draws.shape == (3, 500, 2)
-            assert jnp.allclose(draws.mean(1), 0.8 * x, atol=0.1)
-            ```
         """
         check_count("num_samples", num_samples, 1)
         if method not in RESAMPLERS:

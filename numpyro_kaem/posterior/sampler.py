@@ -25,6 +25,7 @@ from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinish
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.target import Target
+from numpyro_kaem.posterior.weights import observed_values
 
 
 class Sampler(ByValue):
@@ -75,7 +76,14 @@ class Sampler(ByValue):
         params = check_call(key, params)
         given = self._read(model, params, data, model_kwargs)
         latent_model, unfinished, results = self._draw(key, *given)
-        return self._posterior(latent_model, unfinished, results)
+        return self._posterior(
+            latent_model,
+            results,
+            observed=jax.device_get(observed_values(latent_model)),
+            plate=latent_model.plate,
+            latent_model=latent_model,
+            unfinished=unfinished,
+        )
 
     def _read(self, model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any]) -> tuple:
         """The checked model, and all else that `_draw` is given besides the key."""
@@ -85,7 +93,8 @@ class Sampler(ByValue):
         """The model of the data that are done, what is not done in words, and arrays on the host."""
         raise NotImplementedError
 
-    def _posterior(self, latent_model: LatentModel, unfinished: str | None, results: Any) -> Posterior:
+    def _posterior(self, latent_model: LatentModel, results: Any, **common: Any) -> Posterior:
+        """The results as a Posterior, of which the fields `common` are known."""
         raise NotImplementedError
 
 

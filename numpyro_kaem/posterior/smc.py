@@ -1,4 +1,4 @@
-"""Tempered sequential Monte Carlo for any NumPyro model, on BlackJAX's kernels."""
+"""Tempered sequential Monte Carlo for any NumPyro model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from numpyro_kaem._numerics.sharding import take_rows
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior import chains, swarm
+from numpyro_kaem.posterior import chains, particles
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.convergence import has_two_lumps
 from numpyro_kaem.posterior.diagnostics import (
@@ -29,14 +29,14 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_runs_disagree,
 )
 from numpyro_kaem.posterior.evidence import Evidence
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.families import effective_size
+from numpyro_kaem.posterior.kernel import Kernel, Tuning
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
+from numpyro_kaem.posterior.particles import Rung, Settings
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior
 from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
 from numpyro_kaem.posterior.smc_evidence import mean_rungs, smc_std_error, thermodynamic_along_smc
-from numpyro_kaem.posterior.swarm import Course, Plan, Rung, Tuning
 from numpyro_kaem.posterior.target import Target
-from numpyro_kaem.posterior.weights import observed_values
 
 
 class Arrived(NamedTuple):
@@ -128,6 +128,10 @@ class TemperedSMC(ChunkedSampler):
         posterior = TemperedSMC(num_particles=500, progress=False).run(jax.random.key(0), model, {}, y)
         assert posterior.latents["theta"].shape == (1, 500, 8)
         assert abs(posterior.log_evidence[0] + 31.4) < 0.5
+
+        unbiased = TemperedSMC(num_particles=500, num_runs=8, progress=False).frozen(posterior)
+        posterior = unbiased.run(jax.random.key(1), model, {}, y)
+        assert abs(posterior.log_evidence[0] + 31.4) < 0.2
         ```
     """
 
@@ -197,31 +201,6 @@ class TemperedSMC(ChunkedSampler):
 
         Raises:
             ValueError: for the result of another sampler.
-
-        Example:
-            ```python
-            import jax
-            import jax.numpy as jnp
-            import numpyro
-            import numpyro.distributions as dist
-            from numpyro_kaem import TemperedSMC
-
-
-            def model(y):
-                mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
-                tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
-                with numpyro.plate("schools", 8):
-                    theta = numpyro.sample("theta", dist.Normal(mu, tau))
-                    numpyro.sample("y", dist.Normal(theta, 10.0), obs=y)
-
-
-            y = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-            first = TemperedSMC(num_particles=500, progress=False)
-            found = first.run(jax.random.key(0), model, {}, y)
-            unbiased = TemperedSMC(num_particles=500, num_runs=8, progress=False).frozen(found)
-            posterior = unbiased.run(jax.random.key(1), model, {}, y)
-            assert abs(posterior.log_evidence[0] + 31.4) < 0.2
-            ```
         """
         rungs = posterior.rungs
         if rungs is None or rungs.scale is None:
@@ -243,20 +222,21 @@ class TemperedSMC(ChunkedSampler):
         # Where one datum's particles are too many, its runs take turns; where those of a run are, they move in batches.
         return self.num_particles
 
-    def _settings(self, target: Target, batch_size: int) -> Plan:
+    def _settings(self, target: Target, batch_size: int) -> Settings:
         num_data = target.latent_model.num_data
         if self.tuning is not None and self.tuning.scale.shape[::2] != (num_data, target.dim):
             raise ValueError(
                 f"the model has {num_data} data of {target.dim} coordinates, but the sampler is frozen for "
                 f"{len(self.tuning.scale)} of {self.tuning.scale.shape[2]}"
             )
-        return Plan(
+        return Settings(
+            self.kernel,
             self.target_ess,
             self.num_mcmc_steps,
+            self.max_rungs,
             self.resampling,
             self.waste_free,
             self.persistent,
-            self.max_rungs,
             batch_size,
             runs_at_once=0 if self.chunk_size is None else max(1, self.chunk_size // self.num_particles),
         )
@@ -264,7 +244,7 @@ class TemperedSMC(ChunkedSampler):
     def _bar(self, num_chunks: int) -> tqdm:
         return tqdm(total=num_chunks, unit="chunk", disable=not self.progress)
 
-    def _order(self, problem: Problem, settings: Plan, rows: tuple, keys: Array, size: int) -> np.ndarray:
+    def _order(self, problem: Problem, settings: Settings, rows: tuple, keys: Array, size: int) -> np.ndarray:
         """Data whose ladders need about as many rungs, by their first temperature of a few draws, are together."""
         if self.target_ess is None or size == len(keys):
             return super()._order(problem, settings, rows, keys, size)
@@ -273,22 +253,22 @@ class TemperedSMC(ChunkedSampler):
         for first in range(0, len(keys), size):
             indices = np.minimum(np.arange(first, first + size), len(keys) - 1)
             rows_at, keys_at = take_rows(rows, keys[:, :1], indices)
-            particles, _ = swarm.start(problem, self.kernel, few, rows_at, keys_at, min(64, self.num_particles))
-            temperatures.append(swarm.first_temperature(particles, self.target_ess))
+            state, _ = particles.start(problem, few, rows_at, keys_at, min(64, self.num_particles))
+            temperatures.append(particles.first_temperature(state, self.target_ess))
         return np.argsort(-np.concatenate(temperatures)[: len(keys)], kind="stable")
 
     def _run_chunk(self, chunk: Chunk) -> tuple[Arrived, bool]:
-        problem, plan, rows, keys, indices = chunk.problem, chunk.settings, chunk.rows, chunk.keys, chunk.indices
-        particles, flaws = swarm.start(problem, self.kernel, plan, rows, keys, self.num_particles)
+        problem, indices, rows = chunk.problem, chunk.indices, chunk.rows
+        given = problem, chunk.settings, rows, chunk.keys
+        state, flaws = particles.start(*given, self.num_particles)
         check_draws_are_inside(flaws, chunk.target)
         check_log_likelihood(np.asarray(flaws.invalid).sum(1), indices, self.num_particles * self.num_runs)
-        course = Course(problem, self.kernel, plan, rows, keys)
-        dtype = particles.temperature.dtype
-        particles, _, records = chunk.at(particles)
+        dtype = state.temperature.dtype
+        state, _, records = chunk.at(state)
         rungs = [Rung(*of_rung) for of_rung in zip(*(records[name] for name in Rung._fields if records), strict=True)]
         while not rungs or (np.min(rungs[-1].temperature) < 1.0 and not chunk.interrupted):
             if len(rungs) == self.max_rungs:
-                chunk.keep(particles, len(rungs), rungs, whole=True)
+                chunk.keep(state, len(rungs), rungs, whole=True)
                 slow = np.argmin(rungs[-1].temperature.min(1))
                 raise RuntimeError(
                     f"datum {indices[slow]} is at temperature {rungs[-1].temperature[slow].min():.3g} after "
@@ -296,25 +276,25 @@ class TemperedSMC(ChunkedSampler):
                 )
             number = len(rungs)
             tuning = jax.tree.map(lambda x: jnp.asarray(x, dtype), self._tuning_at(number, indices))
-            particles, rung = swarm.advance((course, jnp.asarray(number), tuning), particles)
+            state, rung = particles.advance(*given, jnp.asarray(number), tuning, state)
             rungs.append(jax.device_get(rung))
-            chunk.keep(particles, len(rungs), rungs)
+            chunk.keep(state, len(rungs), rungs)
             chunk.bar.set_postfix_str(
                 f"rung {number + 1}, t {rungs[-1].temperature.min():.3g}, acceptance "
                 f"{rungs[-1].acceptance.mean():.2f}, ESS {rungs[-1].ess.mean():.0f}"
             )
-        chunk.keep(particles, len(rungs), rungs, whole=True)
+        chunk.keep(state, len(rungs), rungs, whole=True)
         if not chunk.interrupted:
             chunk.bar.update()
-        latents = chains.latents_along(problem, self.kernel, rows, particles.particles.position)
-        log_likelihood = particles.particles.log_likelihood
-        length = self.num_mcmc_steps + 1 if self.waste_free else 1
+        latents = chains.latents_along(problem, self.kernel, rows, state.points.position)
+        log_likelihood = state.points.log_likelihood
         # The log-likelihood tells of modes that the means of latents do not.
-        ess = swarm.effective_size(particles, {**latents, "log p(x | z)": log_likelihood}, length)
-        arrays = jax.device_get((latents, log_likelihood, particles.log_evidence, ess, particles.temperature))
+        values = {**latents, "log p(x | z)": log_likelihood}
+        ess = effective_size(state.ancestor, values, chunk.settings.chain_length)
+        arrays = jax.device_get((latents, log_likelihood, state.log_evidence, ess, state.temperature))
         # The rung comes third, after data and runs.
         rungs = jax.tree.map(lambda *steps: np.stack(steps, 2).astype(float), *rungs)
-        return Arrived(*arrays, rungs), bool(np.min(particles.temperature) == 1.0)
+        return Arrived(*arrays, rungs), bool(np.min(state.temperature) == 1.0)
 
     def _tuning_at(self, number: int, indices: np.ndarray) -> Tuning:
         """What is known of a rung, for some of the data."""
@@ -347,7 +327,7 @@ class TemperedSMC(ChunkedSampler):
             text += f", particles at temperature {lowest:.3g} and weighted for what is left of the way"
         return text
 
-    def _posterior(self, latent_model: LatentModel, unfinished: str | None, results: Arrived) -> Posterior:
+    def _posterior(self, latent_model: LatentModel, results: Arrived, **common: Any) -> Posterior:
         _, log_likelihood, at_temperature, ess, temperature, rungs = results
         num_data = len(log_likelihood)
         # Of particles that have not arrived: what is left of the way is the matter of their weights.
@@ -390,15 +370,12 @@ class TemperedSMC(ChunkedSampler):
             log_evidence=total,
             log_evidence_std_error=std_error,
             ess=np.where(impossible, 0.0, ess),
-            observed=jax.device_get(observed_values(latent_model)),
-            plate=latent_model.plate,
             num_chains=self.num_runs,
             evidence=evidence,
             run_log_evidence=log_evidence,
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
-            unfinished=unfinished,
-            latent_model=latent_model,
             rungs=mean_rungs(rungs, flat, self.num_particles),
+            **common,
         )
         warn_if_chains_disagree(posterior, "runs")
         warn_if_in_lumps(has_two_lumps(flat, rare_upper=True)[:, None], np.ones((num_data, 1)))

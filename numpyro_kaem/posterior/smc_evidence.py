@@ -7,8 +7,8 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from numpyro_kaem.posterior.evidence import Evidence, finite_std, thermodynamic_of_rungs
+from numpyro_kaem.posterior.particles import Rung
 from numpyro_kaem.posterior.result import Rungs
-from numpyro_kaem.posterior.swarm import Rung
 
 
 def smc_std_error(

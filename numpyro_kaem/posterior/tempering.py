@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior import chains
-from numpyro_kaem.posterior.chains import Course, Population
+from numpyro_kaem.posterior.chains import ChainState, Settings
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, has_two_lumps
 from numpyro_kaem.posterior.diagnostics import (
     check_draws_are_inside,
@@ -34,7 +34,6 @@ from numpyro_kaem.posterior.proposal import Proposal
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
 from numpyro_kaem.posterior.target import Target
-from numpyro_kaem.posterior.weights import observed_values
 
 # The progress bar moves this often in a run, and shows the lowest ESS of so many data.
 _UPDATES, _SHOWN = 50, 64
@@ -48,7 +47,7 @@ class Recorded(NamedTuple):
     Attributes:
         latents: at the highest rung, `(B, C S, ...)`.
         log_likelihood: at every rung, `(B, C, S, K)`.
-        step_size, acceptance, swaps, round_trips, divergences: see `Population`.
+        step_size, acceptance, swaps, round_trips, divergences: see `ChainState`.
     """
 
     latents: dict[str, np.ndarray]
@@ -90,50 +89,48 @@ class ChainSampler(ChunkedSampler):
     def _states_at_once(self) -> int:
         return self.num_chains * len(self.ladder)
 
-    def _settings(self, target: Target, batch_size: int) -> Proposal | None:
+    def _settings(self, target: Target, batch_size: int) -> tuple[Settings, Proposal | None]:
+        temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+        exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
+        num_draws = self.num_steps // self.thin
+        settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
         proposal = Proposal.of(self.guide, self.guide_params)
-        return None if proposal is None else proposal.as_argument(target.model)
+        return settings, None if proposal is None else proposal.as_argument(target.model)
 
     def _bar(self, num_chunks: int) -> tqdm:
         return tqdm(total=num_chunks * (self.warmup + self.num_steps), unit="step", disable=not self.progress)
 
     def _run_chunk(self, chunk: Chunk) -> tuple[Recorded | None, bool]:
-        problem, rows, keys, proposal = chunk.problem, chunk.rows, chunk.keys, chunk.settings
-        temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
-        exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
-        num_draws = self.num_steps // self.thin
-        population, flaws = chains.start(
-            problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws, proposal
-        )
+        settings, proposal = chunk.settings
+        given = chunk.problem, settings, chunk.rows, chunk.keys
+        state, flaws = chains.start(*given, proposal)
         check_draws_are_inside(flaws, chunk.target)
         source = "prior" if proposal is None else "guide"
         check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
-        course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
-
-        population, done, _ = chunk.at(population)
+        state, done, _ = chunk.at(state)
         steps = 0
         for number, (first, last, end) in enumerate(self._stretches()):
             if number >= done and not chunk.interrupted:
                 span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(first < 0)
-                population = chains.advance((course, *span), population)
+                state = chains.advance(*given, span, state)
                 if end is not None:
-                    population = end(self.kernel, population)
+                    state = end(self.kernel, state)
                 done = number + 1
-                chunk.keep(population, done)
+                chunk.keep(state, done)
                 if self.progress:
-                    chunk.bar.set_postfix_str(self._progress(population, max(last, 0) // self.thin), refresh=False)
+                    chunk.bar.set_postfix_str(self._progress(state, max(last, 0) // self.thin), refresh=False)
             if number < done:
                 chunk.bar.update(last - first)
                 steps = max(last, 0)
-        chunk.keep(population, done, whole=True)
+        chunk.keep(state, done, whole=True)
         num_draws = steps // self.thin
         is_whole = steps == self.num_steps
         if num_draws < MIN_DRAWS and not is_whole:
             return None, False
-        latents = chains.latents_along(problem, self.kernel, rows, population.positions[:, :, :num_draws])
+        latents = chains.latents_along(chunk.problem, self.kernel, chunk.rows, state.positions[:, :, :num_draws])
         names = Recorded._fields[2:]
-        log_likelihood = population.log_likelihood[:, :, :num_draws]
-        recorded = Recorded(latents, log_likelihood, *(getattr(population, name) for name in names))
+        log_likelihood = state.log_likelihood[:, :, :num_draws]
+        recorded = Recorded(latents, log_likelihood, *(getattr(state, name) for name in names))
         return jax.device_get(recorded), is_whole
 
     def _stretches(self) -> Iterator[tuple[int, int, Callable | None]]:
@@ -147,13 +144,13 @@ class ChainSampler(ChunkedSampler):
                     then = chains.end_window if last < self.warmup else chains.end_warmup
                 yield begin - self.warmup, end - self.warmup, then
 
-    def _progress(self, population: Population, num_draws: int) -> str:
-        text = f"{len(self.ladder)} rungs, acceptance {float(population.acceptance[:, -1].mean()):.2f}"
+    def _progress(self, state: ChainState, num_draws: int) -> str:
+        text = f"{len(self.ladder)} rungs, acceptance {float(state.acceptance[:, -1].mean()):.2f}"
         if len(self.ladder) > 1:
-            text += f", swaps {float(population.swaps.mean()):.2f}"
+            text += f", swaps {float(state.swaps.mean()):.2f}"
         if num_draws == 0:
             return f"warm-up, {text}"
-        at_one = np.asarray(population.log_likelihood)[:_SHOWN, :, :num_draws, -1]
+        at_one = np.asarray(state.log_likelihood)[:_SHOWN, :, :num_draws, -1]
         return f"{text}, ESS {chain_ess(at_one).min():.0f}"
 
     def _num_steps(self, recorded: Recorded) -> int:
@@ -164,7 +161,7 @@ class ChainSampler(ChunkedSampler):
         done = f"{self._num_steps(results)} of {self.num_steps} steps after warm-up"
         return f"{done}, {len(indices)} of {num_data} data"
 
-    def _posterior(self, latent_model: LatentModel, unfinished: str | None, results: Recorded) -> Posterior:
+    def _posterior(self, latent_model: LatentModel, results: Recorded, **common: Any) -> Posterior:
         latents, log_likelihood = results.latents, results.log_likelihood
         num_data = len(log_likelihood)
         t = self.ladder.temperatures
@@ -208,13 +205,9 @@ class ChainSampler(ChunkedSampler):
             log_evidence=None if best is None else best.log_evidence,
             log_evidence_std_error=None if best is None else best.std_error,
             ess=ess,
-            observed=jax.device_get(observed_values(latent_model)),
-            plate=latent_model.plate,
             num_chains=self.num_chains,
             evidence=evidence,
             divergences=results.divergences,
-            unfinished=unfinished,
-            latent_model=latent_model,
             rungs=Rungs(
                 temperatures=np.broadcast_to(t, (num_data, len(t))),
                 acceptance=results.acceptance,
@@ -225,6 +218,7 @@ class ChainSampler(ChunkedSampler):
                 swap_acceptance=results.swaps,
                 round_trip_rate=results.round_trips / (self._num_steps(results) * self.num_chains),
             ),
+            **common,
         )
         warn_if_chains_disagree(posterior, "chains")
         return posterior
