@@ -7,7 +7,8 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 PYTEST_EXTRA ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-slow test-zoo test-docs mutants fuzz lint format docs docs-serve bench clean
+.PHONY: help quickstart test test-slow test-zoo test-docs mutants fuzz lint types format docs docs-serve bench build hooks \
+	clean
 
 help:
 	@echo "make quickstart   train a small model on MNIST digits and leave pictures in outputs/"
@@ -16,8 +17,11 @@ help:
 	@echo "make mutants      put faults into copies of the package, and see that the tests notice each (minutes)"
 	@echo "make fuzz         try random priors and samples for ten minutes (FUZZ_SECONDS=600)"
 	@echo "make lint         ruff check and ruff format --check   (make format repairs)"
+	@echo "make types        the type check, by mypy"
+	@echo "make hooks        run ruff and the checks of files at every commit of this checkout, by pre-commit"
 	@echo "make docs         run every example and build the documentation into site/"
 	@echo "make bench        print the benchmarks"
+	@echo "make build        build the wheel and the source distribution into dist/   (RELEASE=v1.2.3 checks their version)"
 	@echo "make clean        remove the environments, caches and outputs"
 
 # A stamp per set of extras, so that the quickstart does not wait for what only the documentation needs.
@@ -57,6 +61,12 @@ lint: $(VENV)/installed-examples,test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+types: $(VENV)/installed-examples,test
+	@$(BIN)/python -m mypy
+
+hooks: $(VENV)/installed-dev
+	@$(BIN)/pre-commit install
+
 format: $(VENV)/installed-examples,test
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -69,6 +79,17 @@ docs-serve: $(VENV)/installed-examples,docs
 
 bench: $(VENV)/installed-examples
 	@$(BIN)/python -m benchmarks
+
+# What a release is built by; RELEASE is its tag.
+build: $(VENV)/installed-dev
+	@if [ -n "$$RELEASE" ]; then \
+		version=$$($(BIN)/python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])'); \
+		[ "$$RELEASE" = "v$$version" ] || \
+			{ echo "the tag is $$RELEASE but the version of pyproject.toml is $$version"; exit 1; }; \
+	fi
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) .venv-newest .cache .hypothesis .pytest_cache .ruff_cache build dist site outputs

@@ -15,7 +15,8 @@ A cell with the tag "checks" is run but not shown: assertions that hold what the
 
     # %% tags=["checks"]
 
-Any page may show the figures of a script, the first of which is `![caption](example:quickstart#1)`.
+Any page may show the figures of a script, the first of which is `![caption](example:quickstart#1)`, and the house of
+the package, drawn from its imports, as `<!-- house -->`.
 
 An example that raises fails the build. Results are kept under ``.cache/examples`` until the script or the
 package changes, so that a writer's second build is quick.
@@ -29,6 +30,7 @@ import os
 import re
 from pathlib import Path
 
+import house
 import jupytext
 import nbformat
 from latex2mathml.converter import convert
@@ -45,6 +47,9 @@ SECONDS_PER_CELL = 1200
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+HOUSE = "<!-- house -->"
+CONTRIBUTING = re.compile(r'--8<-- "(CONTRIBUTING\.md)"')
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 FIGURE = re.compile(r"\(example:(?P<stem>\w+)#(?P<number>\d+)\)")
 SHOWN = ["image/svg+xml", "image/png", "text/markdown", "text/plain"]
 
@@ -83,7 +88,11 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Show figures of examples in a page of the top level."""
+    """Show figures of examples in a page of the top level, and CONTRIBUTING.md, whose links are from the root."""
+    if included := CONTRIBUTING.fullmatch(markdown.strip()):
+        folder = Path("docs", page.file.src_path).parent
+        text = (ROOT / included[1]).read_text()
+        return LINK.sub(lambda link: f"]({os.path.relpath(link[1], folder)}", text)
 
     def path(match):
         names, number = figures_of.get(match["stem"], []), int(match["number"])
@@ -95,7 +104,9 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-    """Set the formulas of a page."""
+    """Set the formulas of a page, and draw the house."""
+    if HOUSE in content:
+        content = content.replace(HOUSE, house.draw(house.read_house()))
     return FORMULA.sub(
         lambda match: convert(html.unescape(match["tex"]), display="block" if match["open"] == "[" else "inline"),
         content,

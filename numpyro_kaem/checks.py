@@ -24,7 +24,7 @@ def check_positive(name: str, value: Any) -> float:
     """Return `value` as a finite float above zero, or raise an error that names it."""
     if hasattr(value, "dtype") and getattr(value, "shape", None) == () and not isinstance(value, Tracer):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < value < math.inf):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (0 < float(value) < math.inf):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
     return float(value)
 

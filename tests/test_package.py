@@ -60,7 +60,8 @@ PUBLIC_NAMES = [
 ]
 
 # Each room may import from those before it, never from those after it. The order of the files of a room is that of
-# the docstring of its __init__.py. checks.py is before all, and all are before the package's own __init__.py.
+# the docstring of its __init__.py. checks.py is before all, and all are before the package's own __init__.py
+# and __main__.py.
 ROOMS = [
     "checks",
     "_numerics",
@@ -208,7 +209,7 @@ print(time.perf_counter() - start)
 def test_every_file_has_a_place():
     paths = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
     names = {".".join(path.parts).removesuffix(".__init__") for path in paths}
-    assert names == {"__init__", *ORDER}
+    assert names == {"__init__", "__main__", *ORDER}
     assert len(ORDER) == len(set(ORDER))
 
 

@@ -69,7 +69,7 @@ class ByValue:
             object.__setattr__(self, name, value)
 
     def _value(self) -> Hashable:
-        return tuple((field.name, value_of(getattr(self, field.name))) for field in dataclasses.fields(self))
+        return tuple((field.name, value_of(getattr(self, field.name))) for field in dataclasses.fields(self))  # type: ignore[arg-type]  # whose subclasses are
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(self) is type(other) and self._value() == other._value())
@@ -145,7 +145,8 @@ def _of_value(value: Any, known: dict[int, Hashable] | None = None) -> Hashable:
     # From JAX 0.11 on the two are one class.
     if isinstance(value, ClosedJaxpr | Jaxpr):
         if id(value) not in known:
-            known[id(value)] = _of_jaxpr(getattr(value, "jaxpr", value), getattr(value, "consts", ()), known)
+            jaxpr: Any = value
+            known[id(value)] = _of_jaxpr(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()), known)
         return known[id(value)]
     if isinstance(value, tuple | list):
         return type(value), tuple(_of_value(part, known) for part in value)

@@ -76,7 +76,17 @@ def clear_caches() -> None:
 
 def passes_once(key: Hashable, check: Callable[[], None]) -> None:
     """Run a check, unless it was passed under this key before."""
-    _PASSED.get(key, lambda: check() or True)
+    _PASSED.get(key, check)
+
+
+class _Program:
+    """A compiled program as a function of pytrees; `executable` is JAX's, which tells what it costs."""
+
+    def __init__(self, executable: Any, outputs: Any):
+        self.executable, self._outputs = executable, outputs
+
+    def __call__(self, *args: Any) -> Any:
+        return jax.tree.unflatten(self._outputs, self.executable(*_arrays(args)))
 
 
 class _Reusable:
@@ -118,7 +128,7 @@ class _Reusable:
             outputs.append(jax.tree.structure(results))
             return jax.tree.leaves(results)
 
-        run.__name__ = self.__name__  # by which JAX's logs and profiles call the program
+        run.__name__ = self.function.__name__  # by which JAX's logs and profiles call the program
         donated = tuple(range(first, len(leaves)))
         jitted = jax.jit(run, donate_argnums=donated, compiler_options=known_options(self.compiler_options))
         return jitted.trace(*leaves), outputs[-1]
@@ -126,11 +136,7 @@ class _Reusable:
     def _compile(self, traced: Any, outputs: Any) -> Callable:
         compiled = traced.lower().compile()
 
-        def program(*args: Any) -> Any:
-            return jax.tree.unflatten(outputs, compiled(*_arrays(args)))
-
-        program.executable = compiled  # which tells what it costs
-        return program
+        return _Program(compiled, outputs)
 
 
 class jit_by_program(_Reusable):
@@ -160,8 +166,10 @@ class jit_by_value(_Reusable):
         leaves, structure = jax.tree.flatten(args)
         static = [leaf for leaf in leaves if not eqx.is_array(leaf)]
         if not all(map(is_known_by_value, static)):
-            options = {"first_donated": self.first_donated, "compiler_options": self.compiler_options}
-            return jit_by_program(self.function, **options).compiled(*args)
+            by_program = jit_by_program(
+                self.function, first_donated=self.first_donated, compiler_options=self.compiler_options
+            )
+            return by_program.compiled(*args)
         values = tuple(jax.typeof(leaf) if eqx.is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
         wide = jnp.result_type(float)  # the type of Python's numbers among the static leaves
         key = self.function, structure, values, _where(args), wide
@@ -189,4 +197,4 @@ def _where(args: tuple) -> tuple:
     """On what arrays are, which a program is compiled for: the default device, and those that arrays are bound to."""
     leaves = jax.tree.leaves(args)
     bound = tuple(leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves)
-    return jax.config.jax_default_device, bound
+    return jax.config.jax_default_device, bound  # type: ignore[attr-defined]  # JAX sets it as it starts

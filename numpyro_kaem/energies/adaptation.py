@@ -32,7 +32,7 @@ def per_batch_element(basis: SomeBasis, batch_shape: tuple[int, ...]) -> SomeBas
 def with_points(basis: SomeBasis, points: Float[Array, "*batch num_points"]) -> SomeBasis:
     """The basis on other knots (of a B-spline) or another domain."""
     if isinstance(basis, BSpline):
-        return BSpline.from_knots(points, basis.degree)
+        return BSpline.from_knots(points, basis.degree)  # type: ignore[return-value]  # of the class that was given
     return eqx.tree_at(lambda b: b.grid, basis, Grid.of(points))
 
 

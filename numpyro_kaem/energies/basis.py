@@ -57,7 +57,7 @@ class Basis(eqx.Module):
         low, high = (end[..., None] if isinstance(end, jax.Array) else end for end in self.domain)
         points = low + (high - low) * self.unit_breakpoints
         if isinstance(points, jax.Array):
-            return points.at[..., -1].set(high[..., 0])
+            return points.at[..., -1].set(self.domain[1])
         return np.append(points[:-1], high)
 
     @property
@@ -101,7 +101,8 @@ class Basis(eqx.Module):
 
     def ends(self, dtype) -> tuple[float, float] | tuple[Array, Array]:
         """The ends of the domain, arrays in the given dtype."""
-        return tuple(end.astype(dtype) if isinstance(end, jax.Array) else end for end in self.domain)
+        low, high = (end.astype(dtype) if isinstance(end, jax.Array) else end for end in self.domain)
+        return low, high
 
     def clip(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """Move z into the domain."""
