@@ -304,24 +304,17 @@ def test_support_is_the_reference_s(case):
     assert np.all(cdf[2 : 2 + len(below)] == 0) and np.all(cdf[2 + len(below) :] == 1)
 
 
-SMALLEST, LARGEST = 0.0, 1 - 2.0**-23
-
-
-@pytest.mark.parametrize(
-    ("case", "uniform"),
-    slow_unless(
-        [("normal", SMALLEST), ("log-normal", LARGEST), ("uniform", SMALLEST)],
-        itertools.product(["normal", "log-normal", "uniform"], [SMALLEST, LARGEST]),
-    ),
-)
-def test_no_draw_is_at_an_end_of_the_support(case, uniform, monkeypatch):
+@pytest.mark.parametrize("case", ["normal", "log-normal", "uniform"])
+def test_no_draw_is_at_an_end_of_the_support(case, monkeypatch):
     """The smallest and the largest number that JAX's generator gives lead to finite draws, which are its quantiles."""
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
+    ends = np.array([0.0, 1 - 2.0**-23], np.float32)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.resize(ends, shape).astype(dtype))
     (reference, _), domain = CASES[case]
     prior = KAPrior(random_energy(BSpline(6, 3, domain), (2,), 1.0), reference)
-    u = jnp.asarray(uniform + 2.0**-24, jnp.float32)
-    z, quantiles = quick_jit(lambda: (prior.sample(jax.random.key(0)), prior.icdf(u)))()
-    np.testing.assert_array_equal(z, quantiles)
+    u = ends + np.float32(2.0**-24)
+    # No other test has traced draws of this shape, with another generator.
+    z, quantiles = quick_jit(lambda: (prior.sample(jax.random.key(0), (1, 1, 1)), prior.icdf(u)))()
+    np.testing.assert_array_equal(z[0, 0, 0], quantiles)
     assert np.all(np.isfinite(z)) and np.all(reference.cdf(z) > 0)
     assert np.all(reference.support(z))
 

@@ -15,19 +15,6 @@ def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:
     """The families of the sample sites of a model, by name.
 
     Their parameters are not told apart: most of them are functions of what is learned.
-
-    Example:
-        ```python
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        from numpyro import handlers
-        from numpyro_kaem.posterior.description import describe_distributions
-
-        with handlers.seed(rng_seed=0), handlers.trace() as trace:
-            numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-        assert describe_distributions(trace) == {"z": "Independent(Normal)"}
-        ```
     """
     return {name: _family(site["fn"]) for name, site in trace.items() if site["type"] == "sample"}
 

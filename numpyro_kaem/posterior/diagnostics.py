@@ -29,9 +29,9 @@ _CURES = {
 }
 
 
-def _warn(text: str) -> None:
-    """Warn whoever has called a sampler, which calls a function here."""
-    warnings.warn(text, RuntimeWarning, stacklevel=5)
+def _warn(text: str, stacklevel: int = 4) -> None:
+    """Warn whoever has called a sampler, of which some part calls a function here."""
+    warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
 
 
 def check_call(key: Any, params: Any) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def check_observations(latent_model: LatentModel) -> None:
         warnings.warn(
             "the model observes nothing, so that its posterior is its prior: were all data passed?",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -134,7 +134,7 @@ def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
     )
     if share >= _END_SHARES[1]:
         raise ValueError(f"{text}. {cure}")
-    _warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}")
+    _warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}", stacklevel=5)
 
 
 def warn_if_impossible(impossible: np.ndarray, where: str, latent_model: LatentModel) -> None:
