@@ -33,8 +33,8 @@ from numpyro_kaem import (
     clear_caches,
     energy_module,
     fit,
-    programs,
 )
+from numpyro_kaem._compilation import programs
 from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint
 from numpyro_kaem._compilation.programs import jit_by_program, jit_by_value
 from numpyro_kaem._densities.tails import survival
