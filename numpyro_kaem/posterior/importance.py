@@ -287,5 +287,6 @@ class ImportanceSampling(Sampler):
             shares_draws=not by_datum,
             proposal_log_weights=raw_log_weights,
             reached_target=reached_target,
+            latent_model=latent_model,
             **common,
         )

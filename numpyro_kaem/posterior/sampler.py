@@ -81,7 +81,6 @@ class Sampler(ByValue):
             results,
             observed=jax.device_get(observed_values(latent_model)),
             plate=latent_model.plate,
-            latent_model=latent_model,
             unfinished=unfinished,
         )
 

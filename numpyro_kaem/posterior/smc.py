@@ -375,6 +375,7 @@ class TemperedSMC(ChunkedSampler):
             run_log_evidence=log_evidence,
             divergences=np.nansum(rungs.divergences, (1, 2)).astype(int),
             rungs=mean_rungs(rungs, flat, self.num_particles),
+            latent_model=latent_model,
             **common,
         )
         warn_if_chains_disagree(posterior, "runs")

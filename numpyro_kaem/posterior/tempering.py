@@ -218,6 +218,7 @@ class ChainSampler(ChunkedSampler):
                 swap_acceptance=results.swaps,
                 round_trip_rate=results.round_trips / (self._num_steps(results) * self.num_chains),
             ),
+            latent_model=latent_model,
             **common,
         )
         warn_if_chains_disagree(posterior, "chains")
