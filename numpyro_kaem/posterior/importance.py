@@ -27,7 +27,7 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_impossible,
 )
 from numpyro_kaem.posterior.pareto import pareto_smooth
-from numpyro_kaem.posterior.proposal import Proposal
+from numpyro_kaem.posterior.proposal import check_guide, read_guide
 from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
@@ -187,7 +187,7 @@ class ImportanceSampling(Sampler):
     def __post_init__(self):
         super().__post_init__()
         self._set(num_samples=check_count("num_samples", self.num_samples, 1))
-        Proposal.of(self.guide, self.guide_params)
+        check_guide(self.guide, self.guide_params)
         if self.target_ess is None:
             if self.max_samples is not None:
                 raise ValueError(
@@ -218,8 +218,7 @@ class ImportanceSampling(Sampler):
         return (latent_model,)
 
     def _draw(self, key: PRNGKeyArray, latent_model: LatentModel) -> tuple[LatentModel, str | None, Weighted]:
-        proposal = Proposal.of(self.guide, self.guide_params)
-        proposal = None if proposal is None else proposal.as_argument(latent_model)
+        encoder = read_guide(self.guide, self.guide_params, latent_model)
         num_data, source = latent_model.num_data, "prior" if self.guide is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
         batches, log_sums = [], np.full((2, num_data), -np.inf)
@@ -227,7 +226,7 @@ class ImportanceSampling(Sampler):
         with interrupts() as interrupted, bar:
             for batch_key in keys:
                 draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
-                    _weigh(latent_model, proposal, self.num_samples, self.chunk_size, batch_key)
+                    _weigh(latent_model, encoder, self.num_samples, self.chunk_size, batch_key)
                 )
                 if self.guide is None:
                     log_weights = likelihood

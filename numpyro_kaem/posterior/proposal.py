@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,48 +12,40 @@ from jaxtyping import Array, Bool
 from numpyro_kaem.models.latent_model import LatentModel
 
 
-class Proposal(NamedTuple):
-    """A guide q(z | x) and its parameters.
+def check_guide(guide: Callable | None, guide_params: dict[str, Any] | None) -> None:
+    """Raise a ValueError for parameters of a guide that there is none of."""
+    if guide is None and guide_params is not None:
+        raise ValueError(f"guide_params {sorted(guide_params)} need a guide, but guide is None")
 
-    Attributes:
-        guide: NumPyro guide, called with the model's arguments.
-        params: constrained values of its parameter sites.
+
+def read_guide(
+    guide: Callable | None, guide_params: dict[str, Any] | None, latent_model: LatentModel
+) -> LatentModel | None:
+    """A guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
+
+    Args:
+        guide: NumPyro guide, called with the model's arguments; None for none.
+        guide_params: constrained values of its parameter sites.
+        latent_model: the model, whose data plate, rows and sub-sample are those of the guide.
+
+    Raises:
+        ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
     """
-
-    guide: Callable
-    params: dict[str, Any]
-
-    @classmethod
-    def of(cls, guide: Callable | None, guide_params: dict[str, Any] | None) -> Proposal | None:
-        """The proposal that a sampler was given; None where it was given none."""
-        if guide is None:
-            if guide_params is not None:
-                raise ValueError(f"guide_params {sorted(guide_params)} need a guide, but guide is None")
-            return None
-        return cls(guide, {} if guide_params is None else dict(guide_params))
-
-    def as_argument(self, latent_model: LatentModel) -> LatentModel:
-        """The guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
-
-        Args:
-            latent_model: the model, whose data plate, rows and sub-sample are those of the guide.
-
-        Raises:
-            ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
-        """
-        options = {"plate": latent_model.plate, "rng_key": latent_model.rng_key, **latent_model.model_kwargs}
-        try:
-            encoder = LatentModel(self.guide, self.params, *latent_model.data, **options)
-        except ValueError as error:
-            raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
-        _check_sites(latent_model, encoder)
-        shared = sorted(set(encoder.plate_indices) & set(latent_model.plate_indices))
-        # A sub-sample is drawn once, by the model.
-        return eqx.tree_at(
-            lambda model: [model.plate_indices[name] for name in shared],
-            encoder,
-            [latent_model.plate_indices[name] for name in shared],
-        )
+    if guide is None:
+        return None
+    options = {"plate": latent_model.plate, "rng_key": latent_model.rng_key, **latent_model.model_kwargs}
+    try:
+        encoder = LatentModel(guide, dict(guide_params or {}), *latent_model.data, **options)
+    except ValueError as error:
+        raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
+    _check_sites(latent_model, encoder)
+    shared = sorted(set(encoder.plate_indices) & set(latent_model.plate_indices))
+    # A sub-sample is drawn once, by the model.
+    return eqx.tree_at(
+        lambda model: [model.plate_indices[name] for name in shared],
+        encoder,
+        [latent_model.plate_indices[name] for name in shared],
+    )
 
 
 def in_support(latent_model: LatentModel, z: dict[str, Array], *x: Any) -> Bool[Array, ""]:

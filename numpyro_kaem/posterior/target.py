@@ -169,8 +169,7 @@ class Target:
 
     def coordinate_names(self) -> list[str]:
         """The latent site of each coordinate."""
-        row = self.latent_model.first_row
-        u = jax.eval_shape(lambda: self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True))
+        u = self.unravel(jnp.zeros(self.dim, self.dtype))
         return [name for name in sorted(u) for _ in range(u[name].size)]
 
     def position(self, z: dict[str, Array], row: tuple) -> Float[Array, " dim"]:

@@ -30,7 +30,7 @@ from numpyro_kaem.posterior.diagnostics import (
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
-from numpyro_kaem.posterior.proposal import Proposal
+from numpyro_kaem.posterior.proposal import check_guide, read_guide
 from numpyro_kaem.posterior.result import Posterior, Rungs
 from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
 from numpyro_kaem.posterior.target import Target
@@ -83,7 +83,7 @@ class ChainSampler(ChunkedSampler):
             )
         if self.num_steps % self.thin:
             raise ValueError(f"thin must divide num_steps, got thin {self.thin} and num_steps {self.num_steps}")
-        Proposal.of(self.guide, self.guide_params)
+        check_guide(self.guide, self.guide_params)
 
     @property
     def _states_at_once(self) -> int:
@@ -94,18 +94,17 @@ class ChainSampler(ChunkedSampler):
         exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
         num_draws = self.num_steps // self.thin
         settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
-        proposal = Proposal.of(self.guide, self.guide_params)
-        return settings, None if proposal is None else proposal.as_argument(target.model)
+        return settings, read_guide(self.guide, self.guide_params, target.model)
 
     def _bar(self, num_chunks: int) -> tqdm:
         return tqdm(total=num_chunks * (self.warmup + self.num_steps), unit="step", disable=not self.progress)
 
     def _run_chunk(self, chunk: Chunk) -> tuple[Recorded | None, bool]:
-        settings, proposal = chunk.settings
+        settings, encoder = chunk.settings
         given = chunk.problem, settings, chunk.rows, chunk.keys
-        state, flaws = chains.start(*given, proposal)
+        state, flaws = chains.start(*given, encoder)
         check_draws_are_inside(flaws, chunk.target)
-        source = "prior" if proposal is None else "guide"
+        source = "prior" if encoder is None else "guide"
         check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
         state, done, _ = chunk.at(state)
         steps = 0
