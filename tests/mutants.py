@@ -662,7 +662,7 @@ MUTANTS = [
     Mutant(
         "persistent chains are those of the first data, whatever the plate has drawn",
         "objectives/langevin.py",
-        "return structure.plate_indices[latent_model.plate]",
+        "return latent_model.plate_indices[latent_model.plate]",
         "return jnp.arange(latent_model.num_data)",
         "test_objectives.py::test_chains_are_kept_by_the_indices_of_the_plate",
     ),
