@@ -27,7 +27,7 @@ from numpyro_kaem import (
     UnivariateEnergy,
 )
 from numpyro_kaem._numerics.convolutions import channels_last
-from numpyro_kaem.posterior import chains, swarm
+from numpyro_kaem.posterior import chains, particles
 from numpyro_kaem.posterior.chains import Problem
 
 DATA, LATENTS, STEPS, NOISE = 64, 40, 20, 0.3
@@ -104,17 +104,16 @@ def bare_gradients(decoder, x, copies: int, rewrite: Callable = channels_last):
 def advance_chains(model, params, x, kernel, temperatures):
     """`STEPS` steps of the chains over a ladder, warm-up and recording included, as a function to be timed."""
     # The model itself would be traced at every call.
-    problem = Problem(LatentModel(model, params, x).as_argument, params, (x,), {}, None)
-    rows, keys = (x,), jax.random.split(jax.random.key(5), len(x))
-    population, _ = chains.start(problem, kernel, rows, keys, 1, len(temperatures), STEPS)
-    exact = len(temperatures) > 1
-    course = chains.Course(problem, kernel, rows, keys, jnp.asarray(temperatures), exact, 1, 1)
+    problem = Problem(LatentModel(model, params, x))
+    settings = chains.Settings(kernel, jnp.asarray(temperatures), len(temperatures) > 1, 1, STEPS)
+    given = problem, settings, (x,), jax.random.split(jax.random.key(5), len(x))
+    state, _ = chains.start(*given)
     span = jnp.asarray(0), jnp.asarray(STEPS), jnp.asarray(False)
-    states = [population]
+    states = [state]
 
     def run():
         # Each call gives its memory to the next.
-        states[0] = chains.advance((course, *span), states[0])
+        states[0] = chains.advance(*given, span, states[0])
         return states[0]
 
     return run
@@ -213,11 +212,11 @@ def adaptive_ladders(num_data: int = 32) -> None:
     for chunk in (num_data, num_data // 4):
         sampler = TemperedSMC(num_particles=200, chunk_size=200 * chunk, progress=False)
         sampler.run(jax.random.key(9), model, {}, x, noise)
-        advance, calls = swarm.advance, []
-        swarm.advance = lambda *args, calls=calls, advance=advance: calls.append(1) or advance(*args)
+        advance, calls = particles.advance, []
+        particles.advance = lambda *args, calls=calls, advance=advance: calls.append(1) or advance(*args)
         start = time.perf_counter()
         posterior = sampler.run(jax.random.key(9), model, {}, x, noise)
-        seconds, swarm.advance = time.perf_counter() - start, advance
+        seconds, particles.advance = time.perf_counter() - start, advance
         needed = int(jnp.sum(jnp.isfinite(posterior.rungs.temperatures[:, 1:])))
         paid = len(calls) * chunk
         rows.append((str(chunk), str(needed), str(paid), f"{paid / needed:.2f}", f"{seconds:.1f} s"))

@@ -313,14 +313,14 @@ MUTANTS = [
     ),
     Mutant(
         "what a scale of a latent adds to the joint density is dropped",
-        "models/rows.py",
+        "models/dependence.py",
         "return jnp.where(jnp.isfinite(drawn), kept - drawn, 0.0)",
         "return jnp.zeros_like(drawn)",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[scale on a latent-importance]",
     ),
     Mutant(
         "a masked latent that an observed value counts is taken for one that nothing counts",
-        "models/rows.py",
+        "models/dependence.py",
         "if masks_of(fn) and name not in self.counted_sites:",
         "if masks_of(fn):",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[imputation by an observed value-importance]",
@@ -335,8 +335,8 @@ MUTANTS = [
     Mutant(
         "a plate that subsamples is given the first rows, not those that it has drawn",
         "models/rows.py",
-        "indices = self.structure.plate_indices[self.plate]",
-        "indices = jnp.arange(self.num_data)",
+        "size, indices = self.structure.plates[self.plate][0], self.plate_indices[self.plate]",
+        "size, indices = self.structure.plates[self.plate][0], jnp.arange(self.num_data)",
         "test_latent_model.py::test_subsample_indices_are_drawn_once_by_the_key",
     ),
     Mutant(
@@ -357,7 +357,7 @@ MUTANTS = [
     Mutant(
         "likelihoods that depend on the data are taken for shared ones",
         "models/pairwise.py",
-        'if program.staged.depends(lambda out, name=name: out["likelihood"][name], 1):',
+        'if latent_model.depends_on_data(lambda out, name=name: out["likelihood"][name]):',
         "if False:",
         "test_pairwise.py::test_what_depends_on_the_data_takes_the_generic_path_and_says_so"
         "[covariate-distribution of 'x']",
@@ -407,9 +407,9 @@ MUTANTS = [
     ),
     Mutant(
         "smoothed weights are not on the scale of the others",
-        "posterior/arviz.py",
-        "np.minimum(normalized + difference.max(1, keepdims=True), ",
-        "np.minimum(normalized + 0.0 * difference.max(1, keepdims=True), ",
+        "posterior/pareto.py",
+        "np.minimum(np.log(quantiles + np.exp(threshold)), 0.0) + largest",
+        "np.minimum(np.log(quantiles + np.exp(threshold)), 0.0) + 0.0 * largest",
         "test_arviz.py::test_smoothed_weights_are_quantiles_of_the_tail",
     ),
     Mutant(
@@ -435,14 +435,14 @@ MUTANTS = [
     ),
     Mutant(
         "swaps are accepted by the inverse of their ratio",
-        "posterior/chains.py",
+        "posterior/moves.py",
         "difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)",
         "difference = jnp.where(high == -jnp.inf, jnp.inf, high - low)",
         "test_sampler_reports.py::test_swaps_are_as_frequent_as_the_densities_say",
     ),
     Mutant(
         "swaps take the neighbouring datum's point",
-        "posterior/chains.py",
+        "posterior/moves.py",
         "jnp.where(like(down), jnp.roll(x, 1, 2), x)",
         "jnp.where(like(down), jnp.roll(x, 1, 0), x)",
         "test_posterior_samplers.py::test_swaps_and_resampling_never_mix_data",
@@ -485,8 +485,8 @@ MUTANTS = [
     Mutant(
         "the drift of ULA and MALA is not preconditioned",
         "posterior/langevin_kernels.py",
-        "DiffusionState(point.position / scale, point, point.gradient(temperature) * scale)",
-        "DiffusionState(point.position / scale, point, point.gradient(temperature))",
+        "drift = point.gradient(temperature) * scale",
+        "drift = point.gradient(temperature)",
         "test_kernels.py::test_exact_draws_stay_exact[MALA]",
     ),
     Mutant(
@@ -506,35 +506,35 @@ MUTANTS = [
     # Tempered SMC
     Mutant(
         "the evidence of a rung lacks - log N",
-        "posterior/swarm.py",
+        "posterior/particles.py",
         "increment = logsumexp(log_weights) - jnp.log(num_particles)",
         "increment = logsumexp(log_weights) - 0.0 * jnp.log(num_particles)",
         "test_sampler_reports.py::test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood",
     ),
     Mutant(
         "particles' weights are softmaxed twice",
-        "posterior/swarm.py",
+        "posterior/particles.py",
         "weights = jax.nn.softmax(log_weights)",
         "weights = jax.nn.softmax(jax.nn.softmax(log_weights))",
         "test_sampler_reports.py::test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood",
     ),
     Mutant(
         "resampled particles are not those that were weighted",
-        "posterior/swarm.py",
+        "posterior/particles.py",
         "return order[getattr(resampling, name)(key_draw, weights[order], num_samples)]",
         "return getattr(resampling, name)(key_draw, weights[order], num_samples)",
         "test_sampler_reports.py::test_particles_that_do_not_move_are_draws_of_the_prior_chosen_by_the_likelihood",
     ),
     Mutant(
         "particles make one move less than they should",
-        "posterior/swarm.py",
-        "num_steps, strategy = plan.num_mcmc_steps, update_and_take_last",
-        "num_steps, strategy = plan.num_mcmc_steps - 1, update_and_take_last",
+        "posterior/particles.py",
+        "jax.random.split(key, settings.num_mcmc_steps)",
+        "jax.random.split(key, settings.num_mcmc_steps - 1)",
         "test_sampler_reports.py::test_particles_and_chains_make_as_many_moves_as_they_are_asked_for",
     ),
     Mutant(
         "the next temperature is not at the effective sample size asked for",
-        "posterior/swarm.py",
+        "posterior/particles.py",
         "return 2.0 * logsumexp(log_weights) - logsumexp(2.0 * log_weights)",
         "return 2.0 * logsumexp(log_weights) - logsumexp(1.5 * log_weights)",
         "test_sampler_reports.py::test_every_datum_finds_its_own_ladder",
@@ -584,7 +584,7 @@ MUTANTS = [
     Mutant(
         "elements that a mask hides and nothing counts have an improper prior",
         "models/self_check.py",
-        "if _masked_elements(program, name, informed=False):",
+        "if _masked_elements(model, name, informed=False):",
         "if False:",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[imputed in part-importance]",
     ),
@@ -662,7 +662,7 @@ MUTANTS = [
     Mutant(
         "persistent chains are those of the first data, whatever the plate has drawn",
         "objectives/langevin.py",
-        "return structure.plate_indices[latent_model.plate]",
+        "return latent_model.plate_indices[latent_model.plate]",
         "return jnp.arange(latent_model.num_data)",
         "test_objectives.py::test_chains_are_kept_by_the_indices_of_the_plate",
     ),
@@ -761,10 +761,24 @@ MUTANTS = [
     # Compiled programs that are reused -------------------------------------------------------------------------------
     Mutant(
         "a model whose closure has changed finds the program of the old one",
-        "models/latent_model.py",
-        "return SameProgram(self.program.model, self.program.fingerprint)",
-        "return SameProgram(self.program.model, tuple(self.latent_shapes))",
+        "models/fingerprint.py",
+        "return SameProgram(self.model, (self.plate, computes))",
+        "return SameProgram(self.model, self.plate)",
         "test_programs.py::test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now[importance-all]",
+    ),
+    Mutant(
+        "models of the same class are one program for jit, whatever they compute",
+        "models/fingerprint.py",
+        "(isinstance(other, Program) and self.computes == other.computes)",
+        "isinstance(other, Program)",
+        "test_latent_model.py::test_models_that_compute_the_same_are_one_program_for_jit",
+    ),
+    Mutant(
+        "a model at another key has the sub-sample of the old one",
+        "models/latent_model.py",
+        "jax.tree.leaves((*given, indices))",
+        "jax.tree.leaves((*given, self.plate_indices))",
+        "test_latent_model.py::test_at_other_values_a_model_is_as_if_it_were_read_with_these[a sub-sample]",
     ),
     Mutant(
         "programs with other constants are taken for the same",
@@ -783,8 +797,8 @@ MUTANTS = [
     Mutant(
         "the check of the rows is remembered under the name of the model",
         "models/self_check.py",
-        "passes_once(program.fingerprint, ",
-        "passes_once(program.model, ",
+        "passes_once(model.as_argument.computes, ",
+        "passes_once(model.model, ",
         "test_programs.py::test_a_rebound_model_is_checked_again",
     ),
     Mutant(

@@ -206,19 +206,19 @@ def sampler_takes_divided_data(name):
 
 
 def chains_of_samplers_are_divided():
-    from numpyro_kaem.posterior import chains, swarm
+    from numpyro_kaem.posterior import chains, particles
 
     seen = {}
 
     def spy(module, positions):
-        def advance(course, population, original=module.advance):
-            seen[module.__name__] = positions(population).sharding
-            return original(course, population)
+        def advance(*given, original=module.advance):
+            seen[module.__name__] = positions(given[-1]).sharding
+            return original(*given)
 
         module.advance = advance
 
-    spy(chains, lambda population: population.positions)
-    spy(swarm, lambda particles: particles.particles.position)
+    spy(chains, lambda state: state.positions)
+    spy(particles, lambda state: state.points.position)
     params = {"weight": jnp.ones((2, 8)), "noise": jnp.array(1.0)}
     x = jax.device_put(DATA[:16], NamedSharding(eight(), PartitionSpec("data")))
     for name in ("langevin", "smc"):

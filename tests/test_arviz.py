@@ -17,7 +17,7 @@ from scipy import stats
 from speed import slow_unless
 
 from numpyro_kaem.posterior import EllipticalSlice, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
-from numpyro_kaem.posterior.arviz import pareto_k, pareto_smooth
+from numpyro_kaem.posterior.pareto import pareto_k, pareto_smooth
 
 X = np.array([0.5, -1.0, 2.0], np.float32)
 Y = np.array([[0.1, 0.2], [0.0, 1.0], [-1.0, 0.5]], np.float32)
@@ -458,6 +458,16 @@ def test_weights_without_a_tail_are_not_smoothed():
     np.testing.assert_array_equal(smoothed[:3], log_weights[:3])
     assert np.any(smoothed[3] != log_weights[3])
     np.testing.assert_array_equal(pareto_smooth(log_weights[:, :20]), log_weights[:, :20])
+
+
+@pytest.mark.skipif(not hasattr(az, "psislw"), reason="ArviZ 1.x has it elsewhere, and takes other arguments")
+def test_pareto_smoothing_is_arviz_s():
+    rng = np.random.default_rng(0)
+    for log_weights in (rng.normal(size=(3, 1000)), 30.0 * rng.normal(size=(3, 100)), np.log(rng.random((3, 25)))):
+        expected, k = az.psislw(log_weights.copy())
+        smoothed = pareto_smooth(log_weights)
+        np.testing.assert_allclose(pareto_k(log_weights), k, rtol=1e-9)
+        np.testing.assert_allclose(smoothed - np.logaddexp.reduce(smoothed, 1)[:, None], expected, atol=1e-9)
 
 
 def test_deterministic_sites_are_kept_with_the_plates_they_are_in():

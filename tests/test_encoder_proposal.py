@@ -20,6 +20,7 @@ from numpyro_kaem import (
     compare_evidence,
 )
 from numpyro_kaem.distributions.reparam import normal_of_quantile, quantile_of_normal
+from numpyro_kaem.models import LatentModel
 from numpyro_kaem.posterior.target import Target
 
 KEY = jax.random.key(0)
@@ -263,7 +264,7 @@ def test_whitened_chains_start_where_the_guide_says():
             numpyro.sample("x", dist.Normal(a + b.sum(-1) + c, 1.0), obs=x)
 
     x = jnp.array([-1.0, 2.0])
-    target = Target(model, {}, (x,), {}, whiten=True)
+    target = Target(LatentModel(model, {}, x), whiten=True)
     z = {"a": jnp.array(-0.7), "b": jnp.array([0.3, 2.0]), "c": jnp.array(1.6)}
 
     @jax.jit

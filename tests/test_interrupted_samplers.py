@@ -15,7 +15,7 @@ import pytest
 
 from numpyro_kaem import ImportanceSampling, Ladder, Langevin, ParallelTempering, TemperedSMC
 from numpyro_kaem._checkpoints.store import CheckpointStore
-from numpyro_kaem.posterior import chains, importance, run_checkpoints, swarm
+from numpyro_kaem.posterior import chains, importance, particles, run_checkpoints
 
 # jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
@@ -75,7 +75,7 @@ def test_without_draws_there_is_nothing_to_come_back(monkeypatch):
 
 def test_particles_on_their_way_are_weighted_for_what_is_left_of_it(monkeypatch):
     sampler = TemperedSMC(Ladder.power(6), num_particles=4_000, num_runs=2, progress=False)
-    ctrl_c_after(monkeypatch, swarm, "advance", 3)
+    ctrl_c_after(monkeypatch, particles, "advance", 3)
     with pytest.warns(RuntimeWarning, match=r"interrupted: 6 of 6 data, particles at temperature 0\.\d+ and weighted"):
         posterior = sampler.run(KEY, model, {}, X)
     assert np.all(np.abs(posterior.log_evidence - EXACT) < 5 * posterior.log_evidence_std_error)
@@ -120,7 +120,7 @@ def test_the_same_call_goes_on_and_ends_with_the_same_draws(monkeypatch, tmp_pat
     whole = SAMPLERS[name](progress=False).run(KEY, model, {}, X)
     sampler = SAMPLERS[name](progress=False, checkpoint_dir=tmp_path)
     with monkeypatch.context() as patch:
-        counts = [ctrl_c_after(patch, module, "advance", calls) for module in (chains, swarm)]
+        counts = [ctrl_c_after(patch, module, "advance", calls) for module in (chains, particles)]
         with pytest.warns() as caught, contextlib.suppress(KeyboardInterrupt):
             warnings.warn("one at least", stacklevel=1)
             sampler.run(KEY, model, {}, X)
@@ -128,7 +128,7 @@ def test_the_same_call_goes_on_and_ends_with_the_same_draws(monkeypatch, tmp_pat
     taken = max(map(len, counts))
     assert taken == calls
     with monkeypatch.context() as patch:
-        counts = [ctrl_c_after(patch, module, "advance", -1) for module in (chains, swarm)]
+        counts = [ctrl_c_after(patch, module, "advance", -1) for module in (chains, particles)]
         again = sampler.run(KEY, model, {}, X)
         rest = max(map(len, counts))
         finished = sampler.run(KEY, model, {}, X)
@@ -143,15 +143,15 @@ def test_the_same_call_goes_on_and_ends_with_the_same_draws(monkeypatch, tmp_pat
 def test_a_run_whose_process_has_ended_goes_on_from_its_last_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(run_checkpoints, "_SECONDS", 0.0)
     sampler = TemperedSMC(Ladder.power(6), num_particles=500, progress=False, checkpoint_dir=tmp_path)
-    advance, numbers = swarm.advance, []
+    advance, numbers = particles.advance, []
 
-    def ends(course_and_rung, particles):
-        numbers.append(int(course_and_rung[1]))
+    def ends(*args):
+        numbers.append(int(args[4]))
         if len(numbers) == 4:
             raise MemoryError("in the midst of it")
-        return advance(course_and_rung, particles)
+        return advance(*args)
 
-    monkeypatch.setattr(swarm, "advance", ends)
+    monkeypatch.setattr(particles, "advance", ends)
     with pytest.raises(MemoryError):
         sampler.run(KEY, model, {}, X)
     sampler.run(KEY, model, {}, X)
@@ -165,7 +165,7 @@ def test_a_ladder_that_was_given_up_goes_on_with_more_rungs(monkeypatch, tmp_pat
 
     with pytest.raises(RuntimeError, match="after 3 rungs: raise max_rungs"):
         sampler(max_rungs=3, checkpoint_dir=tmp_path).run(KEY, model, {}, X)
-    count = ctrl_c_after(monkeypatch, swarm, "advance", -1)
+    count = ctrl_c_after(monkeypatch, particles, "advance", -1)
     went_on = sampler(checkpoint_dir=tmp_path).run(KEY, model, {}, X)
     assert len(count) == went_on.rungs.temperatures.shape[1] - 1 - 3
     np.testing.assert_array_equal(went_on.log_evidence, sampler().run(KEY, model, {}, X).log_evidence)

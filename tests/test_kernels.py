@@ -13,6 +13,7 @@ from speed import slow_unless
 from tempered_models import GRID, NOISE, PRIOR, decode, distance, ks_bound, quadrature, two_modes
 
 from numpyro_kaem.kernels import HMC, MALA, NUTS, PCNL, ULA, Barker, EllipticalSlice, LatentGaussian
+from numpyro_kaem.models import LatentModel
 from numpyro_kaem.posterior.target import Point, Target
 
 NUM_CHAINS, NUM_STEPS = 20_000, 8
@@ -39,7 +40,7 @@ def kernels(*quick):
 @functools.cache
 def chains_of(kernel):
     """A compiled run of chains, a function of key, start, temperature and step size."""
-    target = Target(two_modes, {}, (jnp.asarray(X),), {}, whiten=kernel.whiten, gradients=kernel.needs_gradients)
+    target = Target(LatentModel(two_modes, {}, jnp.asarray(X)), whiten=kernel.whiten, gradients=kernel.needs_gradients)
     row = (jnp.asarray(X[0]),)
     scale = jnp.full(1, 0.7 if kernel.precondition else 1.0)
 
@@ -156,7 +157,7 @@ def test_at_temperature_zero_the_prior_is_left_alone():
 
 
 def test_the_generator_of_the_quadrature_is_the_model_s():
-    target = Target(two_modes, {}, (jnp.asarray(X),), {})
+    target = Target(LatentModel(two_modes, {}, jnp.asarray(X)))
     z = jnp.array([0.7])
     expected = -0.5 * ((X[0] - decode(0.7)) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))
     point = jax.jit(target.evaluate)(z, (jnp.asarray(X[0]),))
@@ -165,7 +166,7 @@ def test_the_generator_of_the_quadrature_is_the_model_s():
 
 def test_the_bias_of_ula_is_as_documented():
     """Variance s^2 / (1 - h / (2 s^2)) on a normal target; ten standard errors."""
-    target = Target(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0)), {}, (), {})
+    target = Target(LatentModel(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0)), {}))
 
     @jax.jit
     def chains(key, h):
@@ -185,7 +186,7 @@ def test_the_bias_of_ula_is_as_documented():
 
 
 def test_a_point_knows_its_density_at_every_temperature():
-    target = Target(two_modes, {}, (jnp.asarray(X),), {})
+    target = Target(LatentModel(two_modes, {}, jnp.asarray(X)))
     row = (jnp.asarray(X[0]),)
     point = jax.jit(target.evaluate)(jnp.array([1.3]), row)
 

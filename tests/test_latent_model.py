@@ -47,10 +47,9 @@ unchecked = partial(LatentModel, check=False)  # where the test is of something 
 
 def full_latents(latent_model, key=7):
     """Latents of the whole data set in the shapes of the model, and by datum."""
-    program = latent_model.program
-    plates = program.structure.plate_indices
-    model = substitute(seed(program.model, key), data={**program.params, **plates})
-    sites = trace(model).get_trace(*program.data, **program.model_kwargs)
+    plates = latent_model.plate_indices
+    model = substitute(seed(latent_model.model, key), data={**latent_model.params, **plates})
+    sites = trace(model).get_trace(*latent_model.data, **latent_model.model_kwargs)
     full, by_datum = {}, {}
     for name in latent_model.latent_shapes:
         value = full[name] = sites[name]["value"]
@@ -555,6 +554,131 @@ def test_no_traced_value_outlives_its_trace():
 
     with jax.checking_leaks():
         assert np.isfinite(quick_jit(jax.grad(density))(0.5, jax.random.key(0)))
+
+
+# The same model at other values
+
+
+def line(x, c, noise=0.7):
+    slope = numpyro.param("slope", 1.0)
+    with numpyro.plate("data", 3 * x.shape[0], subsample_size=x.shape[0]):
+        z = numpyro.sample("z", normal(c, jnp.exp(slope)))
+        numpyro.sample("x", normal(slope * z[:, None], noise).to_event(1), obs=x)
+
+
+def counted(model):
+    """A model, and a list that grows by one whenever its function is called."""
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return model(*args, **kwargs)
+
+    return counting, calls
+
+
+def of_all(latent_model):
+    """All that depends on parameters, data and key."""
+    z = latent_model.sample_prior(jax.random.key(3), 2, *latent_model.first_row)
+    by_datum = jax.vmap(lambda row: jax.tree.map(lambda leaf: leaf[0], z))(jnp.arange(latent_model.num_data))
+    return z, latent_model.log_density(by_datum), latent_model.rows
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "params", "others"),
+    [
+        (line, (X, C), {"slope": 0.5}, {"params": {"slope": jnp.asarray(-0.3)}}),
+        (line, (X, C), {"slope": 0.5}, {"params": {"slope": -0.3}}),
+        (line, (X, C), {"slope": 0.5}, {"data": (2 * X, C + 1)}),
+        (line, (X, C), {"slope": 0.5}, {"data": (X[:4], C[:4])}),
+        (indexed, (X,), {}, {"key": jax.random.key(1)}),
+        (indexed, (X,), {}, {"key": jax.random.key(1), "data": (2 * X,)}),
+        (random_decoder, (C,), {}, {"key": jax.random.key(1)}),
+    ],
+    ids=["an array", "a number", "data", "fewer data", "a sub-sample", "a sub-sample of others", "noise"],
+)
+def test_at_other_values_a_model_is_as_if_it_were_read_with_these(model, data, params, others):
+    rng_key, given = others.get("key"), others.get("params", params)
+    fresh = unchecked(model, given, *others.get("data", data), rng_key=rng_key)
+    at = unchecked(model, params, *data).at(**others)
+    for ours, theirs in zip(*(jax.tree.leaves(quick_jit(of_all)(m)) for m in (at, fresh)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (at.num_data, at.scale, at.prior_depends_on_data) == (
+        fresh.num_data,
+        fresh.scale,
+        fresh.prior_depends_on_data,
+    )
+
+
+def test_at_other_values_of_the_same_shapes_the_model_is_not_called():
+    model, calls = counted(line)
+    latent_model = LatentModel(model, {"slope": jnp.asarray(0.5)}, X, C)
+    assert latent_model.prior_depends_on_data
+    before = len(calls)
+    at = latent_model.at(params={"slope": jnp.asarray(0.6)}, data=(X + 1, C), key=jax.random.key(5))
+    assert at.prior_depends_on_data and not at.likelihood_depends_on_data
+    assert len(calls) == before
+    latent_model.at(data=(X[:2], C[:2]))
+    assert len(calls) == before + 1
+
+
+def test_models_that_compute_the_same_are_one_program_for_jit():
+    traces = []
+
+    @jax.jit
+    def density(latent_model, z):
+        traces.append(1)
+        return latent_model.log_likelihood({"z": z}, *latent_model.first_row)
+
+    first, (model, calls) = unchecked(line, {"slope": 0.5}, X, C), counted(line)
+    values = [
+        density(latent_model, 0.3)
+        for latent_model in (
+            first,
+            first.at(params={"slope": 0.6}),
+            unchecked(model, {"slope": 0.6}, X, C),
+            unchecked(line, {"slope": 0.6}, X, C, noise=0.8),
+        )
+    ]
+    assert len(traces) == 2 and calls
+    assert values[1] == values[2] and len(set(map(float, values))) == 3
+    np.testing.assert_allclose(values[0], scipy.stats.norm.logpdf(X[0], 0.15, 0.7).sum(), rtol=1e-5)
+
+
+def test_a_model_passes_through_transformations():
+    latent_model = unchecked(line, {"slope": 0.5}, X, C)
+
+    def density(latent_model, params, z):
+        at = latent_model.at(params=params)
+        return at.log_prior({"z": z}, *at.first_row) + at.log_likelihood({"z": z}, *at.first_row)
+
+    def by_hand(slope, z):
+        likelihood = normal(slope * z, 0.7).log_prob(X[0].astype(np.float32)).sum()
+        return normal(C[0].astype(np.float32), jnp.exp(slope)).log_prob(z) + likelihood
+
+    slopes, z = jnp.array([0.5, -1.0]), 0.3
+    with jax.checking_leaks():
+        gradient = jax.jit(jax.vmap(jax.grad(density, 1), (None, {"slope": 0}, None)))(
+            latent_model, {"slope": slopes}, z
+        )
+    np.testing.assert_allclose(gradient["slope"], jax.vmap(jax.grad(by_hand), (0, None))(slopes, z), rtol=1e-4)
+    models = jax.vmap(lambda slope: latent_model.at(params={"slope": slope}))(slopes)
+    assert models.params["slope"].shape == (2,) and models.latent_shapes == {"z": ()}
+    of_model = jax.grad(lambda slope: density(latent_model, {"slope": slope}, z))(0.5)
+    np.testing.assert_allclose(of_model, gradient["slope"][0], rtol=1e-6)
+    assert jax.jit(latent_model.log_prior)({"z": z}, *latent_model.first_row).shape == ()
+
+
+def test_at_other_values_names_are_checked_and_shapes_are_those_of_the_new_values():
+    latent_model = unchecked(constrained_parameters, initial_values(constrained_parameters, X), X)
+    with pytest.raises(ValueError, match=r"missing \['rate'\], unknown \['rates'\]"):
+        latent_model.at(params={"rates": 0.5, "weights": np.ones(3, np.float32) / 3})
+    with pytest.raises(ValueError, match="no rows"):
+        latent_model.at(data=(X[:0],))
+    with pytest.raises(ValueError, match="plate 'data' has 6 rows"):
+        unchecked(hard_coded, {}, X).at(data=(X[:4],))
+    with pytest.raises(TypeError, match="positional argument"):
+        latent_model.at(data=(X, X))
 
 
 # Whole data sets

@@ -284,7 +284,7 @@ def rows_of_next_step(rng_key, model, x):
     """The rows that the model's plate takes in the update of a state with this key."""
     model_key, _ = jax.random.split(jax.random.split(rng_key)[1])
     latent_model = LatentModel(model, {"location": 3.0}, x, rng_key=model_key, check=False)
-    return latent_model.program.structure.plate_indices["data"]
+    return latent_model.plate_indices["data"]
 
 
 def test_chains_are_kept_by_the_indices_of_the_plate():

@@ -73,7 +73,7 @@ def products_taken(monkeypatch, latent_model, z):
 
 
 def draws(latent_model, num_draws):
-    return latent_model.sample_prior(jax.random.key(1), num_draws, *latent_model.program.first_row)
+    return latent_model.sample_prior(jax.random.key(1), num_draws, *latent_model.first_row)
 
 
 def by_pair(latent_model, z, *rows):

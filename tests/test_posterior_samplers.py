@@ -21,14 +21,15 @@ from numpyro_kaem import (
     KAPrior,
     Ladder,
     Langevin,
+    LatentModel,
     ParallelTempering,
     TemperedSMC,
     UnivariateEnergy,
     kernels,
 )
-from numpyro_kaem.posterior import chains, swarm
+from numpyro_kaem.posterior import chains, particles
 from numpyro_kaem.posterior.chains import Problem
-from numpyro_kaem.posterior.swarm import Tuning
+from numpyro_kaem.posterior.kernel import Kernel, Tuning
 
 KEY = jax.random.key(1)
 
@@ -223,17 +224,17 @@ def permuted(tree, order):
 
 
 THREE_MODEL, THREE, *_ = linear_gaussian(2, num_data=3)
-PROBLEM, KERNEL = Problem(THREE_MODEL, {}, (THREE,), {}, None), MALA()
+PROBLEM, KERNEL = Problem(LatentModel(THREE_MODEL, {}, THREE)), MALA()
 
 
 def run_chains(rows, keys, *spans, kernel=KERNEL):
     """Chains after spans of steps, each from a first step to one before the last, adapting or not."""
-    population, _ = chains.start(PROBLEM, kernel, rows, keys, 2, 3, 20)
-    course = chains.Course(PROBLEM, kernel, rows, keys, jnp.array([0.0, 0.3, 1.0]), True, 1, 1)
+    given = PROBLEM, chains.Settings(kernel, jnp.array([0.0, 0.3, 1.0]), True, 2, 20), rows, keys
+    state, _ = chains.start(*given)
     for first, last, adapting in spans:
         span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(adapting)
-        population = chains.advance((course, *span), population)
-    return population
+        state = chains.advance(*given, span, state)
+    return state
 
 
 def test_step_sizes_are_frozen_after_warm_up():
@@ -245,10 +246,11 @@ def test_step_sizes_are_frozen_after_warm_up():
         jax.tree.map(np.testing.assert_array_equal, getattr(later, name), getattr(warm, name))
 
 
-class _MALAByParts(MALA):
+class _MALAByParts(Kernel):
     """MALA that does not say that it evaluates the model once a step."""
 
-    evaluates_once = False
+    def _step(self, key, point, tuning, evaluate):
+        return MALA()._step(key, point, tuning, evaluate)
 
 
 @pytest.mark.slow
@@ -264,16 +266,15 @@ def test_swaps_and_resampling_never_mix_data():
     """With the data and their keys in another order every result is in that order, and otherwise the same."""
     # No rotation of the data: whoever took the neighbour's state would do so in that order, too.
     x, order, keys = THREE, np.array([1, 0, 2]), jax.random.split(KEY, 3)
-    plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, 0)
 
-    def run_swarm(rows, keys):
-        particles, _ = swarm.start(PROBLEM, KERNEL, plan, rows, keys[:, None], 50)
-        course = swarm.Course(PROBLEM, KERNEL, plan, rows, keys[:, None])
+    def run_particles(rows, keys):
+        given = PROBLEM, particles.Settings(KERNEL, 0.5, 2, 10), rows, keys[:, None]
+        state, _ = particles.start(*given, 50)
         for number in range(3):
-            particles, _ = swarm.advance((course, jnp.asarray(number), Tuning(jnp.ones(len(x)))), particles)
-        return particles
+            state, _ = particles.advance(*given, jnp.asarray(number), Tuning(jnp.ones(len(x))), state)
+        return state
 
-    for run in (lambda rows, keys: run_chains(rows, keys, (0, 20, True)), run_swarm):
+    for run in (lambda rows, keys: run_chains(rows, keys, (0, 20, True)), run_particles):
         result, moved = run((x,), keys), run((x[order],), keys[order])
         result = permuted(jax.tree.map(lambda a: a if a.ndim else a[None].repeat(3), result), order)
         moved = jax.tree.map(lambda a: a if a.ndim else a[None].repeat(3), moved)
@@ -316,19 +317,19 @@ def test_a_small_chunk_size_bounds_the_memory_of_one_datum():
     rows, keys, zero = (jnp.zeros(1),), jax.random.split(KEY, 1), jnp.zeros((), int)
 
     def of_chains(batch_size):
-        problem = Problem(model, {}, rows, {}, None, batch_size)
-        start = chains.start.compiled(problem, KERNEL, rows, keys, 32, 2, 1)
-        population, _ = chains.start(problem, KERNEL, rows, keys, 32, 2, 1)
-        course = chains.Course(problem, KERNEL, rows, keys, jnp.array([0.5, 1.0]), False, 1, 1)
-        return start, chains.advance.compiled((course, zero, zero, jnp.asarray(True)), population)
+        problem = Problem(LatentModel(model, {}, *rows), batch_size)
+        given = problem, chains.Settings(KERNEL, jnp.array([0.5, 1.0]), False, 32, 1), rows, keys
+        state, _ = chains.start(*given)
+        span = zero, zero, jnp.asarray(True)
+        return chains.start.compiled(*given), chains.advance.compiled(*given, span, state)
 
     def of_particles(batch_size):
-        problem = Problem(model, {}, rows, {}, None, batch_size)
-        plan = swarm.Plan(0.5, 2, "systematic", False, False, 10, batch_size)
-        start = swarm.start.compiled(problem, KERNEL, plan, rows, keys[:, None], 64)
-        particles, _ = swarm.start(problem, KERNEL, plan, rows, keys[:, None], 64)
-        course = swarm.Course(problem, KERNEL, plan, rows, keys[:, None])
-        return start, swarm.advance.compiled((course, zero, Tuning(None)), particles)
+        problem = Problem(LatentModel(model, {}, *rows), batch_size)
+        settings = particles.Settings(KERNEL, 0.5, 2, 10, batch_size=batch_size)
+        given = problem, settings, rows, keys[:, None]
+        state, _ = particles.start(*given, 64)
+        advance = particles.advance.compiled(*given, zero, Tuning(None), state)
+        return particles.start.compiled(*given, 64), advance
 
     for programs in (of_chains, of_particles):
         for whole, parts in zip(programs(0), programs(8), strict=True):

@@ -11,10 +11,12 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_kaem import MALA, ImportanceSampling, Langevin, ParallelTempering, TemperedSMC
-from numpyro_kaem.posterior import chains, swarm
+from numpyro_kaem.posterior import chains
+from numpyro_kaem.posterior import particles as particles_file
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood
+from numpyro_kaem.posterior.families import effective_size as size_of_families
 from numpyro_kaem.posterior.kernel import Kernel, Move
-from numpyro_kaem.posterior.smc import _mean_over_runs
+from numpyro_kaem.posterior.smc_evidence import mean_over_runs
 from numpyro_kaem.posterior.target import Point
 
 KEY, NOISE = jax.random.key(1), 0.5
@@ -96,7 +98,7 @@ def test_every_datum_finds_its_own_ladder(particles):
 
 def test_means_over_runs_leave_out_those_that_have_arrived():
     series = np.array([[[0.2, 0.4, np.nan], [0.4, np.nan, np.nan]]])
-    np.testing.assert_allclose(_mean_over_runs(series), [[0.3, 0.4, np.nan]])
+    np.testing.assert_allclose(mean_over_runs(series), [[0.3, 0.4, np.nan]])
 
 
 def test_a_chain_that_never_moved_is_one_draw():
@@ -107,8 +109,8 @@ def test_a_chain_that_never_moved_is_one_draw():
 
 
 def effective_size(ancestor, values):
-    like_swarm = swarm.Swarm(None, None, None, None, jnp.asarray(ancestor)[None, None], None, None)
-    return float(swarm.effective_size(like_swarm, {"z": jnp.asarray(values, jnp.float32)[None]}, 1)[0, 0])
+    latents = {"z": jnp.asarray(values, jnp.float32)[None]}
+    return float(size_of_families(jnp.asarray(ancestor)[None, None], latents, 1)[0, 0])
 
 
 def test_copies_of_a_particle_count_once():
@@ -134,7 +136,7 @@ class _Marching(Kernel):
 
     target_acceptance = None
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate):
+    def _step(self, key, point, tuning, evaluate):
         return Move(evaluate(point.position + 1000.0), jnp.ones(()), jnp.zeros((), bool))
 
 
@@ -160,7 +162,7 @@ class _Still(Kernel):
 
     target_acceptance = None
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate):
+    def _step(self, key, point, tuning, evaluate):
         return Move(point, jnp.ones(()), jnp.zeros((), bool))
 
 
@@ -183,9 +185,9 @@ def test_the_preconditioner_is_the_particles_standard_deviation():
     weights = rng.dirichlet(np.ones(500))
     points = Point(jnp.asarray(positions, jnp.float32), *[jnp.zeros(500)] * 2, *[jnp.zeros((500, 3))] * 2)
     expected = np.cov(positions.T, aweights=weights, ddof=0).diagonal() ** 0.5
-    found = swarm._spread(jnp.asarray(weights, jnp.float32), points, _Named())
+    found = particles_file._spread(jnp.asarray(weights, jnp.float32), points, _Named())
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    left = swarm._spread(jnp.asarray(weights, jnp.float32), points, _Named(precondition=False))
+    left = particles_file._spread(jnp.asarray(weights, jnp.float32), points, _Named(precondition=False))
     np.testing.assert_array_equal(left, np.ones(3))
 
 

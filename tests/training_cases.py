@@ -64,7 +64,7 @@ class KeptChains(Objective):
         return {"mean": ()}
 
     def evaluate(self, key, latent_model, state):
-        x, params = latent_model.program.data[0], latent_model.program.params
+        x, params = latent_model.data[0], latent_model.params
         centre = jax.lax.stop_gradient((x + params["location"]) / 2)
         position = state["per_datum"]["position"]
         position = centre + 0.9 * (position - centre) + 0.3 * jax.random.normal(key, x.shape)

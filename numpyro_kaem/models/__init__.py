@@ -6,8 +6,9 @@ data: what callers pass as data, as arrays
 staging: functions traced once and evaluated in part
 scans: the step of a `scan` that a site is at
 structure: the sites, plates and scales of a model
-fingerprint: when two models are the same program
-rows: the model run on one row: densities of one datum, masks included
+fingerprint: what is static of a model, and when that of two is the same program
+rows: the model with its values, run on rows and read per row
+dependence: what depends on what in a model, masks included
 self_check: two rows at once compared with each by itself
 latent_model: `LatentModel`
 pairwise: draws against data, as a matrix product where one is exact

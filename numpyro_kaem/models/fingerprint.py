@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Hashable
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +12,43 @@ from jax import Array
 from numpyro.distributions.transforms import biject_to
 from numpyro.handlers import seed, substitute, trace
 
-from numpyro_kaem._compilation.fingerprint import fingerprint, has_custom_rules, value_of
-from numpyro_kaem.models.structure import scaled_log_prob
+from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint, has_custom_rules, value_of
+from numpyro_kaem.models.structure import ModelStructure, scaled_log_prob
+
+
+class Program:
+    """What a model is apart from its arrays; equal to that of every other model that computes the same.
+
+    It holds no array that the model is given, but for NumPy's among the keyword arguments.
+
+    Args:
+        model: a NumPyro model.
+        structure: its structure.
+        static: positional and keyword arguments, a tuple and a dict, without their arrays.
+        plate: name of the data plate, or what was chosen for one.
+        shapes: of parameters, arrays among the arguments, random key and plate indices.
+
+    Attributes:
+        kept: what is found out once for all values of the arrays, by name.
+    """
+
+    def __init__(self, model: Callable, structure: ModelStructure, static: Any, plate: str | None, shapes: tuple):
+        self.model, self.structure, self.static, self.plate, self._shapes = model, structure, static, plate, shapes
+        self.kept: dict[str, Any] = {}
+
+    @cached_property
+    def computes(self) -> SameProgram:
+        """The model function, equal to all that compute the same with arguments of these shapes."""
+        params, arrays, rng_key, plate_indices = self._shapes
+        data, model_kwargs = eqx.combine(arrays, self.static)
+        computes = model_fingerprint(self.model, params, data, model_kwargs, rng_key, plate_indices)
+        return SameProgram(self.model, (self.plate, computes))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and self.computes == other.computes)
+
+    def __hash__(self) -> int:
+        return hash(self.computes)
 
 
 def model_fingerprint(
@@ -20,8 +56,8 @@ def model_fingerprint(
     params: dict[str, Any],
     data: tuple,
     model_kwargs: dict[str, Any],
-    rng_key: Array,
-    plate_indices: dict[str, Array],
+    rng_key: Array | jax.ShapeDtypeStruct,
+    plate_indices: dict[str, Any],
 ) -> Hashable:
     """What a model or guide computes: equal for those that do the same with arguments of these shapes.
 
@@ -33,11 +69,12 @@ def model_fingerprint(
         model: a NumPyro model or guide.
         params: values of parameter and mutable sites, constrained.
         data: positional arguments.
-        model_kwargs: keyword arguments. Of these three the arrays are arguments of the runs.
+        model_kwargs: keyword arguments. Of these three the arrays, or their shapes, are arguments of the runs.
         rng_key: an argument of the runs.
         plate_indices: the indices of each plate, arguments of the runs.
     """
-    arrays, static = eqx.partition((params, data, model_kwargs), eqx.is_array)
+    is_array = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+    arrays, static = eqx.partition((params, data, model_kwargs), is_array)
     described: dict[str, Hashable] = {}
 
     def run(arrays: Any, key: Array, indices: dict, latents: dict[str, Array]) -> dict[str, dict]:

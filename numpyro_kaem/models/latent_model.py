@@ -1,9 +1,11 @@
 """The seam to NumPyro: log-densities of a model, for one datum, read out of the model itself."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,19 +13,20 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 from numpyro.handlers import seed, substitute, trace
 
-from numpyro_kaem._compilation.fingerprint import SameProgram
-from numpyro_kaem.models.rows import Latents, RowProgram
+from numpyro_kaem._compilation.fingerprint import value_of
+from numpyro_kaem.models.dependence import TracedModel
+from numpyro_kaem.models.rows import Latents, RowModel, data_arrays, parameter_arrays
 from numpyro_kaem.models.self_check import (
     check_constants_are_constant,
     check_latents_are_drawn,
     check_priors_are_proper,
     check_rows_stand_alone,
 )
-from numpyro_kaem.models.staging import StagedFunction
+from numpyro_kaem.models.staging import StagedFunction, abstract
 from numpyro_kaem.models.structure import scaled_log_prob
 
 
-class LatentModel:
+class LatentModel(TracedModel):
     r"""The log-densities of a NumPyro model, for one datum.
 
     The model's latent sites decide what a datum is. Inside one data plate, a datum is a row of the positional
@@ -38,6 +41,9 @@ class LatentModel:
     Positional arguments that are no arrays, scalars and keyword arguments reach the model as they are.
     Data given to methods are cast to the dtypes of construction. Methods are pure: they jit, vmap and
     differentiate, in the latents and in the parameters.
+
+    It is an Equinox module whose leaves are parameters, data and key: it may be an argument of compiled functions, one
+    program of which serves all models that compute the same, and `at` gives it at other values.
 
     Args:
         model: a NumPyro model; its positional array arguments (or pytrees of them) lead with the data axis.
@@ -79,6 +85,15 @@ class LatentModel:
         latent_model = LatentModel(model, {}, jnp.array([0.3, -1.2, 0.8]))
         z = latent_model.sample_prior(jax.random.key(0), 5)
         jax.jit(jax.vmap(lambda z: latent_model.log_likelihood(z, 0.3)))(z)  # five draws, one datum
+
+
+        @jax.jit
+        def log_density(latent_model, x):
+            latents = {"z": jnp.zeros(3)}
+            return latent_model.at(data=(x,)).log_density(latents)  # the model is not checked again
+
+
+        assert log_density(latent_model, jnp.zeros(3)) > log_density(latent_model, jnp.ones(3))
         ```
     """
 
@@ -93,31 +108,52 @@ class LatentModel:
         **model_kwargs: Any,
     ):
         rng_key = jax.random.key(0) if rng_key is None else rng_key
-        program = self.program = RowProgram(model, params, data, model_kwargs, plate, rng_key)
-        self.plate, self.num_data, self.scale, self.rows = (
-            program.plate,
-            program.num_data,
-            program.scale,
-            program.rows,
-        )
-        self.latent_shapes, self.observed_names = program.latent_shapes, program.observed_names
-        self.outside_sites = program.outside_sites
+        RowModel.__init__(self, model, params, data, model_kwargs, plate, rng_key)
         if check:
-            check_rows_stand_alone(program)
-            check_constants_are_constant(program)
-            check_latents_are_drawn(program)
-            check_priors_are_proper(program)
+            check_rows_stand_alone(self)
+            check_constants_are_constant(self)
+            check_latents_are_drawn(self)
+            check_priors_are_proper(self)
+
+    def at(
+        self, *, params: dict[str, Any] | None = None, data: tuple | None = None, key: Array | None = None
+    ) -> LatentModel:
+        """The same model at other parameters, data or random key, all else as it is.
+
+        Where these have the shapes and dtypes of those they take the place of, the model's function is not called. With
+        others the model is read again, as `LatentModel(..., check=False)` does it. What the model closes over must be
+        what it was.
+
+        Args:
+            params: constrained values by parameter site.
+            data: the model's positional arguments, a tuple.
+            key: draws the indices of sub-sampled plates and seeds random decoders.
+
+        Returns:
+            A latent model that shares all that was traced and compiled for this one.
+
+        Raises:
+            ValueError: for missing or unknown parameters, or data that do not fit the plate.
+        """
+        params = self.params if params is None else parameter_arrays(params)
+        data = self.data if data is None else data_arrays(data)
+        key = self.rng_key if key is None else key
+        arrays, static = eqx.partition((data, self.model_kwargs), eqx.is_array)
+        given, known = (params, arrays, key), (self.params, self.arrays, self.rng_key)
+        if value_of((abstract(given), static)) != value_of((abstract(known), self._program.static)):
+            return self.read_again(self.model, params, data, key)
+        indices = self.structure.staged.evaluate(lambda values: values["plate"], *given)
+        return jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves((*given, indices)))
+
+    def read_again(self, model: Callable, params: dict[str, Any], data: tuple, key: Array) -> LatentModel:
+        """A model with this one's plate and keyword arguments, without a check of its rows."""
+        settings: dict[str, Any] = {"plate": self._program.plate, "rng_key": key, "check": False}
+        return LatentModel(model, params, *data, **settings, **self.model_kwargs)
 
     def __reduce__(self) -> tuple:
-        program = self.program
-        settings = {"plate": program.plate_name, "rng_key": program.rng_key, "check": False}
-        given = program.model, jax.device_get(program.params), jax.device_get(program.data)
-        return _read_again, (*given, jax.device_get(program.model_kwargs), settings)
-
-    @cached_property
-    def as_argument(self) -> SameProgram:
-        """The model as an argument of compiled functions: equal to all models that compute the same."""
-        return SameProgram(self.program.model, self.program.fingerprint)
+        params, data, model_kwargs = jax.device_get((self.params, self.data, self.model_kwargs))
+        settings = {"plate": self._program.plate, "rng_key": self.rng_key, "check": False}
+        return _unpickled, (self.model, params, data, settings | model_kwargs)
 
     def require_per_datum(self, caller: str) -> None:
         """Raise a ValueError, for `caller`, unless every latent site is inside one data plate."""
@@ -204,26 +240,25 @@ class LatentModel:
 
     def draw_prior(self, key: Array, *x: Any, unconstrained: bool = False) -> Latents:
         """One draw from the prior of one datum, maybe in unconstrained coordinates; see `sample_prior`."""
-        rows = self.program.lead(self._row(x, "sample_prior", lambda: self.prior_depends_on_data))
-        # Staged, only the prior's equations are run: the decoder costs nothing.
-        staged = StagedFunction(lambda key: self.program.draw_latents(key, rows, unconstrained=unconstrained), key)
-        return staged.evaluate(lambda z: z, key)
+        return self._draw(key, x, lambda sites: self.read_latents(sites, unconstrained))
 
     def draw_and_tell(self, key: Array, *x: Any) -> tuple[Latents, Latents]:
         """As `draw_prior` in unconstrained coordinates, and which of these lie on the very end of their support."""
-        rows = self.program.lead(self._row(x, "sample_prior", lambda: self.prior_depends_on_data))
-        staged = StagedFunction(lambda key: self.program.draw_and_tell(key, rows), key)
+        return self._draw(key, x, lambda sites: (self.read_latents(sites, unconstrained=True), self.at_end(sites)))
+
+    def _draw(self, key: Array, x: tuple, read: Callable[[dict], Any]) -> Any:
+        rows = self.lead(self._row(x, "sample_prior", lambda: self.prior_depends_on_data))
+        # Staged, only the prior's equations are run: the decoder costs nothing.
+        staged = StagedFunction(lambda key: read(self.run({}, rows, key=key)[0]), key)
         return staged.evaluate(lambda drawn: drawn, key)
 
     def constrain(self, u: Latents, *x: Any) -> Latents:
         """The latents at unconstrained coordinates `u` of one datum (`biject_to` of each support)."""
-        sites, _ = self._run(u, x or self.program.first_row, unconstrained=True)
-        return {name: self.program.datum(name, sites[name]["value"]) for name in u}
+        return self.read_latents(self._run(u, x or self.first_row, unconstrained=True)[0])
 
     def unconstrain(self, z: Latents, *x: Any) -> Latents:
         """The unconstrained coordinates of the latents `z` of one datum: the inverse of `constrain`."""
-        sites, _ = self._run(z, x or self.program.first_row, unconstrained=False)
-        return {name: self.program.unconstrained_datum(name, sites[name]) for name in z}
+        return self.read_latents(self._run(z, x or self.first_row, unconstrained=False)[0], unconstrained=True)
 
     def log_density(self, latents: Latents, *rows: Any) -> Float[Array, ""]:
         """The log joint density of all rows: `scale` times the sum over the data, plus the global part.
@@ -253,55 +288,51 @@ class LatentModel:
 
     def global_log_density(self) -> Float[Array, ""]:
         """The observed sites and factors outside the data plate, each with its own scale, counted once."""
-        program = self.program
-        if not program.global_names:
+        if not self.global_names:
             return jnp.asarray(0.0)
-        model = substitute(program.model, data={**program.params, **program.structure.plate_indices})
-        sites = trace(seed(model, program.rng_key)).get_trace(*program.data, **program.model_kwargs)
-        return sum(jnp.sum(scaled_log_prob(sites[name])) for name in program.global_names)
+        model = seed(substitute(self.model, data={**self.params, **self.plate_indices}), self.rng_key)
+        sites = trace(model).get_trace(*self.data, **self.model_kwargs)
+        return sum(jnp.sum(scaled_log_prob(sites[name])) for name in self.global_names)
 
-    @cached_property
+    @property
     def unnormalized_sites(self) -> tuple[str, ...]:
         """The latent sites whose distribution is not normalised, such as a `DeepKAPrior`, also inside of wrappers.
 
         `log_prior` lacks their unknown constants; `objectives` make up for them with negative samples.
         """
-        return self.program.structure.unnormalized_sites
+        return self.structure.unnormalized_sites
 
-    @cached_property
+    @property
     def prior_depends_on_data(self) -> bool:
         """Whether the latents' distributions depend on the positional data, by the traced program."""
-        return self.program.staged.depends(lambda out: out["prior"], 1)
+        return self.depends_on_data(lambda out: out["prior"])
 
-    @cached_property
+    @property
     def likelihood_depends_on_data(self) -> bool:
         """Whether the observed sites' distributions, masks and scales depend on the positional data."""
-        return self.program.staged.depends(lambda out: out["likelihood"], 1)
+        return self.depends_on_data(lambda out: out["likelihood"])
 
     def _row(self, x: tuple, caller: str, needs_data: Callable[[], bool]) -> tuple:
         if not x and self.plate is not None and jax.tree.leaves(self.rows) and needs_data():
             raise ValueError(f"{caller} of this model needs the datum: pass one row of each positional argument")
-        return x or self.program.first_row
+        return x or self.first_row
 
     def _run(self, z: Latents, x: tuple, unconstrained: bool) -> tuple[dict[str, dict], ArrayLike]:
-        self.program.check_latent_names(z)
-        return self.program.run(self.program.lead(z), self.program.lead(x), unconstrained=unconstrained)
+        self.check_latent_names(z)
+        return self.run(self.lead(z), self.lead(x), unconstrained=unconstrained)
 
     def _prior(self, sites: dict[str, dict]) -> Array:
         """The log-density with which the latents of a datum are drawn."""
-        return jnp.asarray(sum(jnp.sum(self.program.draw_terms(sites, name)) for name in self.latent_shapes))
+        return jnp.asarray(sum(jnp.sum(self.draw_terms(sites, name)) for name in self.latent_shapes))
 
     def _likelihood(self, sites: dict[str, dict]) -> Array:
         """Everything else that a datum counts for."""
-        return self._sum(sites, self.observed_names) + jnp.sum(self.program.correction(sites))
+        return self._sum(sites, self.observed_names) + jnp.sum(self.correction(sites))
 
     def _sum(self, sites: dict[str, dict], names: Any) -> Array:
         """The sites' log-probabilities in a run on one datum."""
-        return jnp.asarray(sum((jnp.sum(self.program.site_terms(sites, name)) for name in names), 0.0))
+        return jnp.asarray(sum((jnp.sum(self.site_terms(sites, name)) for name in names), 0.0))
 
 
-def _read_again(
-    model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any], settings: dict[str, Any]
-) -> LatentModel:
-    """A latent model that was pickled."""
-    return LatentModel(model, params, *data, **settings, **model_kwargs)
+def _unpickled(model: Callable, params: dict[str, Any], data: tuple, options: dict[str, Any]) -> LatentModel:
+    return LatentModel(model, params, *data, **options)

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.models.rows import RowProgram
 
 _logger = logging.getLogger("numpyro_kaem")
 
@@ -80,7 +79,7 @@ def pairwise_log_likelihood(
     latent_model.require_per_datum("pairwise_log_likelihood")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    latent_model.program.check_latent_names(z)
+    latent_model.check_latent_names(z)
     rows = rows or latent_model.rows
     leading = {leaf.shape[0] for leaf in jax.tree.leaves(rows)} or {latent_model.num_data}
     num_draws = {leaf.shape[0] for leaf in z.values()}
@@ -88,8 +87,7 @@ def pairwise_log_likelihood(
         raise ValueError(f"z and rows must each have one leading axis, got {sorted(num_draws)} and {sorted(leading)}")
     (num_rows,), (num_draws,) = leading, num_draws
 
-    program = latent_model.program
-    obstacle = _obstacle_to_sharing(program)
+    obstacle = _obstacle_to_sharing(latent_model)
     if obstacle:
         _logger.warning("pairwise_log_likelihood runs the model on all pairs, in chunks: %s", obstacle)
 
@@ -101,51 +99,51 @@ def pairwise_log_likelihood(
         return lax.map(of_row, (jnp.arange(num_rows), rows), batch_size=chunk_size).T
 
     # This run cannot see the data. They have as many rows, but one where the model itself would cut them.
-    rows_shown = 1 if program.structure.has_subsample_statement else num_draws
-    shown = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (rows_shown, *x.shape[1:])), program.rows)
-    sites, _ = program.run(z, shown, jnp.zeros(num_draws, int))
+    rows_shown = 1 if latent_model.structure.has_subsample_statement else num_draws
+    shown = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (rows_shown, *x.shape[1:])), latent_model.rows)
+    sites, _ = latent_model.run(z, shown, jnp.zeros(num_draws, int))
 
     def observe(_: Array, row: tuple) -> dict[str, Array]:
-        return program.staged.evaluate(lambda out: out["observed"], program.staged.args[0], program.lead(row))
+        return latent_model.evaluate(lambda out: out["observed"], None, latent_model.lead(row))
 
-    observed = jax.vmap(observe)(jnp.arange(num_rows), program.checked_rows(rows))
-    matrices = (_site_matrix(program, sites, name, values, chunk_size) for name, values in observed.items())
+    observed = jax.vmap(observe)(jnp.arange(num_rows), latent_model.checked_rows(rows))
+    matrices = (_site_matrix(latent_model, sites, name, values, chunk_size) for name, values in observed.items())
     # Masks and scales of latents, whose prior does not depend on the data, are the same for all of these.
-    correction = jnp.reshape(program.correction(sites), (-1, 1))
+    correction = jnp.reshape(latent_model.correction(sites), (-1, 1))
     return jnp.broadcast_to(sum(matrices, correction), (num_draws, num_rows))
 
 
-def _obstacle_to_sharing(program: RowProgram) -> str | None:
+def _obstacle_to_sharing(latent_model: LatentModel) -> str | None:
     """Why the likelihoods of one run on the draws would not be those of the data, if so."""
-    for name in program.latent_shapes:
-        if program.staged.depends(lambda out, name=name: out["prior"][name], 1):
+    for name in latent_model.latent_shapes:
+        if latent_model.depends_on_data(lambda out, name=name: out["prior"][name]):
             return f"the prior of {name!r} depends on the data"
-    for name in program.observed_names:
-        if program.staged.depends(lambda out, name=name: out["likelihood"][name], 1):
+    for name in latent_model.observed_names:
+        if latent_model.depends_on_data(lambda out, name=name: out["likelihood"][name]):
             return f"the distribution of {name!r} (or its mask or scale) depends on the data"
-        if program.staged.depends(lambda out, name=name: out["observed"][name], 0):
+        if latent_model.depends_on_latents(lambda out, name=name: out["observed"][name]):
             return f"the observed value of {name!r} depends on the latents"
     return None
 
 
 def _site_matrix(
-    program: RowProgram, sites: dict[str, dict], name: str, values: Array, chunk_size: int | None
+    latent_model: LatentModel, sites: dict[str, dict], name: str, values: Array, chunk_size: int | None
 ) -> Array:
     """The (S, B) log-probabilities of one observed site; values has shape (B, *datum)."""
     site, fn = sites[name], sites[name]["fn"]
-    axis = program.row_axis(name)
+    axis = latent_model.row_axis(name)
 
     @jax.checkpoint
     def of_value(value: Array) -> Array:
         value = jnp.broadcast_to(jnp.expand_dims(value, axis), fn.shape())
-        return program.site_log_probs({**sites, name: {**site, "value": value}}, name)
+        return latent_model.site_log_probs({**sites, name: {**site, "value": value}}, name)
 
     def element_wise() -> Array:
         size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // max(1, math.prod(fn.shape())))
         return lax.map(of_value, values, batch_size=_even(size, values.shape[0])).T
 
     form = _MATRIX_FORMS.get(type(_unwrap(fn)[0]))
-    if form is None or program.staged.depends(partial(_fixed_parts, name=name), 0):
+    if form is None or latent_model.depends_on_latents(partial(_fixed_parts, name=name)):
         return element_wise()
     base, reshape, weights, data = _by_draw(site, values, axis)
     product, rounding = form(base, reshape, weights, data)

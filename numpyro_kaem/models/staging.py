@@ -8,6 +8,18 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 
+def abstract(tree: Any) -> Any:
+    """Shapes and dtypes in place of the leaves of a tree."""
+
+    def of_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        aval = jax.typeof(leaf)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+    return jax.tree.map(of_leaf, tree)
+
+
 class StagedFunction:
     """A function traced once, of which any part of the output can be analysed or evaluated alone.
 
@@ -18,11 +30,19 @@ class StagedFunction:
     Args:
         fn: a pure function from pytrees to a pytree.
         args: its arguments, arrays or `jax.ShapeDtypeStruct`.
+
+    Attributes:
+        args: shapes and dtypes of the arguments.
     """
 
     def __init__(self, fn: Callable, *args: Any):
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-        self.args = args
+        self.args = abstract(args)
+        leaves, structure = jax.tree.flatten(self.args)
+
+        def of_leaves(*leaves: Any) -> Any:
+            return fn(*jax.tree.unflatten(structure, leaves))
+
+        closed, shapes = jax.make_jaxpr(of_leaves, return_shape=True)(*leaves)
         self._jaxpr, self._consts = closed.jaxpr, closed.consts
         structs, treedef = jax.tree.flatten(shapes)
         self._output_indices = jax.tree.unflatten(treedef, range(len(structs)))

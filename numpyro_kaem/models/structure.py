@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -54,24 +55,23 @@ class ModelStructure(NamedTuple):
     Attributes:
         sites: the sample sites (factors are observed ones), in order.
         plates: size and number of indices of each plate.
-        plate_indices: the indices of each plate, drawn once where they are random.
         parameters: the parameter sites.
         deterministic: the deterministic sites, with the dimensions of their plates.
         mutable: names of the mutable sites.
         has_random_state: whether the model asks for random keys or holds them as mutable state.
         has_subsample_statement: whether it calls `numpyro.subsample`.
-        initial_state: gives the values of parameter and mutable sites of this run.
+        staged: the values of plates, parameters and mutable sites, by type and name, as a function of params, the
+            arrays among data and keyword arguments, and the key.
     """
 
     sites: dict[str, SampleSite]
     plates: dict[str, tuple[int, int]]
-    plate_indices: dict[str, Array]
     parameters: dict[str, ParameterSite]
     deterministic: dict[str, dict[str, int]]
     mutable: tuple[str, ...]
     has_random_state: bool
     has_subsample_statement: bool
-    initial_state: Callable[[], dict[str, Any]]
+    staged: StagedFunction
 
     @property
     def latent_sites(self) -> dict[str, SampleSite]:
@@ -100,14 +100,14 @@ class _Messages(Messenger):
             )
 
 
-def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict, rng_key: Array) -> ModelStructure:
+def inspect_model(model: Callable, params: dict, arrays: Any, static: Any, rng_key: Array) -> ModelStructure:
     """Run a model abstractly and note its structure.
 
     Args:
         model: a NumPyro model.
         params: values of parameter and mutable sites, constrained.
-        data: positional arguments.
-        model_kwargs: keyword arguments.
+        arrays: positional and keyword arguments, a tuple and a dict, without what is no array.
+        static: the rest of these.
         rng_key: draws the indices of sub-sampled plates.
 
     Returns:
@@ -116,10 +116,11 @@ def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict
     Raises:
         ValueError: where a latent site is discrete or there is none, or an observed one is not normalised.
     """
-    messages = _Messages(substitute(seed(model, rng_key), data=params))
     facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
 
-    def run() -> dict[str, dict]:
+    def run(params: dict, arrays: Any, rng_key: Array) -> dict[str, dict]:
+        data, model_kwargs = eqx.combine(arrays, static)
+        messages = _Messages(substitute(seed(model, rng_key), data=params))
         by_type: dict[str, dict] = {kind: {} for kind in ("plate", "param", "mutable", "sample", "deterministic")}
         for name, site in trace(messages).get_trace(*data, **model_kwargs).items():
             by_type.setdefault(site["type"], {})[name] = site
@@ -133,20 +134,22 @@ def inspect_model(model: Callable, params: dict, data: tuple, model_kwargs: dict
         }
         sizes = {name: site["args"][0] for name, site in by_type["plate"].items()}
         facts["plates"] = {name: (size, values["plate"][name].shape[0]) for name, size in sizes.items()}
-        facts["has_random_state"] = any(map(is_prng_key, jax.tree.leaves(values["mutable"])))
+        holds_keys = any(map(is_prng_key, jax.tree.leaves(values["mutable"])))
+        facts["has_random_state"] = holds_keys or "prng_key" in messages.types
+        facts["has_subsample_statement"] = "subsample" in messages.types
         return values
 
-    staged = StagedFunction(run)
-    facts["has_random_state"] |= "prng_key" in messages.types
-    structure = ModelStructure(
-        plate_indices=staged.evaluate(lambda state: state["plate"]),
-        has_subsample_statement="subsample" in messages.types,
-        initial_state=lambda: staged.evaluate(lambda state: {**state["param"], **state["mutable"]}),
-        **facts,
-    )
+    structure = ModelStructure(staged=StagedFunction(run, params, arrays, rng_key), **facts)
     if not structure.latent_sites:
         raise ValueError("the model has no latent site: each of its sample sites is observed")
     return structure
+
+
+def initial_values(model: Callable, data: tuple, model_kwargs: dict, rng_key: Array) -> dict[str, Any]:
+    """The values of a model's parameter and mutable sites where none are given."""
+    arrays, static = eqx.partition((data, model_kwargs), eqx.is_array)
+    staged = inspect_model(model, {}, arrays, static, rng_key).staged
+    return staged.evaluate(lambda values: {**values["param"], **values["mutable"]}, {}, arrays, rng_key)
 
 
 def scaled_log_prob(site: dict) -> Array:

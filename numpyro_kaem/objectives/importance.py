@@ -96,16 +96,7 @@ class ImportanceMLE(ByValue, Objective):
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
     ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
         """Minus the log-likelihood of the batch, by shared draws."""
-        program = latent_model.program
-        proposal = LatentModel(
-            program.model,
-            jax.lax.stop_gradient(program.params),
-            *program.data,
-            plate=latent_model.plate,
-            rng_key=program.rng_key,
-            check=False,
-            **program.model_kwargs,
-        )
+        proposal = latent_model.at(params=jax.lax.stop_gradient(latent_model.params))
         values, ess = log_evidence(latent_model, key, self.num_samples, self.chunk_size, proposal)
         loss = -(latent_model.scale * jnp.sum(values) + latent_model.global_log_density())
         return loss, None if state is None else state | {"metrics": {"ess": ess.mean()}}

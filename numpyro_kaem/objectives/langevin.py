@@ -15,7 +15,7 @@ from numpyro_kaem.checks import check_count, check_flag
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
-from numpyro_kaem.objectives.population import Tuning, Walk
+from numpyro_kaem.objectives.population import Adaptation, ChainRun
 from numpyro_kaem.posterior.diagnostics import check_draws_are_inside
 from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
@@ -81,7 +81,7 @@ class ChainObjective(ByValue, Objective):
         first = population.frozen_target(latent_model, self.kernel)
 
         def tell(at: LatentModel, keys: Array) -> Array:
-            target, row = population.frozen_target(at, self.kernel), at.program.first_row
+            target, row = population.frozen_target(at, self.kernel), at.first_row
             return jnp.sum(jax.vmap(lambda k: target.draw_and_tell(k, row)[1])(keys), 0)
 
         at_end = run_with(latent_model, tell, jax.random.split(jax.random.key(0), _DRAWS_TO_CHECK))
@@ -95,7 +95,7 @@ class ChainObjective(ByValue, Objective):
         state: dict[str, Any] | None,
         temperatures: Float[Array, " K"],
         exact: bool,
-    ) -> tuple[Walk, dict[str, Any] | None]:
+    ) -> tuple[ChainRun, dict[str, Any] | None]:
         """Run the chains of the batch, and note in the state where they are and what step sizes suit them."""
         if state is None and (self.persistent or self.kernel.adapts_step_size):
             what = "persistent chains need" if self.persistent else "a step size that adapts needs"
@@ -103,7 +103,7 @@ class ChainObjective(ByValue, Objective):
                 f"{what} a place between steps: train with fit, pass SVI guide=objective.guide(model), or use a kernel "
                 f"with a step_size, such as {type(self.kernel).__name__}(step_size=0.01), and persistent=False"
             )
-        key_draw, key_start, key_walk, key_weigh = jax.random.split(key, 4)
+        key_draw, key_start, key_run, key_weigh = jax.random.split(key, 4)
         draws = population.draw_prior(
             key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
         )
@@ -114,7 +114,7 @@ class ChainObjective(ByValue, Objective):
             rows_at = self._rows_of(latent_model, state["per_datum"])
         if rows_at is not None:
             kept = jax.tree.map(lambda leaf: leaf[rows_at], state["per_datum"])
-        tuning = self._tuning(target, shared, kept, draws.scale)
+        adaptation = self._adaptation(target, shared, kept, draws.scale)
         if kept:
             goes_on = kept["started"] & jnp.all(jnp.isfinite(kept["positions"]), (1, 2, 3))
             starts = jnp.where(goes_on[:, None, None, None], kept["positions"].astype(target.dtype), starts)
@@ -126,25 +126,27 @@ class ChainObjective(ByValue, Objective):
                 at_starts = jnp.where(goes_on[:, None, None], likelihood, at_starts)
             starts = weighed.choose(key_start, temperatures, starts, at_starts)
         # The chains' moves are no function of the parameters that gradients should know of.
-        walk = jax.lax.stop_gradient(
-            population.walk(key_walk, target, self.kernel, starts, temperatures, tuning, draws.lowest, self.num_steps)
+        run = jax.lax.stop_gradient(
+            population.run_chains(
+                key_run, target, self.kernel, starts, temperatures, adaptation, draws.lowest, self.num_steps
+            )
         )
-        gap = weighed.gap(walk.points.log_likelihood[:, :, -1])
+        gap = weighed.gap(run.points.log_likelihood[:, :, -1])
         metrics = {
-            "stuck": walk.stuck,
+            "stuck": run.stuck,
             "importance_gap": jax.lax.stop_gradient(gap),
-            "step_size": jnp.exp(tuning.log_step_size.mean(0)),
+            "step_size": jnp.exp(adaptation.log_step_size.mean(0)),
         }
         if state is None:
-            return walk, None
+            return run, None
         shared = shared | {"step": shared["step"] + 1}
         if self.kernel.adapts_step_size:
-            shared["log_step_size"] = walk.log_step_size.mean(0)
+            shared["log_step_size"] = run.log_step_size.mean(0)
         per_datum = state["per_datum"]
         if rows_at is not None:
-            new = self._kept(walk, kept)
+            new = self._kept(run, kept)
             per_datum = {name: old.at[rows_at].set(new[name].astype(old.dtype)) for name, old in per_datum.items()}
-        return walk, {"metrics": metrics, "shared": shared, "per_datum": per_datum}
+        return run, {"metrics": metrics, "shared": shared, "per_datum": per_datum}
 
     def _rows_of(self, latent_model: LatentModel, per_datum: dict[str, Array]) -> Array | slice | None:
         """Where the rows of the batch are among the data whose chains are kept; None where none are."""
@@ -162,7 +164,7 @@ class ChainObjective(ByValue, Objective):
         is_shared = not (model.prior_depends_on_data or model.likelihood_depends_on_data)
         return self.num_draws if is_shared else min(self.num_draws, self.num_steps)
 
-    def _tuning(self, target: Target, shared: dict, kept: dict, prior_scale: Float[Array, " dim"]) -> Tuning:
+    def _adaptation(self, target: Target, shared: dict, kept: dict, prior_scale: Float[Array, " dim"]) -> Adaptation:
         """Step sizes and preconditioners of the batch: those of its chains, or else what suits all data."""
         num_data, adapts = target.latent_model.num_data, self.kernel.adapts_step_size
         first = jnp.full(self.num_rungs, jnp.log(self.kernel.initial_step_size(target.dim)))
@@ -182,21 +184,21 @@ class ChainObjective(ByValue, Objective):
                 count = kept["num_positions"][:, None, None]
                 relative = (count * relative / size + 5.0) / (count + 5.0)
                 scale = scale * jnp.where(started[..., None], jnp.sqrt(relative), 1.0)
-        return Tuning(log_step_size, scale, age)
+        return Adaptation(log_step_size, scale, age)
 
-    def _kept(self, walk: Walk, kept: dict) -> dict[str, Array]:
+    def _kept(self, run: ChainRun, kept: dict) -> dict[str, Array]:
         """What is kept of the chains of the batch; those that have got lost start anew when their data come again."""
-        sound = jnp.all(jnp.isfinite(walk.points.position), (1, 2, 3))
-        sound &= jnp.all(jnp.isfinite(walk.points.log_density(1.0)[:, :, -1]), 1)
+        sound = jnp.all(jnp.isfinite(run.points.position), (1, 2, 3))
+        sound &= jnp.all(jnp.isfinite(run.points.log_density(1.0)[:, :, -1]), 1)
         old, new = jnp.where(kept["started"], kept["num_positions"], 0.0), float(self.num_steps * self.num_chains)
         total = jnp.minimum(old, _MEMORY) + new
         share = (new / total)[:, None, None]
-        delta = walk.mean - kept["mean"]
-        variance = (1 - share) * (kept["variance"] + share * delta**2) + share * walk.variance
+        delta = run.mean - kept["mean"]
+        variance = (1 - share) * (kept["variance"] + share * delta**2) + share * run.variance
         kept = {
-            "positions": walk.points.position,
+            "positions": run.points.position,
             "started": sound,
-            "log_step_size": walk.log_step_size,
+            "log_step_size": run.log_step_size,
             "num_positions": total,
             "mean": kept["mean"] + share * delta,
             "variance": variance,
@@ -217,9 +219,8 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
     """Where the rows of a batch are among the data whose chains are kept."""
     if num_kept == latent_model.num_data:
         return slice(None)
-    structure = latent_model.program.structure
-    size, _ = structure.plates[latent_model.plate]
-    lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.program.uncut_rows)}
+    size, _ = latent_model.structure.plates[latent_model.plate]
+    lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.uncut_rows)}
     if num_kept != size or lengths - {size}:
         raise ValueError(
             f"chains are kept for {num_kept} data, but plate {latent_model.plate!r} has size {size} and the data at "
@@ -227,7 +228,7 @@ def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
             f"all {num_kept} rows to a model whose plate subsamples them, numpyro.plate(..., {num_kept}, "
             "subsample_size=...)"
         )
-    return structure.plate_indices[latent_model.plate]
+    return latent_model.plate_indices[latent_model.plate]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -334,15 +335,15 @@ class LangevinMLE(ChainObjective):
     ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
         """The loss at the chains' last states, and the state with them."""
         target = population.frozen_target(latent_model, self.kernel)
-        key_walk, key_negative = jax.random.split(key)
-        walk, new_state = self.advance(key_walk, latent_model, target, state, jnp.ones(1), exact=False)
-        latents = population.latents_of(target, walk.points.position[:, :, 0])
+        key_run, key_negative = jax.random.split(key)
+        run, new_state = self.advance(key_run, latent_model, target, state, jnp.ones(1), exact=False)
+        latents = population.latents_of(target, run.points.position[:, :, 0])
         prior, likelihood = population.log_joint(latent_model, latents)
         total = jnp.sum(jnp.mean(likelihood + prior, 1) - self.negative_phases(key_negative, latent_model, target))
         loss = -(latent_model.scale * total + latent_model.global_log_density())
         if new_state is not None:
             new_state["metrics"] |= {
-                "acceptance": walk.acceptance[0],
+                "acceptance": run.acceptance[0],
                 "step_size": new_state["metrics"]["step_size"][0],
                 "log_likelihood": jax.lax.stop_gradient(likelihood.mean()),
             }

@@ -14,7 +14,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable
 
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.models.structure import inspect_model
+from numpyro_kaem.models.structure import initial_values
 
 # The mutable site of an objective's state, `{"metrics": ..., "shared": ..., "per_datum": ...}`.
 STATE = "objective$state"
@@ -134,10 +134,10 @@ class Objective(ELBO):
         def guide(*args: Any, **kwargs: Any) -> None:
             with handlers.block():
                 key = jax.random.key(0)
-                params = inspect_model(model, {}, args, kwargs, key).initial_state()
+                params = initial_values(model, args, kwargs, key)
                 latent_model = LatentModel(model, params, *args, plate=self.plate, check=False, **kwargs)
                 latent_model.require_per_datum(type(self).__name__)
-                size, _ = latent_model.program.structure.plates[latent_model.plate]
+                size, _ = latent_model.structure.plates[latent_model.plate]
                 state = self.initial_state(latent_model, size)
             mutable(STATE, state)
 
@@ -167,7 +167,7 @@ class Objective(ELBO):
         latent_model.require_per_datum(name)
         old_state = param_map.get(STATE)
         loss, state = self.evaluate(key, latent_model, old_state)
-        parameters = latent_model.program.structure.parameters
+        parameters = latent_model.structure.parameters
         mutable_state = {site: value for site, value in params.items() if site not in parameters}
         if state is not None:
             # A loop carries the state, whose dtypes must not follow those of the model.

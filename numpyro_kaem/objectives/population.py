@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior.chains import move_or_place, move_or_replace, propose_swaps
-from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.chains import half_spread
+from numpyro_kaem.posterior.kernel import Kernel, ProposalKernel, Tuning
+from numpyro_kaem.posterior.moves import move_or_draw, move_or_place, propose_swaps
 from numpyro_kaem.posterior.target import Point, Target
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 
@@ -24,7 +24,7 @@ _TRUSTED, _SHARE_TRUSTED = 10, 0.1
 _GAIN, _GAIN_POWER = 4.0, 0.75
 
 
-class Walk(NamedTuple):
+class ChainRun(NamedTuple):
     """Where the chains of B data, C chains and K rungs went.
 
     Attributes:
@@ -47,8 +47,8 @@ class Walk(NamedTuple):
     stuck: Float[Array, ""]
 
 
-class Tuning(NamedTuple):
-    """What moves the chains of each datum, at each rung.
+class Adaptation(NamedTuple):
+    """What step sizes and preconditioners have come to, of each datum's chains at each rung.
 
     Attributes:
         log_step_size: logarithm of the kernel's step size.
@@ -63,21 +63,15 @@ class Tuning(NamedTuple):
 
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
     """What chains move on: the model at parameters without gradients."""
-    program = latent_model.program
     return Target(
-        program.model,
-        jax.lax.stop_gradient(program.params),
-        program.data,
-        program.model_kwargs,
-        latent_model.plate,
+        latent_model.at(params=jax.lax.stop_gradient(latent_model.params)),
         whiten=kernel.whiten,
         gradients=kernel.needs_gradients,
-        rng_key=program.rng_key,
     )
 
 
 class PriorDraws(NamedTuple):
-    """All the draws from the prior that a walk needs, made in one call: that call is long to compile.
+    """All the draws from the prior that chains need, made in one call: that call is long to compile.
 
     Attributes:
         starts: for every chain.
@@ -104,12 +98,8 @@ def draw_prior(
     keys = jax.random.split(key, (num_data, num_starts + num_lowest + 2 * num_pairs))
     draws = jax.vmap(of_datum)(keys, target.latent_model.rows)
     starts, lowest, pairs = jnp.split(draws, [num_starts, num_starts + num_lowest], axis=1)
-    scale = jnp.ones(dim, draws.dtype)
-    if num_pairs:
-        # Differences do not know where a datum's prior lies, and quantiles need no variance.
-        differences = (pairs[:, :num_pairs] - pairs[:, num_pairs:]).reshape(-1, dim) / 2**0.5
-        low, high = jnp.quantile(differences, jnp.array([0.16, 0.84]), axis=0)
-        scale = jnp.where(high > low, (high - low) / 2, 1.0)
+    # Differences do not know where a datum's prior lies.
+    scale = half_spread((pairs[:, :num_pairs] - pairs[:, num_pairs:]).reshape(-1, dim) / 2**0.5)
     lowest = jnp.moveaxis(lowest.reshape(num_data, num_steps, num_chains, dim), 1, 0) if exact else None
     return PriorDraws(starts.reshape(num_data, num_chains, num_rungs, dim), lowest, scale)
 
@@ -137,11 +127,7 @@ class ImportanceDraws(NamedTuple):
         This leaves p_t invariant whatever the number of draws (iterated sampling importance resampling; Andrieu, Doucet
         and Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
 
-        Args:
-            key: random key.
-            temperatures: of the rungs.
-            current: where the chains are.
-            log_likelihood: there; -inf for chains that have not started.
+        The log-likelihood is that of the chains, -inf for those that have not started.
         """
         num_data, num_draws = self.log_likelihood.shape
         positions = jnp.broadcast_to(self.positions, (num_data, num_draws, self.positions.shape[-1]))
@@ -189,23 +175,23 @@ def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> Impor
 
         positions, latents = jax.vmap(of_datum, out_axes=(0, 1))(keys, rows)
     else:
-        row = model.program.first_row
+        row = model.first_row
         positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))
         latents = jax.vmap(lambda u: target.latents(u, row))(positions)
         positions = positions[None]
     return ImportanceDraws(positions, log_likelihood(model, latents).T)
 
 
-def walk(
+def run_chains(
     key: PRNGKeyArray,
     target: Target,
     kernel: Kernel,
     positions: Float[Array, "B C K dim"],
     temperatures: Float[Array, " K"],
-    tuning: Tuning,
+    adaptation: Adaptation,
     lowest: Float[Array, "T B C dim"] | None,
     num_steps: int,
-) -> Walk:
+) -> ChainRun:
     """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
 
     Step sizes that adapt do so by datum and rung, by stochastic approximation whose gain fades.
@@ -216,28 +202,35 @@ def walk(
         kernel: how they move.
         positions: where they start.
         temperatures: of the rungs.
-        tuning: what moves them.
+        adaptation: step sizes and preconditioners at first.
         lowest: where the lowest rung, if it is the prior, is at every step.
         num_steps: number of steps.
     """
     num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
-    temperatures, scale = temperatures.astype(dtype), tuning.scale.astype(dtype)
+    temperatures, scale = temperatures.astype(dtype), adaptation.scale.astype(dtype)
     is_lowest = jnp.arange(num_rungs) == 0 if lowest is not None else jnp.zeros(num_rungs, bool)
     largest = jnp.log(kernel.largest_step_size(dim))
     center = positions.mean(1)
+    # By a kernel that proposes, a step before the first puts the chains where they start: the model is compiled once,
+    # inside of the loop.
+    begins_inside = isinstance(kernel, ProposalKernel)
 
     def start(positions, row):
         return jax.vmap(jax.vmap(lambda u: target.evaluate(u, row)))(positions)
 
     def move(i, keys, points, step_size, lowest):
-        if kernel.evaluates_once:
+        def of_datum(keys, row, points, step_size, scale, places):
+            tuning = Tuning(temperatures, step_size, scale)
+            if begins_inside:
+                placing = places, is_lowest | (i < 0)
+                return move_or_place(target, kernel, keys, row, points, tuning, placing)
+            return move_or_draw(target, kernel, keys, row, points, tuning, places)
+
+        places = lowest
+        if begins_inside:
             places = positions if lowest is None else jnp.where(i < 0, positions, lowest[:, :, None])
-            over_data = jax.vmap(partial(move_or_place, target, kernel, temperatures), (0, 0, 0, 0, 0, 0, None))
-            return over_data(keys, rows, points, step_size, scale, places, is_lowest | (i < 0))
-        axes = (0, 0, 0, 0, 0, None if lowest is None else 0)
-        over_data = jax.vmap(partial(move_or_replace, target, kernel, temperatures), axes)
-        return over_data(keys, rows, points, step_size, scale, lowest)
+        return jax.vmap(of_datum)(keys, rows, points, step_size, scale, places)
 
     def step(carry, at):
         points, log_step_size = carry
@@ -246,7 +239,7 @@ def walk(
         move_keys = keys[:, 1:].reshape(num_data, num_chains, num_rungs)
         points, acceptance, _ = move(i, move_keys, points, jnp.exp(log_step_size), lowest)
         if kernel.adapts_step_size:
-            gain = _GAIN / (1.0 + tuning.age[:, None] + jnp.maximum(i, 0)) ** _GAIN_POWER
+            gain = _GAIN / (1.0 + adaptation.age[:, None] + jnp.maximum(i, 0)) ** _GAIN_POWER
             gain = jnp.where((i < 0) | is_lowest, 0.0, gain)
             moved = log_step_size + gain * (acceptance - kernel.target_acceptance)
             log_step_size = jnp.minimum(moved, largest).astype(dtype)
@@ -260,17 +253,16 @@ def walk(
         return (points, log_step_size), records
 
     steps = jnp.arange(num_steps)
-    if kernel.evaluates_once:
-        # A step before the first puts the chains where they start: the model is compiled once, inside of the loop.
+    if begins_inside:
         points = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(start), positions, rows))
         steps, lowest = jnp.arange(-1, num_steps), jax.tree.map(lambda x: jnp.concatenate([x[:1], x]), lowest)
     else:
         points = jax.vmap(start)(positions, rows)
-    (points, _), records = jax.lax.scan(step, (points, tuning.log_step_size.astype(dtype)), (steps, lowest))
+    (points, _), records = jax.lax.scan(step, (points, adaptation.log_step_size.astype(dtype)), (steps, lowest))
     acceptance, swaps, log_likelihoods, log_step_sizes, sums = jax.tree.map(lambda x: x[-num_steps:], records)
     mean, square = (x.sum(0) / (num_steps * num_chains) for x in sums)
     at_one = points.position[:, :, -1]
-    return Walk(
+    return ChainRun(
         points,
         acceptance.mean(0),
         swaps.mean(),

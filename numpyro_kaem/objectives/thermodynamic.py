@@ -16,10 +16,10 @@ from numpyro_kaem.checks import check_count, check_flag, check_positive
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
-from numpyro_kaem.objectives.tempered_particles import ascend
+from numpyro_kaem.objectives.tempered_particles import run_particles
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
-from numpyro_kaem.posterior.swarm import Plan
+from numpyro_kaem.posterior.particles import Settings
 from numpyro_kaem.posterior.target import Target
 
 GRADIENTS = ("fisher", "path")
@@ -218,22 +218,22 @@ class ThermodynamicMLE(ChainObjective):
 
     def _by_chains(self, key, latent_model: LatentModel, target: Target, state):
         temperatures = self._temperatures(state)
-        walk, new_state = self.advance(key, latent_model, target, state, temperatures, exact=True)
-        by_rung = jnp.moveaxis(walk.log_likelihood, 1, 0)  # (B, T, C, K)
+        run, new_state = self.advance(key, latent_model, target, state, temperatures, exact=True)
+        by_rung = jnp.moveaxis(run.log_likelihood, 1, 0)  # (B, T, C, K)
         steps = jnp.diff(temperatures)
         # The stepping stone from a rung to the next is the mean of p(x | z)^(t' - t) at the lower one.
         weights = logsumexp(steps * by_rung[..., :-1], axis=(1, 2)) - jnp.log(by_rung.shape[1] * by_rung.shape[2])
         steppingstone = weights.sum(-1)
         means = by_rung.mean((1, 2))
         thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
-        positions = walk.points.position if self.gradient == "path" else walk.points.position[:, :, -1:]
+        positions = run.points.position if self.gradient == "path" else run.points.position[:, :, -1:]
         objective = self._objective(latent_model, target, positions, temperatures)
         if new_state is not None:
             new_state["metrics"] |= {
                 "log_evidence_steppingstone": steppingstone.mean(),
                 "log_evidence_thermodynamic": thermodynamic.mean(),
-                "swap_acceptance": walk.swap_acceptance,
-                "acceptance": walk.acceptance,
+                "swap_acceptance": run.swap_acceptance,
+                "acceptance": run.acceptance,
                 "temperatures": temperatures,
             }
             if self.adapt:
@@ -261,11 +261,11 @@ class ThermodynamicMLE(ChainObjective):
         return {"temperatures": new, "mean_log_likelihood": jnp.interp(new, temperatures, means)}
 
     def _by_particles(self, key, latent_model: LatentModel, target: Target, state):
-        plan = Plan(self.target_ess, self.num_steps, "systematic", False, False, self.max_rungs, 0)
+        settings = Settings(self.kernel, self.target_ess, self.num_steps, self.max_rungs)
         temperatures = None if self.ladder is None else self._temperatures(state)
         is_path = self.gradient == "path"
         run = jax.lax.stop_gradient(
-            ascend(key, target, self.kernel, plan, temperatures, self.num_particles, keep_rungs=is_path)
+            run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
         )
         steps = jnp.diff(run.temperatures)
         means = run.log_likelihood_mean
@@ -282,7 +282,7 @@ class ThermodynamicMLE(ChainObjective):
         metrics = {
             "log_evidence_smc": log_evidence.mean(),
             "log_evidence_thermodynamic": thermodynamic.mean(),
-            "acceptance": run.acceptance,
+            "acceptance": run.acceptance.mean(),
             "num_rungs": run.num_rungs.mean(),
         }
         shared = state["shared"] | {"step": state["shared"]["step"] + 1}

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.labels import Labels
@@ -28,97 +28,6 @@ _IS_ARVIZ_0 = version("arviz").startswith("0.")
 
 # Size of a group of draws, beyond which their default number shrinks.
 _MOST_NUMBERS = 10**7
-
-
-def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, " num_data"]:
-    """Shape k-hat of the generalised Pareto distribution fitted to the largest weights of each datum.
-
-    Args:
-        log_weights: unnormalised log importance weights.
-
-    Returns:
-        k-hat of each row: inf where so few weights differ from zero that a tail cannot be fitted, -inf where
-        the largest weights are all equal (the tail ends at once), NaN below 25 particles.
-
-    References:
-        A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72),
-        2024.
-
-    Example:
-        ```python
-        import numpy as np
-        from numpyro_kaem.posterior.arviz import pareto_k
-
-        weights = 1.0 + np.random.default_rng(0).pareto(2.0, size=(1, 20_000))  # a tail of shape 1 / 2
-        assert abs(pareto_k(np.log(weights))[0] - 0.5) < 0.1
-        ```
-    """
-    return _smooth(log_weights)[1]
-
-
-def pareto_smooth(
-    log_weights: Float[np.ndarray, "num_data num_particles"],
-) -> Float[np.ndarray, "num_data num_particles"]:
-    """Replace the largest weights of each datum by quantiles of the Pareto distribution fitted to them.
-
-    Args:
-        log_weights: unnormalised log importance weights.
-
-    Returns:
-        Log-weights of the same order and scale: those below the tail are as they were, those in it at most the
-        largest. Weights without a tail that can be fitted (see `pareto_k`) are unchanged.
-
-    References:
-        A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72), 2024.
-
-    Example:
-        ```python
-        import numpy as np
-        from numpyro_kaem.posterior.arviz import pareto_smooth
-
-        log_weights = np.log(1.0 + np.random.default_rng(0).pareto(2.0, size=(1, 1000)))
-        smoothed = pareto_smooth(log_weights)
-        assert smoothed.max() <= log_weights.max()
-        assert np.mean(smoothed == log_weights) > 0.9  # the tail holds 3 sqrt(1000) weights
-        ```
-    """
-    return _smooth(log_weights)[0]
-
-
-def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto-smoothed log-weights and k-hat of each row."""
-    num_data, num_particles = log_weights.shape
-    if num_particles < 25:
-        return log_weights, np.full(num_data, np.nan)
-    tail_size = int(np.ceil(min(0.2 * num_particles, 3.0 * num_particles**0.5)))
-    tail = np.partition(log_weights, -tail_size - 1, axis=1)[:, -tail_size - 1 :].astype(np.float64)
-    smoothed, k = log_weights.copy(), np.full(num_data, np.inf)
-    fits = np.isfinite(tail.min(1))
-    k[fits] = -np.inf
-    fits &= tail.max(1) > tail.min(1)
-    if fits.any():
-        raw = log_weights[fits].astype(np.float64)
-        normalized, k[fits] = _psis(raw)
-        # ArviZ's weights have the sum 1; those below the tail, which it only scales, tell by how much.
-        below = raw <= tail[fits].min(1, keepdims=True)
-        difference = np.subtract(raw, normalized, where=below & np.isfinite(raw), out=np.full_like(raw, -np.inf))
-        rescaled = np.minimum(normalized + difference.max(1, keepdims=True), raw.max(1, keepdims=True))
-        smoothed[fits] = np.where(below, raw, rescaled)
-    return smoothed, k
-
-
-def _psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothed and normalised log-weights, and k-hat, by the installed ArviZ."""
-    # Candidates for the shape that do not fit at all overflow on their way to a weight of zero.
-    with np.errstate(over="ignore"):
-        if _IS_ARVIZ_0:
-            import arviz
-
-            return arviz.psislw(log_weights)
-        from arviz_stats.base import array_stats
-
-        # ArviZ 1.x takes log-likelihoods here and negates them into the log-weights of leave-one-out.
-        return array_stats.psislw(-log_weights, axis=-1)
 
 
 def to_arviz(

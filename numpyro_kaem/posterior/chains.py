@@ -5,7 +5,6 @@ Axes are B data, C chains, K rungs, in this order. Everything that a datum does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,11 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
-from numpyro_kaem._numerics.sharding import compiler_sharded
-from numpyro_kaem.posterior.diagnostics import check_observations
-from numpyro_kaem.posterior.kernel import Kernel, choose
-from numpyro_kaem.posterior.proposal import Proposal
-from numpyro_kaem.posterior.reading import read_model
+from numpyro_kaem.models.latent_model import LatentModel
+from numpyro_kaem.posterior.kernel import Kernel, Tuning
+from numpyro_kaem.posterior.moves import move_or_draw, propose_swaps
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
 
 # Draws of a datum whose spread is the first preconditioner.
@@ -30,13 +27,9 @@ AT_START = 2**31
 
 
 class Problem(NamedTuple):
-    """A model with what it is given: the argument that compiled functions know the target by."""
+    """A model, and at how many points of a datum it is evaluated at once: what compiled functions know a target by."""
 
-    model: Callable
-    params: dict[str, Any]
-    data: tuple
-    model_kwargs: dict[str, Any]
-    plate: str | None
+    latent_model: LatentModel
     batch_size: int = 0
 
     def target(self, kernel: Kernel) -> Target:
@@ -49,28 +42,28 @@ class Problem(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[None], rows) if target.latent_model.plate is None else rows
 
 
-def read_problem(
-    kernel: Kernel,
-    batch_size: int,
-    model: Callable,
-    params: dict[str, Any],
-    data: tuple,
-    model_kwargs: dict[str, Any],
-    plate: str | None,
-) -> tuple[Problem, Target]:
-    """A model with what it is given, checked, and the target in a kernel's coordinates; arguments as `Problem`'s."""
+class Settings(NamedTuple):
+    """What does not change while chains run.
 
-    def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple[Problem, Target]:
-        problem = Problem(model, *compiler_sharded((params, data, model_kwargs)), plate, batch_size)
-        target = Target(*problem, whiten=kernel.whiten, check=True)
-        return problem._replace(model=target.model.as_argument), target
+    Attributes:
+        kernel: how they move.
+        temperatures: of the K rungs.
+        exact: whether the lowest rung is the prior, t = 0.
+        num_chains: C, of each datum.
+        num_draws: S, that are recorded.
+        swap_every, thin: every how many steps chains swap and are recorded.
+    """
 
-    problem, target = read_model(read, model, params, data, model_kwargs, plate)
-    check_observations(target.model)
-    return problem, target
+    kernel: Kernel
+    temperatures: Float[Array, " K"]
+    exact: bool
+    num_chains: int
+    num_draws: int
+    swap_every: int = 1
+    thin: int = 1
 
 
-class Population(NamedTuple):
+class ChainState(NamedTuple):
     """State, tuning and records of the chains of B data.
 
     Attributes:
@@ -118,21 +111,14 @@ def _begin_averaging(step_size: Array) -> Any:
 
 @partial(jit_by_value, compiler_options=RUN_ONCE)
 def start(
-    problem: Problem,
-    kernel: Kernel,
-    rows: tuple,
-    keys: Array,
-    num_chains: int,
-    num_rungs: int,
-    num_draws: int,
-    proposal: Proposal | None = None,
-) -> tuple[Population, Flaws]:
+    problem: Problem, settings: Settings, rows: tuple, keys: Array, encoder: LatentModel | None = None
+) -> tuple[ChainState, Flaws]:
     """Chains at exact draws from the prior or else from a guide, and what is wrong with these."""
+    kernel, num_chains, num_draws = settings.kernel, settings.num_chains, settings.num_draws
     target = problem.target(kernel)
-    num_data = len(keys)
+    num_data, num_rungs = len(keys), len(settings.temperatures)
     draw = target.draw_and_tell
-    if proposal is not None:
-        encoder = proposal.read(target.model)
+    if encoder is not None:
 
         def draw(key, row):
             z = encoder.sample_prior(key, 1, *row)
@@ -144,11 +130,7 @@ def start(
         num_drawn = num_points + (_SPREAD_DRAWS if kernel.precondition and not kernel.whiten else 0)
         keys = jax.random.split(jax.random.fold_in(key, AT_START), num_drawn)
         draws, at_end = jax.vmap(lambda k: draw(k, row))(keys)
-        scale = jnp.ones(target.dim, draws.dtype)
-        if num_drawn > num_points:
-            # Quantiles, because a prior or guide need not have a variance.
-            low, high = jnp.quantile(draws[num_points:], jnp.array([0.16, 0.84]), axis=0)
-            scale = jnp.where(high > low, (high - low) / 2, 1.0)
+        scale = half_spread(draws[num_points:])
         evaluated = map_batched(lambda u: target.evaluate_raw(u, row), target.batch_size, draws[:num_points])
         points, invalid = count_invalid(evaluated)
         return points, scale, Flaws(invalid, at_end.sum(0), jnp.asarray(num_drawn))
@@ -158,7 +140,7 @@ def start(
     dtype = points.position.dtype
     step_size = jnp.full((num_data, num_rungs), kernel.initial_step_size(target.dim), dtype)
     scale = jnp.broadcast_to(scale[:, None], (num_data, num_rungs, target.dim))
-    population = Population(
+    state = ChainState(
         points=points,
         from_prior=jnp.zeros((num_data, num_chains, num_rungs), bool),
         averaging=_begin_averaging(step_size),
@@ -173,193 +155,48 @@ def start(
         positions=jnp.zeros((num_data, num_chains, num_draws, target.dim), dtype),
         log_likelihood=jnp.zeros((num_data, num_chains, num_draws, num_rungs), points.log_likelihood.dtype),
     )
-    return population, flaws
+    return state, flaws
 
 
-def move_datum(
-    target: Target,
-    kernel: Kernel,
-    temperatures: Float[Array, " K"],
-    exact: bool,
-    key: Array,
-    row: tuple,
-    points: Point,
-    step_size: Float[Array, " K"],
-    scale: Float[Array, "K dim"],
-) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
-    """One step of the chains `(C, K)` of a datum; where `exact`, the lowest rung is drawn afresh from the prior."""
-    num_chains, num_rungs = points.log_prior.shape
-    keys = jax.random.split(key, (num_chains, num_rungs + 1))
-    draws = jax.vmap(lambda k: target.draw(k, row))(keys[:, -1]) if exact else None
-    return move_or_replace(target, kernel, temperatures, keys[:, :-1], row, points, step_size, scale, draws)
-
-
-def move_or_replace(
-    target: Target,
-    kernel: Kernel,
-    temperatures: Float[Array, " K"],
-    keys: Array,
-    row: tuple,
-    points: Point,
-    step_size: Float[Array, " K"],
-    scale: Float[Array, "K dim"],
-    draws: Float[Array, "C dim"] | None,
-) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
-    """One step of the chains `(C, K)` of a datum, by their keys; the lowest rung goes to `draws`, where there are any.
-
-    Returns:
-        The new points, the mean acceptance by rung, and how many moves diverged.
-    """
-    if draws is not None and kernel.evaluates_once:
-        places = jnp.broadcast_to(draws[:, None], points.position.shape)
-        is_lowest = jnp.arange(len(temperatures)) == 0
-        return move_or_place(target, kernel, temperatures, keys, row, points, step_size, scale, places, is_lowest)
-
-    def evaluate(u):
-        return target.evaluate(u, row)
-
-    def move(key, point, temperature, step_size, scale):
-        return kernel.step(key, point, temperature, step_size, scale, evaluate)
-
-    if draws is not None:
-        keys, points = jax.tree.map(lambda x: x[:, 1:], (keys, points))
-        temperatures, step_size, scale = temperatures[1:], step_size[1:], scale[1:]
-    of_rungs = (temperatures, step_size, scale)
-    moved, acceptance, divergent = over_states(move, target.batch_size, (keys, points), of_rungs)
-    acceptance, divergences = acceptance.mean(0), divergent.sum()
-    if draws is not None:
-        fresh = map_batched(evaluate, target.batch_size, draws)
-        moved = jax.tree.map(lambda a, b: jnp.concatenate([a[:, None], b], 1), fresh, moved)
-        acceptance = jnp.concatenate([jnp.ones(1, acceptance.dtype), acceptance])
-    return moved, acceptance, divergences
-
-
-def move_or_place(
-    target: Target,
-    kernel: Kernel,
-    temperatures: Float[Array, " K"],
-    keys: Array,
-    row: tuple,
-    points: Point,
-    step_size: Float[Array, " K"],
-    scale: Float[Array, "K dim"],
-    places: Float[Array, "C K dim"],
-    is_placed: Bool[Array, " K"],
-) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
-    """One step of the chains `(C, K)` of a datum by a kernel that evaluates once; some rungs go to `places` instead.
-
-    Moves and places share the evaluation, so that the model is compiled once, and not for each of them.
-
-    Returns:
-        As `move_or_replace`.
-    """
-
-    def move(key, point, place, temperature, step_size, scale, is_placed):
-        evaluated = []
-
-        def evaluate(u):
-            evaluated.append(target.evaluate(jnp.where(is_placed, place, u), row))
-            return evaluated[-1]
-
-        moved, acceptance, divergent = kernel.step(key, point, temperature, step_size, scale, evaluate)
-        (placed,) = evaluated
-        return choose(is_placed, placed, moved), jnp.where(is_placed, 1.0, acceptance), ~is_placed & divergent
-
-    of_rungs = (temperatures, step_size, scale, is_placed)
-    moved, acceptance, divergent = over_states(move, target.batch_size, (keys, points, places), of_rungs)
-    return moved, acceptance.mean(0), divergent.sum()
-
-
-def over_states(move: Callable, batch_size: int, of_states: tuple, of_rungs: tuple) -> Any:
-    """Apply `move` to the states `(C, K)` of a datum, at most so many at once; other arguments are by rung, `(K,)`."""
-    num_chains, num_rungs = jax.tree.leaves(of_states)[0].shape[:2]
-    if not batch_size or batch_size >= num_chains * num_rungs:
-        over_rungs = jax.vmap(move)
-        return jax.vmap(lambda *states: over_rungs(*states, *of_rungs))(*of_states)
-    of_rungs = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_chains, *x.shape)), of_rungs)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (*of_states, *of_rungs))
-    moved = map_batched(move, batch_size, *flat)
-    return jax.tree.map(lambda x: x.reshape(num_chains, num_rungs, *x.shape[1:]), moved)
-
-
-class Swap(NamedTuple):
-    """An attempt to exchange neighbouring rungs.
-
-    Attributes:
-        exchange: applies the accepted exchanges to an array `(B, C, K, ...)`.
-        probability: with which each pair of neighbours was exchanged, `(B, C, K - 1)`.
-        is_turn: the pairs whose turn it was, `(K - 1,)`.
-    """
-
-    exchange: Callable[[Array], Array]
-    probability: Float[Array, "B C pairs"]
-    is_turn: Bool[Array, " pairs"]
-
-
-def propose_swaps(
-    keys: Array, log_likelihood: Float[Array, "B C K"], temperatures: Array, attempt: Array, is_due: Array
-) -> Swap:
-    """Exchange neighbouring rungs, even pairs and odd pairs in turn, by each datum's and chain's own choice."""
-    low, high = log_likelihood[..., :-1], log_likelihood[..., 1:]
-    # A chain of likelihood zero belongs at the lower rung, whatever is there.
-    difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)
-    log_ratio = jnp.diff(temperatures) * difference
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, log_ratio.shape[1:], log_ratio.dtype))(keys)
-    is_turn = (jnp.arange(log_ratio.shape[-1]) % 2 == attempt % 2) & is_due
-    swapped = is_turn & (jnp.log(uniform) < log_ratio)
-    none = jnp.zeros((*swapped.shape[:-1], 1), bool)
-    up, down = jnp.concatenate([swapped, none], -1), jnp.concatenate([none, swapped], -1)
-
-    def exchange(x):
-        def like(mask):
-            return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-
-        return jnp.where(like(up), jnp.roll(x, -1, 2), jnp.where(like(down), jnp.roll(x, 1, 2), x))
-
-    return Swap(exchange, jnp.exp(jnp.minimum(log_ratio, 0.0)), is_turn)
-
-
-class Course(NamedTuple):
-    """What does not change while chains run.
-
-    Attributes:
-        problem, kernel: what is sampled, and how.
-        rows: positional data, `(B, ...)`.
-        keys: one by datum.
-        temperatures: of the K rungs.
-        exact: whether the lowest rung is the prior, t = 0.
-        swap_every, thin: every how many steps chains swap and are recorded.
-    """
-
-    problem: Problem
-    kernel: Kernel
-    rows: tuple
-    keys: Array
-    temperatures: Array
-    exact: bool
-    swap_every: int
-    thin: int
+def half_spread(draws: Float[Array, "N dim"]) -> Float[Array, " dim"]:
+    """Half of what lies between the quantiles at one standard deviation of a normal law; 1 where nothing does."""
+    if len(draws) == 0:
+        return jnp.ones(draws.shape[-1], draws.dtype)
+    # Quantiles, because a prior or guide need not have a variance.
+    low, high = jnp.quantile(draws, jnp.array([0.16, 0.84]), axis=0)
+    return jnp.where(high > low, (high - low) / 2, 1.0)
 
 
 # How far to go and whether to adapt are arguments, so that a whole run, with its warm-up and its progress bar, is one
-# compiled function. The population's memory is given to its successor.
-@partial(jit_by_value, first_donated=1, compiler_options=LOOP)
-def advance(course_and_span: tuple[Course, Array, Array, Array], population: Population) -> Population:
+# compiled function. The state's memory is given to its successor.
+@partial(jit_by_value, first_donated=5, compiler_options=LOOP)
+def advance(
+    problem: Problem, settings: Settings, rows: tuple, keys: Array, span: tuple[Array, Array, Array], state: ChainState
+) -> ChainState:
     """Advance all chains by some steps.
 
     Args:
-        course_and_span: the course, the number of the first step (negative in warm-up), one more than the number of the
-            last, and whether step sizes follow the acceptance and positions are summarised.
-        population: to be advanced.
+        problem: what is sampled.
+        settings: how.
+        rows: positional data, `(B, ...)`.
+        keys: one by datum.
+        span: the number of the first step (negative in warm-up), one more than the number of the last, and whether step
+            sizes follow the acceptance and positions are summarised.
+        state: to be advanced.
     """
-    course, first, last, adapting = course_and_span
-    problem, kernel, rows, keys, temperatures, exact, swap_every, thin = course
+    first, last, adapting = span
+    kernel, temperatures, exact, num_chains, _, swap_every, thin = settings
     target = problem.target(kernel)
     update_average = _dual_averaging()[1]
-    move = partial(move_datum, target, kernel, temperatures, exact)
     num_rungs = len(temperatures)
 
-    def body(i, p: Population) -> Population:
+    def move(key, row, points, step_size, scale):
+        keys = jax.random.split(key, (num_chains, num_rungs + 1))
+        draws = jax.vmap(lambda k: target.draw(k, row))(keys[:, -1]) if exact else None
+        tuning = Tuning(temperatures, step_size, scale)
+        return move_or_draw(target, kernel, keys[:, :-1], row, points, tuning, draws)
+
+    def body(i, p: ChainState) -> ChainState:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         pair = jax.vmap(jax.random.split)(step_keys)
         points, acceptance, divergences = map_batched(move, 0, pair[:, 0], rows, p.points, p.step_size, p.scale)
@@ -394,10 +231,10 @@ def advance(course_and_span: tuple[Course, Array, Array, Array], population: Pop
             log_likelihood=p.log_likelihood.at[:, :, index].set(p.points.log_likelihood),
         )
 
-    return jax.lax.fori_loop(first, last, body, population)
+    return jax.lax.fori_loop(first, last, body, state)
 
 
-def _swap(keys: Array, p: Population, temperatures: Array, i: Array, swap_every: int) -> Population:
+def _swap(keys: Array, p: ChainState, temperatures: Array, i: Array, swap_every: int) -> ChainState:
     """Exchange neighbouring rungs every `swap_every` steps, and keep count."""
     swap = propose_swaps(keys, p.points.log_likelihood, temperatures, i // swap_every, (i + 1) % swap_every == 0)
     from_prior = swap.exchange(p.from_prior)
@@ -425,34 +262,34 @@ def _add(moments: tuple, positions: Float[Array, "B C K dim"]) -> tuple:
 
 
 @partial(jit_by_value, compiler_options=RUN_ONCE)
-def end_window(kernel: Kernel, population: Population) -> Population:
+def end_window(kernel: Kernel, state: ChainState) -> ChainState:
     """The preconditioner that the positions of a warm-up window suggest; the step size's search begins anew."""
-    count, _, squares = population.moments
-    scale = population.scale
+    count, _, squares = state.moments
+    scale = state.scale
     if kernel.precondition:
         # Shrunk towards the present scale, as five more positions of that spread would.
         variance = (squares + 5.0 * scale**2) / (count + 5.0)
         new = jnp.sqrt(jnp.maximum(variance, jnp.finfo(scale.dtype).tiny))
         # A step size that suited the old scale, on average over coordinates, suits the new one.
         scale = jnp.where(jnp.isfinite(new), new, scale)
-    return _reset(population)._replace(
-        averaging=_begin_averaging(population.step_size),
+    return _reset(state)._replace(
+        averaging=_begin_averaging(state.step_size),
         scale=scale,
-        moments=jax.tree.map(jnp.zeros_like, population.moments),
+        moments=jax.tree.map(jnp.zeros_like, state.moments),
     )
 
 
 @partial(jit_by_value, compiler_options=RUN_ONCE)
-def end_warmup(kernel: Kernel, population: Population) -> Population:
+def end_warmup(kernel: Kernel, state: ChainState) -> ChainState:
     """Freeze the average of the step sizes."""
     if kernel.adapts_step_size:
-        largest = kernel.largest_step_size(population.scale.shape[-1])
-        step_size = jnp.minimum(jnp.exp(population.averaging.log_x_avg), largest)
-        population = population._replace(step_size=step_size)
-    return _reset(population)
+        largest = kernel.largest_step_size(state.scale.shape[-1])
+        step_size = jnp.minimum(jnp.exp(state.averaging.log_x_avg), largest)
+        state = state._replace(step_size=step_size)
+    return _reset(state)
 
 
-def _reset(p: Population) -> Population:
+def _reset(p: ChainState) -> ChainState:
     return p._replace(
         acceptance=jnp.zeros_like(p.acceptance),
         divergences=jnp.zeros_like(p.divergences),

@@ -29,6 +29,11 @@ _CURES = {
 }
 
 
+def _warn(text: str, stacklevel: int = 4) -> None:
+    """Warn whoever has called a sampler, of which some part calls a function here."""
+    warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
+
+
 def check_call(key: Any, params: Any) -> dict[str, Any]:
     """The parameters, numbers as arrays: these are arguments of compiled programs.
 
@@ -60,17 +65,17 @@ def check_observations(latent_model: LatentModel) -> None:
     Raises:
         ValueError: where a plate other than the data's own has fewer rows at hand than its size.
     """
-    for name, (size, num_rows) in latent_model.program.structure.plates.items():
+    for name, (size, num_rows) in latent_model.structure.plates.items():
         if name != latent_model.plate and num_rows != size:
             raise ValueError(
                 f"plate {name!r} has {num_rows} of its {size} rows at hand: a posterior of latents that all rows share "
                 "needs all of them, leave subsample_size out (with a minibatch of the data, train by SVI instead)"
             )
-    if not (latent_model.observed_names or latent_model.program.global_names):
+    if not (latent_model.observed_names or latent_model.global_names):
         warnings.warn(
             "the model observes nothing, so that its posterior is its prior: were all data passed?",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -80,12 +85,29 @@ def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, s
     indices, first_copy = np.unique(indices, return_index=True)
     bad = bad[first_copy]
     if bad.any():
-        first = int(np.argmax(bad > 0))
         raise ValueError(
-            f"the log-likelihood is NaN or +inf, or the log-prior NaN, at {int(bad[first])} of {num_draws} draws from "
-            f"the {source} of datum {indices[first]} (and of {int(np.sum(bad > 0)) - 1} other data): a likelihood that "
-            "is zero is -inf; NaN comes of parameters out of their range, such as a scale that is not positive"
+            f"the log-likelihood is NaN or +inf, or the log-prior NaN, {_where(bad, indices, num_draws, source)}: a "
+            "likelihood that is zero is -inf; NaN comes of parameters out of their range, such as a scale that is not "
+            "positive"
         )
+
+
+def check_log_ratio(bad: np.ndarray, num_draws: int) -> None:
+    """Raise a ValueError where log p(z) - log q(z | x) is NaN or +inf at draws from the guide q, by datum."""
+    if bad.any():
+        raise ValueError(
+            f"log p(z) - log q(z | x) is NaN or +inf {_where(bad, np.arange(len(bad)), num_draws, 'guide')}: the "
+            "guide's parameters may be out of their range, such as a scale that is not positive, or not finite"
+        )
+
+
+def _where(bad: np.ndarray, indices: np.ndarray, num_draws: int, source: str) -> str:
+    """At which draws and data something is wrong."""
+    first, num_bad = int(np.argmax(bad > 0)), int(np.sum(bad > 0))
+    return (
+        f"at {int(bad[first])} of {num_draws} draws from the {source} of datum {indices[first]} (and of {num_bad - 1} "
+        "other data)"
+    )
 
 
 def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
@@ -112,37 +134,24 @@ def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
     )
     if share >= _END_SHARES[1]:
         raise ValueError(f"{text}. {cure}")
-    warnings.warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}", RuntimeWarning, stacklevel=4)
-
-
-def check_log_ratio(bad: np.ndarray, num_draws: int) -> None:
-    """Raise a ValueError where log p(z) - log q(z | x) is NaN or +inf at draws from the guide q, by datum."""
-    if bad.any():
-        first = int(np.argmax(bad > 0))
-        raise ValueError(
-            f"log p(z) - log q(z | x) is NaN or +inf at {int(bad[first])} of {num_draws} draws from the guide of datum "
-            f"{first} (and of {int(np.sum(bad > 0)) - 1} other data): the guide's parameters may be out of their "
-            "range, such as a scale that is not positive, or not finite"
-        )
+    _warn(f"{text}: the evidence may be off by {-np.log1p(-share):.2f}. {cure}", stacklevel=5)
 
 
 def warn_if_impossible(impossible: np.ndarray, where: str, latent_model: LatentModel) -> None:
     """Warn of data whose likelihood is zero wherever it was evaluated."""
     if impossible.any():
         first = int(np.argmax(impossible))
-        warnings.warn(
+        _warn(
             f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
             f"{first}{_reason(latent_model, first)}: their ess is 0 and their log_evidence, where there is one, -inf",
-            RuntimeWarning,
-            stacklevel=4,
         )
 
 
 def _reason(latent_model: LatentModel, datum: int) -> str:
     """What is wrong with the observed values of a datum, if it is these: they are NaN or out of support."""
-    program = latent_model.program
-    row = program.rows if program.plate is None else jax.tree.map(lambda leaf: leaf[datum], program.rows)
-    sites, _ = program.run({}, program.lead(row))
+    rows = latent_model.rows
+    row = rows if latent_model.plate is None else jax.tree.map(lambda leaf: leaf[datum], rows)
+    sites, _ = latent_model.run({}, latent_model.lead(row))
     for name in latent_model.observed_names:
         value, fn = np.asarray(sites[name]["value"]), sites[name]["fn"]
         with warnings.catch_warnings(action="ignore"):
@@ -160,12 +169,10 @@ def warn_if_runs_disagree(share: np.ndarray) -> None:
     num_runs = share.shape[1]
     few = share.sum(1) ** 2 / np.sum(share**2, 1) < num_runs / 2
     if few.any():
-        warnings.warn(
+        _warn(
             f"the evidences of the {num_runs} runs of {few.sum()} of {len(few)} data, the first at index "
             f"{np.argmax(few)}, are so different that fewer than half of the runs count: use more particles or more "
             "moves per rung",
-            RuntimeWarning,
-            stacklevel=4,
         )
 
 
@@ -174,12 +181,10 @@ def warn_if_outside(outside: np.ndarray) -> None:
     some = outside.any(1)
     if some.any():
         first = int(np.argmax(some))
-        warnings.warn(
+        _warn(
             f"{some.sum()} of {len(some)} data have draws of likelihood zero, the first at index {first} "
             f"{int(outside[first].sum())} of {outside.shape[1]}: its chains have not found where it is positive, and "
             "these draws have no weight; take more steps, or a temperature ladder",
-            RuntimeWarning,
-            stacklevel=4,
         )
 
 
@@ -191,11 +196,9 @@ def warn_if_chains_disagree(posterior: Any, kind: str) -> None:
     apart = (rhat > _RHAT_LIMIT) & (posterior.ess > 0)
     if apart.any():
         worst = int(np.argmax(np.where(apart, rhat, 0.0)))
-        warnings.warn(
+        _warn(
             f"the {kind} of {apart.sum()} of {len(apart)} data disagree: R-hat is {rhat[worst]:.2f} at index {worst} "
             f"(`rhat` has all), above {_RHAT_LIMIT}. {_CURES[kind]}",
-            RuntimeWarning,
-            stacklevel=4,
         )
 
 
@@ -203,12 +206,10 @@ def warn_if_in_lumps(lumps: np.ndarray, temperatures: np.ndarray) -> None:
     """Warn of data whose log-likelihoods gather in two lumps at some rung, `(num_data, num_rungs)`."""
     if lumps.any():
         datum, rung = (int(i) for i in np.argwhere(lumps)[0])
-        warnings.warn(
+        _warn(
             f"the log-likelihoods of {lumps.any(1).sum()} of {len(lumps)} data gather in two lumps that draws seldom "
             f"pass between, the first at index {datum}, temperature {temperatures[datum, rung]:.3g}: the sign of a "
             "phase transition, across which tempering finds the share of either lump slowly or never, and errors that "
             "it reports are too small. Compare several runs from other keys, start with a guide that knows both, or "
             "reparameterise the model",
-            RuntimeWarning,
-            stacklevel=4,
         )

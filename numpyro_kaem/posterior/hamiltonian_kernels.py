@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,28 @@ from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_densi
 
 # BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
 # import it when they are traced.
+
+
+class _Hamiltonian(Kernel):
+    """What `HMC` and `NUTS` share. Abstract."""
+
+    def _guess(self, dim: int) -> float:
+        return 0.7 * dim**-0.25
+
+    def _follow(self, kernel: Callable, length: int, key, point, tuning, evaluate) -> Move:
+        """A step of one of BlackJAX's kernels along a path of a length, as the kernel counts it."""
+        from blackjax.mcmc.hmc import HMCState
+
+        temperature, step_size, scale = tuning
+        state = HMCState(point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale)
+        mass = jnp.ones_like(point.position)
+        new, info = kernel(key, state, scaled_log_density(tuning, evaluate), step_size, mass, length)
+        moved = jnp.any(new.position != state.position)
+        return Move(
+            choose(moved, evaluate(new.position * scale), point),
+            jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate),
+            info.is_divergent,
+        )
 
 
 def _told_from_numpyros(cls: type[Kernel]) -> type[Kernel]:
@@ -42,7 +65,7 @@ def _told_from_numpyros(cls: type[Kernel]) -> type[Kernel]:
 
 @_told_from_numpyros
 @dataclass(frozen=True, kw_only=True)
-class HMC(Kernel):
+class HMC(_Hamiltonian):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps, by BlackJAX.
 
     Its best acceptance rate is 0.651. A path of fixed length leads coordinates whose period it hits back to where they
@@ -76,34 +99,18 @@ class HMC(Kernel):
         super().__post_init__()
         check_count("num_integration_steps", self.num_integration_steps, 1)
 
-    def _guess(self, dim: int) -> float:
-        return 0.7 * dim**-0.25
-
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+    def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import hmc
 
         key, key_size = jax.random.split(key)
-        step_size *= jax.random.uniform(key_size, dtype=scale.dtype, minval=0.8, maxval=1.2)
-        return self._blackjax_step(hmc, self.num_integration_steps, key, point, temperature, step_size, scale, evaluate)
-
-    def _blackjax_step(self, module, length, key, point, temperature, step_size, scale, evaluate) -> Move:
-        from blackjax.mcmc.hmc import HMCState
-
-        log_density = scaled_log_density(temperature, scale, evaluate)
-        state = HMCState(point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale)
-        mass = jnp.ones_like(point.position)
-        new, info = module.build_kernel()(key, state, log_density, step_size, mass, length)
-        moved = jnp.any(new.position != state.position)
-        return Move(
-            choose(moved, evaluate(new.position * scale), point),
-            jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate),
-            info.is_divergent,
-        )
+        jitter = jax.random.uniform(key_size, dtype=tuning.scale.dtype, minval=0.8, maxval=1.2)
+        tuning = tuning._replace(step_size=tuning.step_size * jitter)
+        return self._follow(hmc.build_kernel(), self.num_integration_steps, key, point, tuning, evaluate)
 
 
 @_told_from_numpyros
 @dataclass(frozen=True, kw_only=True)
-class NUTS(HMC):
+class NUTS(_Hamiltonian):
     """No-U-turn sampler, by BlackJAX: Hamiltonian Monte Carlo that chooses its own path lengths.
 
     In a population all chains wait for the one with the longest path. The target acceptance rate is 0.8.
@@ -135,7 +142,7 @@ class NUTS(HMC):
         super().__post_init__()
         check_count("max_num_doublings", self.max_num_doublings, 1)
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+    def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import nuts
 
-        return self._blackjax_step(nuts, self.max_num_doublings, key, point, temperature, step_size, scale, evaluate)
+        return self._follow(nuts.build_kernel(), self.max_num_doublings, key, point, tuning, evaluate)

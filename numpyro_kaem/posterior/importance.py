@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +14,28 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm.auto import tqdm
 
-from numpyro_kaem._compilation.fingerprint import ByValue
 from numpyro_kaem._compilation.interrupts import interrupts
 from numpyro_kaem._compilation.options import LOOP
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.convolutions import channels_last
-from numpyro_kaem._numerics.sharding import compiler_sharded
 from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import (
-    check_call,
     check_log_likelihood,
     check_log_ratio,
     check_observations,
     warn_if_impossible,
 )
-from numpyro_kaem.posterior.proposal import Proposal
+from numpyro_kaem.posterior.pareto import pareto_smooth
+from numpyro_kaem.posterior.proposal import check_guide, read_guide
 from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.result import Posterior
+from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.posterior.weights import (
     draws_differ_by_datum,
     log_likelihood,
     log_proposal_ratio,
     map_chunks,
-    observed_values,
     sample_prior,
 )
 
@@ -47,29 +45,37 @@ def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num
     return jnp.sum(jnp.isnan(values) | (values == jnp.inf), axis=0)
 
 
+class Weighted(NamedTuple):
+    """Weighted draws, on the host.
+
+    Attributes:
+        draws: of each latent site, `(S, ...)`, or `(S, B, ...)` where every datum has its own.
+        log_likelihood: of the data at the draws.
+        log_weights: of the draws, before smoothing.
+        log_sums: see `_log_sums`.
+    """
+
+    draws: dict[str, np.ndarray]
+    log_likelihood: Float[np.ndarray, "B S"]
+    log_weights: Float[np.ndarray, "B S"]
+    log_sums: Float[np.ndarray, "2 B"]
+
+
 @partial(jit_by_value, compiler_options=LOOP)
 def _weigh(
-    model: Callable,
-    proposal: Proposal | None,
-    plate: str | None,
+    latent_model: LatentModel,
+    encoder: LatentModel | None,
     num_samples: int,
     chunk_size: int | None,
     key: PRNGKeyArray,
-    params: dict[str, Any],
-    data: tuple,
-    model_kwargs: dict[str, Any],
 ) -> tuple:
-    """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used.
-
-    The model is read again, so that parameters and data are arguments of the compiled program.
-    """
-    latent_model = LatentModel(model, params, *data, plate=plate, check=False, **model_kwargs)
-    if proposal is None:
+    """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used."""
+    if encoder is None:
         draws = sample_prior(latent_model, key, num_samples)
         at_draws = channels_last(partial(log_likelihood, latent_model))
         likelihood = map_chunks(at_draws, draws, chunk_size)
         return draws, likelihood.T, None, _count_bad(likelihood), None
-    encoder, by_datum = proposal.read(latent_model), latent_model.plate is not None
+    by_datum = latent_model.plate is not None
     draws = sample_prior(encoder, key, num_samples, by_datum)
     log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, chunk_size)
     at_draws = channels_last(partial(log_likelihood, latent_model, by_datum=by_datum))
@@ -96,7 +102,7 @@ def _effective_sample_size(log_sums: Float[np.ndarray, "2 num_data"]) -> Float[n
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImportanceSampling(ByValue):
+class ImportanceSampling(Sampler):
     """Posterior by importance sampling with the prior, or an encoder, as proposal.
 
     S draws z_s from the prior are shared by all data (each datum has its own where the prior depends on the
@@ -115,8 +121,8 @@ class ImportanceSampling(ByValue):
     unbiased for a fixed S; that of its logarithm is too low by about half its squared standard error.
 
     With `target_ess`, batches of `num_samples` draws are added until every datum has that ESS, or `max_samples` draws
-    are used. All data keep all draws. The ESS is itself an estimate, which is too large where the draws have missed
-    the posterior: see `pareto_k`.
+    are used; `reached_target` then says which data have it. All data keep all draws. The ESS is itself an estimate,
+    which is too large where the draws have missed the posterior: see `pareto_k`.
 
     With `pareto_smoothed`, the largest weights of each datum are replaced by the quantiles of a generalised Pareto
     distribution fitted to them, at most the largest. Evidence and ESS are those of the smoothed weights: the estimate
@@ -179,10 +185,9 @@ class ImportanceSampling(ByValue):
     guide_params: dict[str, Any] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         self._set(num_samples=check_count("num_samples", self.num_samples, 1))
-        if self.chunk_size is not None:
-            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
-        Proposal.of(self.guide, self.guide_params)
+        check_guide(self.guide, self.guide_params)
         if self.target_ess is None:
             if self.max_samples is not None:
                 raise ValueError(
@@ -205,54 +210,23 @@ class ImportanceSampling(ByValue):
             return 1
         return 100 if self.max_samples is None else self.max_samples // self.num_samples
 
-    def run(
-        self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
-    ) -> Posterior:
-        """Sample the posterior of every datum.
-
-        Args:
-            key: JAX random key.
-            model: NumPyro model.
-            params: constrained values of its parameter sites, `{}` where it has none.
-            *data: positional arguments of the model.
-            **model_kwargs: keyword arguments of the model.
-
-        Returns:
-            Weighted draws, evidence and diagnostics of every datum.
-
-        Warns:
-            RuntimeWarning: if a datum has likelihood zero at every draw, its `log_evidence` is -inf; if a datum falls
-                short of `target_ess`, `reached_target` says which.
-
-        Raises:
-            ValueError: where LatentModel cannot read the model, or a parameter is unknown or missing; for a guide that
-                has not the model's latent sites; for a log-likelihood, or with a guide a ratio of densities, that is
-                NaN or +inf.
-        """
-        params = check_call(key, params)
-        params = compiler_sharded(params)
-
-        def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> tuple:
-            data, model_kwargs = compiler_sharded((data, model_kwargs))
-            latent_model = LatentModel(model, params, *data, plate=self.plate, **model_kwargs)
-            return latent_model, latent_model.as_argument, data, model_kwargs
-
-        latent_model, model_argument, data, model_kwargs = read_model(
-            read, model, params, data, model_kwargs, self.plate
-        )
+    def _read(
+        self, model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any]
+    ) -> tuple[LatentModel]:
+        latent_model = read_model(model, params, data, model_kwargs, self.plate)
         check_observations(latent_model)
-        proposal = Proposal.of(self.guide, self.guide_params)
-        proposal = None if proposal is None else proposal.as_argument(latent_model)
-        settings = model_argument, proposal, self.plate, self.num_samples, self.chunk_size
-        num_data = latent_model.num_data
-        source = "prior" if self.guide is None else "guide"
+        return (latent_model,)
+
+    def _draw(self, key: PRNGKeyArray, latent_model: LatentModel) -> tuple[LatentModel, str | None, Weighted]:
+        encoder = read_guide(self.guide, self.guide_params, latent_model)
+        num_data, source = latent_model.num_data, "prior" if self.guide is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
         batches, log_sums = [], np.full((2, num_data), -np.inf)
         bar = tqdm(total=len(keys), unit="batch", disable=not self.progress or self.target_ess is None)
-        with interrupts() as interrupted:
+        with interrupts() as interrupted, bar:
             for batch_key in keys:
                 draws, likelihood, log_weights, bad_likelihood, bad_ratio = jax.device_get(
-                    _weigh(*settings, batch_key, params, data, model_kwargs)
+                    _weigh(latent_model, encoder, self.num_samples, self.chunk_size, batch_key)
                 )
                 if self.guide is None:
                     log_weights = likelihood
@@ -266,7 +240,6 @@ class ImportanceSampling(ByValue):
                 bar.set_postfix_str(f"{len(batches) * self.num_samples} draws, ESS {ess.min():.0f}")
                 if self.target_ess is not None and (interrupted or np.all(ess >= self.target_ess)):
                     break
-        bar.close()
         unfinished = None
         if interrupted and self.target_ess is not None and np.any(ess < self.target_ess):
             unfinished = f"{len(batches)} batches of draws, before every datum had its ESS"
@@ -274,17 +247,10 @@ class ImportanceSampling(ByValue):
         draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
         likelihood = np.concatenate(all_likelihoods, axis=1)
         log_weights = likelihood if self.guide is None else np.concatenate(all_log_weights, axis=1)
-        return self._posterior(latent_model, draws, likelihood, log_weights, log_sums, unfinished)
+        return latent_model, unfinished, Weighted(draws, likelihood, log_weights, log_sums)
 
-    def _posterior(
-        self,
-        latent_model: LatentModel,
-        draws: dict[str, np.ndarray],
-        likelihood: np.ndarray,
-        log_weights: np.ndarray,
-        log_sums: np.ndarray,
-        unfinished: str | None,
-    ) -> Posterior:
+    def _posterior(self, latent_model: LatentModel, results: Weighted, **common: Any) -> Posterior:
+        draws, likelihood, log_weights, log_sums = results
         num_data, num_samples = log_weights.shape
         source = "prior draws" if self.guide is None else "draws from the guide"
         warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}", latent_model)
@@ -301,9 +267,6 @@ class ImportanceSampling(ByValue):
                 )
         raw_log_weights = log_weights
         if self.pareto_smoothed:
-            # ArviZ is slow to import, and few need it here.
-            from numpyro_kaem.posterior.arviz import pareto_smooth
-
             log_weights = pareto_smooth(raw_log_weights)
             log_sums = _log_sums(log_weights)
         ess = _effective_sample_size(log_sums)
@@ -320,11 +283,9 @@ class ImportanceSampling(ByValue):
             log_evidence=(log_sums[0] - np.log(num_samples)).astype(log_weights.dtype),
             log_evidence_std_error=std_error,
             ess=ess,
-            observed=jax.device_get(observed_values(latent_model)),
-            plate=latent_model.plate,
             shares_draws=not by_datum,
             proposal_log_weights=raw_log_weights,
             reached_target=reached_target,
-            unfinished=unfinished,
             latent_model=latent_model,
+            **common,
         )

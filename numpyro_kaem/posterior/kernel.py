@@ -24,6 +24,24 @@ from numpyro_kaem.posterior.target import Point
 Evaluate = Callable[[Array], Point]
 
 
+class Tuning(NamedTuple):
+    """What a step of a kernel is given besides a point; None in place of what a run has to find out.
+
+    Attributes:
+        temperature: t, between 0 and 1.
+        step_size: a positive number.
+        scale: preconditioner, as long as a position.
+    """
+
+    temperature: Float[Array, "*batch"] | None
+    step_size: Float[Array, "*batch"] | None = None
+    scale: Float[Array, "*batch dim"] | None = None
+
+    def astype(self, dtype: Any) -> Tuning:
+        """All of them in a dtype."""
+        return Tuning(*(jnp.asarray(x, dtype) for x in self))
+
+
 class Move(NamedTuple):
     """Where one step of a kernel led.
 
@@ -53,7 +71,6 @@ class Kernel:
         target_acceptance: acceptance rate to which step sizes adapt; None for kernels without a step size.
         step_limit: the largest step size that makes sense; None where there is none.
         needs_gradients: whether points must carry gradients.
-        evaluates_once: whether a step evaluates the model at its proposal and nowhere else.
         needs_whitening: whether the kernel works on a standard normal prior only.
 
     Raises:
@@ -67,7 +84,6 @@ class Kernel:
     target_acceptance: ClassVar[float | None] = 0.574
     step_limit: ClassVar[float | None] = None
     needs_gradients: ClassVar[bool] = True
-    evaluates_once: ClassVar[bool] = False
     needs_whitening: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -111,11 +127,43 @@ class Kernel:
         """
         # A chain keeps its dtype, also where float64 is enabled, in which BlackJAX draws, and the model in float32.
         dtype = point.position.dtype
-        temperature, step_size, scale = (jnp.asarray(x, dtype) for x in (temperature, step_size, scale))
-        return self._step(key, point, temperature, step_size, scale, lambda u: evaluate(u.astype(dtype)))
+        tuning = Tuning(temperature, step_size, scale).astype(dtype)
+        return self._step(key, point, tuning, lambda u: evaluate(u.astype(dtype)))
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+    def _step(self, key: PRNGKeyArray, point: Point, tuning: Tuning, evaluate: Evaluate) -> Move:
         raise NotImplementedError
+
+
+class ProposalKernel(Kernel):
+    """A kernel that evaluates the model at one proposal, and decides whether to go there. Abstract."""
+
+    def _propose(self, key: PRNGKeyArray, point: Point, tuning: Tuning) -> Float[Array, " dim"]:
+        """Where a chain might go."""
+        raise NotImplementedError
+
+    def _decide(self, key: PRNGKeyArray, point: Point, proposal: Point, tuning: Tuning) -> Move:
+        """Whether it goes there, by the same key."""
+        raise NotImplementedError
+
+    def _step(self, key, point, tuning, evaluate) -> Move:
+        return self._decide(key, point, evaluate(self._propose(key, point, tuning)), tuning)
+
+    def step_or_place(
+        self,
+        key: PRNGKeyArray,
+        point: Point,
+        tuning: Tuning,
+        evaluate: Evaluate,
+        place: Float[Array, " dim"],
+        is_placed: Bool[Array, ""],
+    ) -> Move:
+        """One step or, where `is_placed`, the way to a place: both by one evaluation, so that it is compiled once."""
+        dtype = point.position.dtype
+        tuning = tuning.astype(dtype)
+        position = jnp.where(is_placed, place, self._propose(key, point, tuning)).astype(dtype)
+        there = evaluate(position)
+        moved, acceptance, divergent = self._decide(key, point, there, tuning)
+        return Move(choose(is_placed, there, moved), jnp.where(is_placed, 1.0, acceptance), ~is_placed & divergent)
 
 
 def check_kernel(kernel: Any) -> None:
@@ -146,8 +194,9 @@ def choose(condition: Array, yes: Point, no: Point) -> Point:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def scaled_log_density(temperature: Array, scale: Array, evaluate: Evaluate) -> Callable[[Array], Array]:
+def scaled_log_density(tuning: Tuning, evaluate: Evaluate) -> Callable[[Array], Array]:
     """Log p_t in preconditioned coordinates, whose derivative comes of the point that `evaluate` gives."""
+    temperature, _, scale = tuning
 
     @jax.custom_jvp
     def log_density(v):

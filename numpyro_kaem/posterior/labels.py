@@ -39,7 +39,7 @@ class Labels:
         Raises:
             ValueError: where the user's names are too few or too many.
         """
-        structure = self.latent_model.program.structure
+        structure = self.latent_model.structure
         # The shape of a deterministic site is not known to have event dimensions.
         deterministic = structure.deterministic.get(name)
         site_plates, event_dim = (
@@ -99,7 +99,7 @@ class Labels:
         variables = {}
         for name, value in terms.items():
             num_axes = value.ndim - 2
-            event_dim = self.latent_model.program.structure.sites[name].event_dim
+            event_dim = self.latent_model.structure.sites[name].event_dim
             variables[name] = self.by_draw(value, num_chains, self.of_site(name, num_axes + event_dim)[:num_axes])
         return variables
 

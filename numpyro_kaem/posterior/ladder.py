@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numpyro_kaem.checks import check_count, check_positive
-
-if TYPE_CHECKING:
-    from numpyro_kaem.posterior.result import Posterior
+from numpyro_kaem.posterior.result import Posterior
 
 
 class Ladder:

@@ -9,32 +9,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_kaem.posterior.kernel import Kernel, Move, accept, choose, scaled_log_density
+from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, Tuning, accept, choose, scaled_log_density
 from numpyro_kaem.posterior.target import Point
 
 # BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
 # import it when they are traced.
 
-
 # Minus the logarithm of the acceptance probability of a step that is the beginning of an explosion.
 _EXPLODING = 100.0
 
 
-class _Langevin(Kernel):
-    """What `ULA` and `MALA` share: an Euler step of the Langevin diffusion, by BlackJAX's integrator."""
+class _Langevin(ProposalKernel):
+    """What `ULA` and `MALA` share: an Euler step of the Langevin diffusion. Abstract."""
 
-    evaluates_once: ClassVar[bool] = True
-
-    def _propose(self, key, point, temperature, step_size, scale, evaluate) -> Point:
-        from blackjax.mcmc.diffusions import DiffusionState, overdamped_langevin
-
-        def evaluate_scaled(v):
-            proposal = evaluate(v * scale)
-            return proposal, proposal.gradient(temperature) * scale
-
-        state = DiffusionState(point.position / scale, point, point.gradient(temperature) * scale)
-        # The integrator hands the log-density on as it gets it: here it is the whole point.
-        return overdamped_langevin(evaluate_scaled)(key, state, step_size).logdensity
+    def _propose(self, key, point, tuning) -> Array:
+        temperature, step_size, scale = tuning
+        noise = jax.random.normal(key, point.position.shape, point.position.dtype)
+        drift = point.gradient(temperature) * scale
+        return (point.position / scale + step_size * drift + jnp.sqrt(2 * step_size) * noise) * scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +60,17 @@ class ULA(_Langevin):
 
     target_acceptance: ClassVar[float | None] = 0.9
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
-        proposal = self._propose(key, point, temperature, step_size, scale, evaluate)
-        log_ratio = _langevin_log_ratio(point, proposal, temperature, step_size, scale)
+    def _decide(self, key, point, proposal, tuning) -> Move:
+        log_ratio = _langevin_log_ratio(point, proposal, tuning)
         acceptance = jnp.exp(jnp.minimum(log_ratio, 0.0))
         # NaN is not above.
-        possible = jnp.isfinite(proposal.log_density(temperature)) & (log_ratio > -_EXPLODING)
+        possible = jnp.isfinite(proposal.log_density(tuning.temperature)) & (log_ratio > -_EXPLODING)
         return Move(choose(possible, proposal, point), jnp.where(possible, acceptance, 0.0), ~possible)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MALA(_Langevin):
-    r"""Metropolis-adjusted Langevin algorithm, of BlackJAX's integrator and acceptance rule.
+    r"""Metropolis-adjusted Langevin algorithm, by BlackJAX's acceptance rule.
 
     The proposal is the step of `ULA`, accepted with probability
     $\min(1, p_t(v') q(v \mid v') / (p_t(v) q(v' \mid v)))$, so that p_t is invariant. Its best acceptance rate is
@@ -103,22 +94,23 @@ class MALA(_Langevin):
         ```
     """
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
-        key_move, key_accept = jax.random.split(key)
-        proposal = self._propose(key_move, point, temperature, step_size, scale, evaluate)
-        log_ratio = _langevin_log_ratio(point, proposal, temperature, step_size, scale)
-        return accept(key_accept, log_ratio, point, proposal)
+    def _propose(self, key, point, tuning) -> Array:
+        return super()._propose(jax.random.split(key)[0], point, tuning)
+
+    def _decide(self, key, point, proposal, tuning) -> Move:
+        log_ratio = _langevin_log_ratio(point, proposal, tuning)
+        return accept(jax.random.split(key)[1], log_ratio, point, proposal)
 
 
-def _langevin_log_ratio(point, proposal, temperature, step_size, scale) -> Array:
-    """Log of the Metropolis-Hastings ratio of a Langevin step."""
-    from blackjax.mcmc.proposal import compute_asymmetric_acceptance_ratio
+def _langevin_log_ratio(point: Point, proposal: Point, tuning: Tuning) -> Array:
+    """Log of p_t(v') q(v | v') / (p_t(v) q(v' | v)), of a Langevin step from v to v'."""
+    temperature, step_size, scale = tuning
 
-    def transition_energy(start: Point, end: Point, step_size: Array) -> Array:
+    def log_way_back(start: Point, end: Point) -> Array:
         residual = (start.position - end.position) / scale - step_size * end.gradient(temperature) * scale
-        return -end.log_density(temperature) + jnp.sum(residual**2) / (4.0 * step_size)
+        return end.log_density(temperature) - jnp.sum(residual**2) / (4.0 * step_size)
 
-    return compute_asymmetric_acceptance_ratio(transition_energy)(point, proposal, step_size=step_size)
+    return log_way_back(point, proposal) - log_way_back(proposal, point)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +142,11 @@ class Barker(Kernel):
     def _guess(self, dim: int) -> float:
         return 1.5 * dim ** (-1 / 6)
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+    def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import barker
 
-        log_density = scaled_log_density(temperature, scale, evaluate)
+        temperature, step_size, scale = tuning
+        log_density = scaled_log_density(tuning, evaluate)
         state = barker.BarkerState(
             point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale
         )

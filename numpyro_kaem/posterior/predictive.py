@@ -43,13 +43,13 @@ def prior_draws(
     """Draw from the prior, independently for each datum."""
     batch_size = _batch_size(num_samples * sum(map(math.prod, latent_model.latent_shapes.values())))
 
-    def of_all(latent_model: LatentModel, keys: Array) -> dict[str, Array]:
+    def draws_from_prior(latent_model: LatentModel, keys: Array) -> dict[str, Array]:
         def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
             return latent_model.sample_prior(args[0], num_samples, *args[1])
 
         return jax.lax.map(of_datum, (keys, _rows(latent_model)), batch_size=batch_size)
 
-    return run_with(latent_model, of_all, jax.random.split(key, latent_model.num_data))
+    return run_with(latent_model, draws_from_prior, jax.random.split(key, latent_model.num_data))
 
 
 def predictive_draws(
@@ -69,8 +69,7 @@ def predictive_draws(
     Warns:
         RuntimeWarning: where the distribution of a site cannot be sampled: the site is left out.
     """
-    plate, row_axis = latent_model.plate, latent_model.program.row_axis
-    axes = {name: None if plate is None else row_axis(name) for name in observed}
+    axes = {name: latent_model.row_axis(name) for name in observed}
 
     def draw_site(name: str, fn: Any, key: Array) -> Array | None:
         shape, axis = observed[name].shape[1:], axes[name]
@@ -92,9 +91,10 @@ def predictive_draws(
         return value if axis is None else jnp.squeeze(value, axis)
 
     def run(latent_model: LatentModel, key: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
-        program = latent_model.program
-        distributions = program.staged.evaluate(
-            lambda out: {name: out["distributions"][name] for name in observed}, program.lead(z), program.lead(row)
+        distributions = latent_model.evaluate(
+            lambda out: {name: out["distributions"][name] for name in observed},
+            latent_model.lead(z),
+            latent_model.lead(row),
         )
         keys = jax.random.split(key, len(observed))
         draws = {name: draw_site(name, distributions[name], k) for name, k in zip(observed, keys, strict=True)}
@@ -105,16 +105,15 @@ def predictive_draws(
 
 def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray]) -> PointwiseDensity:
     """The log-densities of draws of the latents, `(num_data, num_draws, *shape)`, term by term."""
-    plate, structure = latent_model.plate, latent_model.program.structure
+    plate, structure = latent_model.plate, latent_model.structure
 
     def terms(sites: dict[str, dict], name: str) -> Array:
         log_prob = scaled_log_prob(sites[name])
         return log_prob if plate is None else jnp.squeeze(log_prob, structure.sites[name].plates[plate])
 
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> PointwiseDensity:
-        program = latent_model.program
-        sites, _ = program.run(program.lead(z), program.lead(row))
-        log_prior = sum(jnp.sum(program.draw_terms(sites, name)) for name in z)
+        sites, _ = latent_model.run(latent_model.lead(z), latent_model.lead(row))
+        log_prior = sum(jnp.sum(latent_model.draw_terms(sites, name)) for name in z)
         return PointwiseDensity(log_prior, {name: terms(sites, name) for name in latent_model.observed_names})
 
     size = sum(math.prod(structure.sites[name].shape) for name in latent_model.observed_names)
@@ -125,24 +124,23 @@ def deterministic_values(
     latent_model: LatentModel, latents: dict[str, np.ndarray]
 ) -> dict[str, Shaped[np.ndarray, "num_data num_draws ..."]]:
     """The values of `numpyro.deterministic` sites at draws of the latents, `(num_data, num_draws, *shape)`."""
-    names = tuple(latent_model.program.structure.deterministic)
+    names = tuple(latent_model.structure.deterministic)
     if not names:
         return {}
 
     def values(latent_model: LatentModel, z: dict[str, Array], rows: tuple, num_rows: int) -> dict[str, Array]:
-        program = latent_model.program
         z = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_rows, 0), z)
         # A model that itself cuts its data does so at the indices.
-        shown = 1 if program.structure.has_subsample_statement else num_rows
+        shown = 1 if latent_model.structure.has_subsample_statement else num_rows
         rows = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], shown, 0), rows)
-        sites, _ = program.run(z, rows, jnp.zeros(num_rows, int))
+        sites, _ = latent_model.run(z, rows, jnp.zeros(num_rows, int))
         return {name: jnp.asarray(sites[name]["value"]) for name in names}
 
     axes = dict.fromkeys(names)
     if latent_model.plate is not None:
         # The axis of the data plate is the one that is as long as there are rows.
         first = {name: jnp.asarray(z[0, 0]) for name, z in latents.items()}
-        row = latent_model.program.first_row
+        row = latent_model.first_row
         one, two = (jax.eval_shape(lambda k=k: values(latent_model, first, row, k)) for k in (1, 2))
         for name in names:
             longer = [i for i, (m, n) in enumerate(zip(one[name].shape, two[name].shape, strict=True)) if m != n]
@@ -150,7 +148,7 @@ def deterministic_values(
 
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
         if latent_model.plate is None:
-            sites, _ = latent_model.program.run(z, row)
+            sites, _ = latent_model.run(z, row)
             return {name: jnp.asarray(sites[name]["value"]) for name in names}
         found = values(latent_model, z, row, 1)
         return {name: x if axes[name] is None else jnp.squeeze(x, axes[name]) for name, x in found.items()}
@@ -164,8 +162,7 @@ def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) ->
 
     `(num_data, ...)`. The name of the data plate, which an xarray dimension bears, is followed by `_value`.
     """
-    program = latent_model.program
-    arguments = inspect.signature(program.model).bind_partial(*latent_model.rows).arguments
+    arguments = inspect.signature(latent_model.model).bind_partial(*latent_model.rows).arguments
     constants = {}
     for path, leaf in jax.tree.leaves_with_path(arguments):
         value = np.asarray(leaf)
@@ -197,7 +194,7 @@ def _map_draws(
     """Apply `run(latent_model, key, latents, row)` to every draw of every datum, some at a time."""
     num_data, num_draws = next(iter(latents.values())).shape[:2]
 
-    def of_all(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
+    def at_every_draw(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
         rows = _rows(latent_model)
 
         def of_pair(args: tuple[Array, dict[str, Array], Array]) -> Any:
@@ -208,22 +205,10 @@ def _map_draws(
         indices = jnp.repeat(jnp.arange(num_data), num_draws)
         return jax.lax.map(channels_last(of_pair), (keys, flat, indices), batch_size=_batch_size(numbers_per_run))
 
-    results = run_with(latent_model, of_all, jax.random.split(key, num_data * num_draws), latents)
+    results = run_with(latent_model, at_every_draw, jax.random.split(key, num_data * num_draws), latents)
     return jax.tree.map(lambda x: x.reshape(num_data, num_draws, *x.shape[1:]), results)
 
 
 def run_with(latent_model: LatentModel, function: Callable, *args: Any) -> Any:
     """`function(latent_model, *args)` on the host, compiled once for all models that compute the same."""
-    program, plate = latent_model.program, latent_model.plate
-
-    def run(params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any], rng_key: Array, args: tuple) -> Any:
-        # The model is read again, so that parameters and data are arguments of the compiled program.
-        at = LatentModel(program.model, params, *data, plate=plate, rng_key=rng_key, check=False, **model_kwargs)
-        return function(at, *args)
-
-    run.__name__ = function.__qualname__.split(".")[0]
-    return jax.device_get(
-        jit_by_program(run, compiler_options=LOOP)(
-            program.params, program.data, program.model_kwargs, program.rng_key, args
-        )
-    )
+    return jax.device_get(jit_by_program(function, compiler_options=LOOP)(latent_model, *args))

@@ -3,85 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
-from numpyro.handlers import substitute
 
-from numpyro_kaem._compilation.fingerprint import SameProgram
 from numpyro_kaem.models.latent_model import LatentModel
 
 
-class Proposal(NamedTuple):
-    """A guide q(z | x) and its parameters.
+def check_guide(guide: Callable | None, guide_params: dict[str, Any] | None) -> None:
+    """Raise a ValueError for parameters of a guide that there is none of."""
+    if guide is None and guide_params is not None:
+        raise ValueError(f"guide_params {sorted(guide_params)} need a guide, but guide is None")
 
-    Attributes:
-        guide: NumPyro guide, called with the model's arguments.
-        params: constrained values of its parameter sites.
+
+def read_guide(
+    guide: Callable | None, guide_params: dict[str, Any] | None, latent_model: LatentModel
+) -> LatentModel | None:
+    """A guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
+
+    Args:
+        guide: NumPyro guide, called with the model's arguments; None for none.
+        guide_params: constrained values of its parameter sites.
+        latent_model: the model, whose data plate, rows and sub-sample are those of the guide.
+
+    Raises:
+        ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
     """
-
-    guide: Callable
-    params: dict[str, Any]
-
-    @classmethod
-    def of(cls, guide: Callable | None, guide_params: dict[str, Any] | None) -> Proposal | None:
-        """The proposal that a sampler was given; None where it was given none."""
-        if guide is None:
-            if guide_params is not None:
-                raise ValueError(f"guide_params {sorted(guide_params)} need a guide, but guide is None")
-            return None
-        if not callable(guide):
-            raise TypeError(f"guide must be a NumPyro guide, a function of the model's arguments, got {guide!r}")
-        return cls(guide, {} if guide_params is None else dict(guide_params))
-
-    def as_argument(self, latent_model: LatentModel) -> Proposal:
-        """The proposal, checked, as an argument of compiled functions: equal to all guides that compute the same."""
-        encoder = self.read(latent_model, check=True)
-        return self._replace(guide=SameProgram(self.guide, encoder.program.fingerprint))
-
-    def read(self, latent_model: LatentModel, *, check: bool = False) -> LatentModel:
-        """The guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
-
-        Args:
-            latent_model: the model.
-            check: whether the guide's rows are compared, see `LatentModel`.
-
-        Returns:
-            A latent model of the guide, with the model's data plate, rows and sub-sample.
-
-        Raises:
-            ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
-        """
-        program, guide = latent_model.program, self.guide
-        if latent_model.scale != 1.0:
-            # A sub-sample is drawn once, by the model.
-            guide = substitute(guide, data=program.structure.plate_indices)
-        try:
-            encoder = LatentModel(
-                guide,
-                self.params,
-                *program.data,
-                plate=latent_model.plate,
-                rng_key=program.rng_key,
-                check=check,
-                **program.model_kwargs,
-            )
-        except ValueError as error:
-            raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
-        _check_sites(latent_model, encoder)
-        return encoder
+    if guide is None:
+        return None
+    options = {"plate": latent_model.plate, "rng_key": latent_model.rng_key, **latent_model.model_kwargs}
+    try:
+        encoder = LatentModel(guide, dict(guide_params or {}), *latent_model.data, **options)
+    except ValueError as error:
+        raise ValueError(f"guide cannot be read, as if it were a model: {error}") from error
+    _check_sites(latent_model, encoder)
+    shared = sorted(set(encoder.plate_indices) & set(latent_model.plate_indices))
+    # A sub-sample is drawn once, by the model.
+    return eqx.tree_at(
+        lambda model: [model.plate_indices[name] for name in shared],
+        encoder,
+        [latent_model.plate_indices[name] for name in shared],
+    )
 
 
 def in_support(latent_model: LatentModel, z: dict[str, Array], *x: Any) -> Bool[Array, ""]:
     """Whether the latents of a datum, arguments as those of `LatentModel.log_prior`, lie in their prior's support."""
-    program = latent_model.program
-    sites, _ = program.run(program.lead(z), program.lead(x or program.first_row))
+    sites, _ = latent_model.run(latent_model.lead(z), latent_model.lead(x or latent_model.first_row))
     return jnp.all(jnp.stack([jnp.all(sites[name]["fn"].support(sites[name]["value"])) for name in z]))
 
 
 def _check_sites(latent_model: LatentModel, encoder: LatentModel) -> None:
-    if observed := [*encoder.observed_names, *encoder.program.global_names]:
+    if observed := [*encoder.observed_names, *encoder.global_names]:
         raise ValueError(f"guide must have latent sites only, but it observes {observed}")
     expected, given = latent_model.latent_shapes, encoder.latent_shapes
     missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))

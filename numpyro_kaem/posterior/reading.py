@@ -9,37 +9,31 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 
+from numpyro_kaem._numerics.sharding import compiler_sharded
 from numpyro_kaem.models.data import NotAnArray, as_arrays
 from numpyro_kaem.models.latent_model import LatentModel
-
-T = TypeVar("T")
 
 # What JAX says where a model needs the value of something traced, and `Columns` where it needs a table.
 NEEDS_VALUES = (jax.errors.JAXTypeError, jax.errors.JAXIndexError, NotAnArray)
 
 
 def read_model(
-    read: Callable[[Callable, tuple, dict[str, Any]], T],
-    model: Callable,
-    params: dict[str, Any],
-    data: tuple,
-    model_kwargs: dict[str, Any],
-    plate: str | None,
-) -> T:
+    model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any], plate: str | None
+) -> LatentModel:
     """Read a model whose data are arguments of compiled programs or, where it cannot be traced, part of the model.
 
     A model that calls NumPy on its data, or has an `if` that depends on them, needs their values. What no data plate
     divides is then given to it as it was passed; programs are compiled for these values, and for others anew.
 
     Args:
-        read: of a model, positional and keyword arguments.
         model: a NumPyro model.
         params: constrained values of its parameter sites.
         data: its positional arguments.
@@ -49,6 +43,12 @@ def read_model(
     Raises:
         TypeError: naming the line of a model that cannot be traced, and what to do; for data that are no numbers.
     """
+    params = compiler_sharded(params)
+
+    def read(model: Callable, data: tuple, model_kwargs: dict[str, Any]) -> LatentModel:
+        data, model_kwargs = compiler_sharded((data, model_kwargs))
+        return LatentModel(model, params, *data, plate=plate, **model_kwargs)
+
     try:
         arrays = as_arrays("data", data), as_arrays("model_kwargs", model_kwargs)
         if any(type(leaf) is float for leaf in jax.tree.leaves(arrays)):
@@ -101,22 +101,9 @@ def first_data(latent_model: LatentModel, indices: np.ndarray) -> LatentModel:
     Raises:
         KeyboardInterrupt: where the model cannot be read with fewer rows.
     """
-    program = latent_model.program
-
-    def cut(leaf: Any, row: Any) -> Any:
-        return leaf if row is None else row[indices]
-
-    data = jax.tree.map(cut, program.data, program.rows, is_leaf=lambda leaf: leaf is None)
+    rows = jax.tree.map(lambda leaf: leaf[indices], latent_model.rows)
     try:
-        return LatentModel(
-            program.model,
-            program.params,
-            *data,
-            plate=program.plate_name,
-            rng_key=program.rng_key,
-            check=False,
-            **program.model_kwargs,
-        )
+        return latent_model.at(data=eqx.combine(rows, latent_model.data))
     except (ValueError, TypeError) as error:
         raise KeyboardInterrupt(
             f"{len(indices)} of {latent_model.num_data} data were finished, but the model needs all of its rows"
@@ -127,7 +114,7 @@ def warn_unfinished(unfinished: str, way_on: str = "") -> None:
     """Say that a posterior is not that of a whole run."""
     way_on = f"; {way_on}" if way_on else ""
     warnings.warn(
-        f"interrupted: {unfinished} (`unfinished` of the result says so{way_on})", RuntimeWarning, stacklevel=3
+        f"interrupted: {unfinished} (`unfinished` of the result says so{way_on})", RuntimeWarning, stacklevel=4
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, rank_rhat
 from numpyro_kaem.posterior.evidence import Evidence
+from numpyro_kaem.posterior.pareto import pareto_k
+from numpyro_kaem.posterior.predictive import deterministic_values
 
 RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
 
@@ -115,6 +117,29 @@ class Posterior:
         unfinished: what Ctrl-C has left undone, in words; None for a whole run.
         latent_model: the model that was sampled. A copy by `copy.deepcopy` shares it; pickled with the rest it is found
             again by the model's name in its module, and None where there is no such name.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import ImportanceSampling
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+                numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+        x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
+        posterior = ImportanceSampling(num_samples=20_000).run(jax.random.key(0), model, {}, x)
+        mean, square = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
+        assert jnp.allclose(mean, 0.8 * x, atol=0.05) and jnp.allclose(square - mean**2, 0.2, atol=0.05)
+        draws = posterior.resample(jax.random.key(1), 500).latents["z"]
+        assert draws.shape == (3, 500, 2)
+        ```
     """
 
     latents: dict[str, Shaped[np.ndarray, "num_data num_particles ..."]]
@@ -135,6 +160,9 @@ class Posterior:
     rungs: Rungs | None = None
     unfinished: str | None = None
     latent_model: LatentModel | None = None
+
+    # A method whose file is above this one: see `arviz.to_arviz`.
+    to_arviz: ClassVar[Callable[..., Any]]
 
     def __repr__(self) -> str:
         chains = f", {self.num_chains} chains or runs" if self.num_chains > 1 else ""
@@ -205,23 +233,16 @@ class Posterior:
 
         `(num_data, num_particles, *shape)` without the axis of the data plate; computed when first asked for.
         """
-        from numpyro_kaem.posterior.predictive import deterministic_values
-
         return {} if self.latent_model is None else deterministic_values(self.latent_model, self.latents)
 
     @cached_property
     def pareto_k(self) -> Float[np.ndarray, " num_data"] | None:
-        """Pareto k-hat of the importance weights of each datum, computed by ArviZ when first asked for.
+        """Pareto k-hat of the importance weights of each datum, computed when first asked for.
 
         Above 0.7 neither the draws nor the evidence of that datum can be trusted, however large the ESS. None for
         samplers that are not importance samplers.
         """
-        from numpyro_kaem.posterior.arviz import pareto_k
-
-        if self.proposal_log_weights is None:
-            return None
-
-        return pareto_k(self.proposal_log_weights)
+        return None if self.proposal_log_weights is None else pareto_k(self.proposal_log_weights)
 
     def expectation(self, function: Callable[[dict[str, Array]], Any]) -> Any:
         """Posterior mean of a function of the latents, for each datum: the weighted mean over its particles.
@@ -232,27 +253,6 @@ class Posterior:
 
         Returns:
             The means, with a leading axis of data; NaN for a datum whose likelihood is zero.
-
-        Example:
-            ```python
-            import jax
-            import jax.numpy as jnp
-            import numpyro
-            import numpyro.distributions as dist
-            from numpyro_kaem import ImportanceSampling
-
-
-            def model(x):
-                with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-                    numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-
-            x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
-            posterior = ImportanceSampling(num_samples=20_000).run(jax.random.key(0), model, {}, x)
-            mean, square = posterior.expectation(lambda z: (z["z"], z["z"] ** 2))
-            assert jnp.allclose(mean, 0.8 * x, atol=0.05) and jnp.allclose(square - mean**2, 0.2, atol=0.05)
-            ```
         """
         values = jax.device_get(jax.vmap(jax.vmap(function))(self.latents))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -281,28 +281,6 @@ class Posterior:
 
         Raises:
             ValueError: for num_samples below 1 or an unknown method.
-
-        Example:
-            ```python
-            import jax
-            import jax.numpy as jnp
-            import numpyro
-            import numpyro.distributions as dist
-            from numpyro_kaem import ImportanceSampling
-
-
-            def model(x):
-                with numpyro.plate("data", x.shape[0]):
-                    z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-                    numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-
-            x = jnp.array([[0.5, -1.0], [1.0, 2.0], [0.0, 0.0]])
-            posterior = ImportanceSampling(num_samples=2000).run(jax.random.key(0), model, {}, x)
-            draws = posterior.resample(jax.random.key(1), 500).latents["z"]
-            assert draws.shape == (3, 500, 2)
-            assert jnp.allclose(draws.mean(1), 0.8 * x, atol=0.1)
-            ```
         """
         check_count("num_samples", num_samples, 1)
         if method not in RESAMPLERS:
@@ -328,9 +306,3 @@ class Posterior:
             log_likelihood=self.log_likelihood[rows, indices],
             num_chains=1,
         )
-
-    def to_arviz(self, *args: Any, **kwargs: Any) -> Any:
-        """Convert to ArviZ; the arguments are those of `numpyro_kaem.posterior.arviz.to_arviz` after the first."""
-        from numpyro_kaem.posterior.arviz import to_arviz
-
-        return to_arviz(self, *args, **kwargs)

@@ -23,6 +23,8 @@ from numpyro_kaem.posterior.target import Target
 _SECONDS = 30.0
 # What may change between a run and its continuation.
 _FREE = ("progress", "checkpoint_dir")
+# Settings that hold arrays.
+_ARRAYS = ("guide_params", "tuning")
 
 
 class RunCheckpoints:
@@ -80,6 +82,7 @@ class RunCheckpoints:
             "checksum": {
                 "model": checksum((np.frombuffer(text.encode(), np.uint8), computed.consts)),
                 "data": checksum(rows),
+                "settings": checksum([getattr(sampler, name, None) for name in _ARRAYS]),
                 **{name: checksum(tree) for name, tree in given.items()},
             },
         }

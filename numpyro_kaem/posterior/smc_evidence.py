@@ -1,15 +1,19 @@
-"""Estimates of the evidence from runs of tempered SMC, and their standard errors, by what their rungs tell."""
+"""What the rungs of tempered SMC tell: estimates of the evidence, their standard errors, and statistics."""
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from numpyro_kaem.posterior.evidence import Evidence, finite_std, thermodynamic_of_rungs
-from numpyro_kaem.posterior.swarm import Plan, Rung
+from numpyro_kaem.posterior.particles import Rung
+from numpyro_kaem.posterior.result import Rungs
 
 
-def smc_std_error(rungs: Rung, share: np.ndarray, num_particles: int, plan: Plan) -> np.ndarray:
+def smc_std_error(
+    rungs: Rung, share: np.ndarray, num_particles: int, *, waste_free: bool, persistent: bool
+) -> np.ndarray:
     """Standard error of the log-evidence: from the families of particles, and between runs of these evidences.
 
     Where it is that between a few runs alone, it is so much larger that twice of it covers as much as of a normal
@@ -19,11 +23,11 @@ def smc_std_error(rungs: Rung, share: np.ndarray, num_particles: int, plan: Plan
     between = np.full(num_data, np.nan)
     if num_runs > 1:
         between = share.std(1, ddof=1) / share.mean(1) / num_runs**0.5
-    if plan.persistent or (plan.waste_free and num_runs > 1):
+    if persistent or (waste_free and num_runs > 1):
         return between * (stdtrit(num_runs - 1, ndtr(2.0)) / 2.0 if num_runs > 1 else 1.0)
     # At least what independent particles (or chains, of waste-free SMC) would have.
     variance = np.nansum(rungs.weight_variance, -1)
-    if not plan.waste_free:
+    if not waste_free:
         last = np.isfinite(rungs.relative_variance).sum(-1, keepdims=True) - 1
         families = np.take_along_axis(rungs.relative_variance, last, -1)[..., 0]
         variance = np.maximum(variance, families)
@@ -31,8 +35,11 @@ def smc_std_error(rungs: Rung, share: np.ndarray, num_particles: int, plan: Plan
     return np.fmax(within, between)
 
 
-def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, plan: Plan) -> Evidence:
-    """Thermodynamic integration along the ladder of each run, and the mean over runs."""
+def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, *, in_families: bool) -> Evidence:
+    """Thermodynamic integration along the ladder of each run, and the mean over runs.
+
+    `in_families` says that the rungs tell how unequal the families of particles are.
+    """
     num_data, num_runs, _ = rungs.temperature.shape
     log_likelihood = log_likelihood.reshape(num_data, num_runs, -1).astype(float)
     start, last = np.zeros((num_data, num_runs, 1)), np.isfinite(rungs.temperature).sum(-1, keepdims=True)
@@ -50,7 +57,7 @@ def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, plan: Plan)
     std_error = np.full(num_data, np.nan)
     if num_runs > 1:
         std_error = runs.log_evidence.std(1, ddof=1) / num_runs**0.5
-    if not plan.persistent and not plan.waste_free:
+    if in_families:
         # Particles that mix slowly are worth as many fewer here as they are in the product of mean weights.
         ratio = np.take_along_axis(rungs.relative_variance, last - 1, -1)[..., 0]
         ratio = ratio / np.maximum(np.nansum(rungs.weight_variance, -1), 1e-12)
@@ -58,3 +65,35 @@ def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, plan: Plan)
         std_error = np.fmax(np.sqrt(variance), std_error)
     bias = runs.bias.mean(1)
     return Evidence(runs.log_evidence.mean(1), np.hypot(std_error, bias), bias)
+
+
+def mean_rungs(rungs: Rung, log_likelihood: np.ndarray, num_particles: int) -> Rungs:
+    """Statistics by rung, means over runs; the last are of the particles `(B, R N)`."""
+    # A run that has arrived stays at t = 1 while others are on their way.
+    someone = np.isfinite(rungs.temperature).any(1, keepdims=True)
+    rungs = rungs._replace(temperature=np.where(someone & np.isnan(rungs.temperature), 1.0, rungs.temperature))
+    mean = jax.tree.map(mean_over_runs, rungs)
+    num_data, last = len(log_likelihood), np.sum(np.isfinite(mean.temperature), 1)
+    none = np.full((num_data, 1), np.nan)
+
+    def with_final(series, value):
+        series = np.concatenate([series, none], 1)
+        series[np.arange(num_data), last] = value
+        return series
+
+    return Rungs(
+        temperatures=np.concatenate([np.zeros((num_data, 1)), mean.temperature], 1),
+        acceptance=np.concatenate([none, mean.acceptance], 1),
+        step_size=np.concatenate([none, mean.step_size], 1),
+        ess=with_final(mean.ess, num_particles),
+        log_likelihood_mean=with_final(mean.log_likelihood_mean, log_likelihood.mean(1)),
+        log_likelihood_std=with_final(mean.log_likelihood_std, finite_std(log_likelihood, 1)),
+        scale=np.concatenate([np.full_like(mean.scale[:, :1], np.nan), mean.scale], 1),
+    )
+
+
+def mean_over_runs(series: np.ndarray) -> np.ndarray:
+    """The mean of `(B, R, K, ...)` over runs, of those that have come so far."""
+    there = np.isfinite(series)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(there, series, 0.0).sum(1) / there.sum(1)

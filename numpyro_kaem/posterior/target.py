@@ -111,17 +111,11 @@ class Target:
     """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
 
     Args:
-        model: a NumPyro model.
-        params: constrained values of its parameter sites.
-        data: its positional arguments.
-        model_kwargs: its keyword arguments.
-        plate: name of the data plate, if chosen.
+        latent_model: the model.
         batch_size: points of a datum at which the model is evaluated at once; 0 for all.
         whiten: whether the coordinates are eps with z = F^-1(Phi(eps)), in which the prior is standard normal,
             and not those of `LatentModel.unconstrain`.
         gradients: whether `evaluate` computes gradients.
-        check: whether the model's rows are compared, see `LatentModel`.
-        rng_key: see `LatentModel`.
 
     Attributes:
         model: the model as it was given.
@@ -130,43 +124,29 @@ class Target:
         dtype: of the coordinates.
 
     Raises:
-        ValueError: as `LatentModel`; with `whiten`, for a latent site whose distribution has no icdf.
+        ValueError: with `whiten`, for a latent site whose distribution has no icdf, or which is masked or scaled.
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        params: dict[str, Any],
-        data: tuple,
-        model_kwargs: dict[str, Any],
-        plate: str | None = None,
-        batch_size: int = 0,
-        *,
-        whiten: bool = False,
-        gradients: bool = True,
-        check: bool = False,
-        rng_key: PRNGKeyArray | None = None,
-    ):
-        def read(model: Callable, check: bool) -> LatentModel:
-            return LatentModel(model, params, *data, plate=plate, rng_key=rng_key, check=check, **model_kwargs)
-
-        self.model = self.latent_model = read(model, check)
+    def __init__(self, latent_model: LatentModel, batch_size: int = 0, *, whiten: bool = False, gradients: bool = True):
+        self.model = self.latent_model = latent_model
         self.whiten, self.gradients, self.batch_size = whiten, gradients, batch_size
-        self.names = tuple(self.latent_model.latent_shapes)
+        self.names = tuple(latent_model.latent_shapes)
         if whiten:
-            if adjusted := self.model.program.adjusted_sites:
+            if adjusted := latent_model.adjusted_sites:
                 raise ValueError(
                     f"latent site {adjusted[0]!r} has a mask or a handler's scale, of which whitened coordinates would "
                     "make another density: use a kernel with whiten=False, such as MALA()"
                 )
             self._reparam = ICDFReparam()
+            whitened = reparam(latent_model.model, config=dict.fromkeys(self.names, self._reparam))
+            given = latent_model.params, latent_model.data, latent_model.rng_key
             try:
-                self.latent_model = read(reparam(model, config=dict.fromkeys(self.names, self._reparam)), False)
+                self.latent_model = latent_model.read_again(whitened, *given)
             except ValueError as error:
                 raise ValueError(
                     f"whitening fails: {error}. Kernels with whiten=False, such as MALA(), need no icdf"
                 ) from error
-        row = self.latent_model.program.first_row
+        row = self.latent_model.first_row
 
         def example() -> Array:
             u = self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True)
@@ -189,8 +169,7 @@ class Target:
 
     def coordinate_names(self) -> list[str]:
         """The latent site of each coordinate."""
-        row = self.latent_model.program.first_row
-        u = jax.eval_shape(lambda: self.latent_model.draw_prior(jax.random.key(0), *row, unconstrained=True))
+        u = self.unravel(jnp.zeros(self.dim, self.dtype))
         return [name for name in sorted(u) for _ in range(u[name].size)]
 
     def position(self, z: dict[str, Array], row: tuple) -> Float[Array, " dim"]:
@@ -202,14 +181,14 @@ class Target:
     def _coordinates(self, z: dict[str, Array], row: tuple) -> dict[str, Array]:
         if not self.whiten:
             return self.model.unconstrain(z, *row)
-        program = self.model.program
-        sites, _ = program.run(program.lead(z), program.lead(row or program.first_row))
+        model = self.model
+        sites, _ = model.run(model.lead(z), model.lead(row or model.first_row))
 
         def whitened(site: dict) -> Array:
             univariate, *_ = self._reparam._unwrap(site["fn"])
             return normal_of_quantile(univariate, site["value"])
 
-        return {f"{name}_base": program.datum(name, whitened(sites[name])) for name in z}
+        return {f"{name}_base": model.datum(name, whitened(sites[name])) for name in z}
 
     def _flatten(self, coordinates: dict[str, Array]) -> Float[Array, " dim"]:
         u, _ = ravel_pytree(coordinates)
@@ -245,6 +224,6 @@ class Target:
         u = self.unravel(position)
         if not self.whiten:
             return self.latent_model.constrain(u, *row)
-        program = self.latent_model.program
-        sites, _ = program.run(program.lead(u), program.lead(row or program.first_row))
-        return {name: program.datum(f"{name}_base", sites[name]["value"]) for name in self.names}
+        model = self.latent_model
+        sites, _ = model.run(model.lead(u), model.lead(row or model.first_row))
+        return {name: model.datum(f"{name}_base", sites[name]["value"]) for name in self.names}

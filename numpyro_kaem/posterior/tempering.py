@@ -5,27 +5,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
-from numpyro_kaem._compilation.fingerprint import ByValue
-from numpyro_kaem._compilation.interrupts import interrupts
-from numpyro_kaem._numerics.sharding import take_rows
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior import chains
-from numpyro_kaem.posterior.chains import Course, Population, Problem
+from numpyro_kaem.posterior.chains import ChainState, Settings
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, has_two_lumps
 from numpyro_kaem.posterior.diagnostics import (
-    check_call,
     check_draws_are_inside,
     check_log_likelihood,
     warn_if_chains_disagree,
@@ -34,14 +28,12 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_outside,
 )
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
-from numpyro_kaem.posterior.kernel import Kernel, check_kernel
+from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
-from numpyro_kaem.posterior.langevin_kernels import MALA
-from numpyro_kaem.posterior.proposal import Proposal
-from numpyro_kaem.posterior.reading import first_data, warn_unfinished
+from numpyro_kaem.posterior.proposal import check_guide, read_guide
 from numpyro_kaem.posterior.result import Posterior, Rungs
-from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
-from numpyro_kaem.posterior.weights import observed_values
+from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
+from numpyro_kaem.posterior.target import Target
 
 # The progress bar moves this often in a run, and shows the lowest ESS of so many data.
 _UPDATES, _SHOWN = 50, 64
@@ -49,8 +41,191 @@ _UPDATES, _SHOWN = 50, 64
 _FEW = 400
 
 
+class Recorded(NamedTuple):
+    """What chains of B data have told, on the host.
+
+    Attributes:
+        latents: at the highest rung, `(B, C S, ...)`.
+        log_likelihood: at every rung, `(B, C, S, K)`.
+        step_size, acceptance, swaps, round_trips, divergences: see `ChainState`.
+    """
+
+    latents: dict[str, np.ndarray]
+    log_likelihood: np.ndarray
+    step_size: np.ndarray
+    acceptance: np.ndarray
+    swaps: np.ndarray
+    round_trips: np.ndarray
+    divergences: np.ndarray
+
+
+class ChainSampler(ChunkedSampler):
+    """What `Langevin` and `ParallelTempering` share: chains over a ladder, which may have one rung. Abstract."""
+
+    ladder: Ladder | Sequence[float]
+    num_steps: int
+    swap_every: int
+    num_chains: int
+    warmup: int | None
+    thin: int
+    guide: Callable | None
+    guide_params: dict[str, Any] | None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_steps", "num_chains", "thin"):
+            self._set(**{name: check_count(name, getattr(self, name), 1)})
+        self._set(warmup=self.num_steps if self.warmup is None else check_count("warmup", self.warmup, 0))
+        if self.warmup == 0 and self.kernel.adapts_step_size:
+            raise ValueError(
+                "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
+                f"{type(self.kernel).__name__} a step_size"
+            )
+        if self.num_steps % self.thin:
+            raise ValueError(f"thin must divide num_steps, got thin {self.thin} and num_steps {self.num_steps}")
+        check_guide(self.guide, self.guide_params)
+
+    @property
+    def _states_at_once(self) -> int:
+        return self.num_chains * len(self.ladder)
+
+    def _settings(self, target: Target, batch_size: int) -> tuple[Settings, LatentModel | None]:
+        temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+        exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
+        num_draws = self.num_steps // self.thin
+        settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
+        return settings, read_guide(self.guide, self.guide_params, target.model)
+
+    def _bar(self, num_chunks: int) -> tqdm:
+        return tqdm(total=num_chunks * (self.warmup + self.num_steps), unit="step", disable=not self.progress)
+
+    def _run_chunk(self, chunk: Chunk) -> tuple[Recorded | None, bool]:
+        settings, encoder = chunk.settings
+        given = chunk.problem, settings, chunk.rows, chunk.keys
+        state, flaws = chains.start(*given, encoder)
+        check_draws_are_inside(flaws, chunk.target)
+        source = "prior" if encoder is None else "guide"
+        check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
+        state, done, _ = chunk.at(state)
+        steps = 0
+        for number, (first, last, end) in enumerate(self._stretches()):
+            if number >= done and not chunk.interrupted:
+                span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(first < 0)
+                state = chains.advance(*given, span, state)
+                if end is not None:
+                    state = end(self.kernel, state)
+                done = number + 1
+                chunk.keep(state, done)
+                if self.progress:
+                    chunk.bar.set_postfix_str(self._progress(state, max(last, 0) // self.thin), refresh=False)
+            if number < done:
+                chunk.bar.update(last - first)
+                steps = max(last, 0)
+        chunk.keep(state, done, whole=True)
+        num_draws = steps // self.thin
+        is_whole = steps == self.num_steps
+        if num_draws < MIN_DRAWS and not is_whole:
+            return None, False
+        latents = chains.latents_along(chunk.problem, self.kernel, chunk.rows, state.positions[:, :, :num_draws])
+        names = Recorded._fields[2:]
+        log_likelihood = state.log_likelihood[:, :, :num_draws]
+        recorded = Recorded(latents, log_likelihood, *(getattr(state, name) for name in names))
+        return jax.device_get(recorded), is_whole
+
+    def _stretches(self) -> Iterator[tuple[int, int, Callable | None]]:
+        """From which step to which the chains go at once, and what is done then; steps of warm-up are negative."""
+        size = -(-(self.warmup + self.num_steps) // _UPDATES)
+        for first, last in [*warmup_windows(self.warmup), (self.warmup, self.warmup + self.num_steps)]:
+            for begin in range(first, last, size):
+                end = min(begin + size, last)
+                then = None
+                if end == last <= self.warmup:
+                    then = chains.end_window if last < self.warmup else chains.end_warmup
+                yield begin - self.warmup, end - self.warmup, then
+
+    def _progress(self, state: ChainState, num_draws: int) -> str:
+        text = f"{len(self.ladder)} rungs, acceptance {float(state.acceptance[:, -1].mean()):.2f}"
+        if len(self.ladder) > 1:
+            text += f", swaps {float(state.swaps.mean()):.2f}"
+        if num_draws == 0:
+            return f"warm-up, {text}"
+        at_one = np.asarray(state.log_likelihood)[:_SHOWN, :, :num_draws, -1]
+        return f"{text}, ESS {chain_ess(at_one).min():.0f}"
+
+    def _num_steps(self, recorded: Recorded) -> int:
+        """Steps after warm-up that the chains have made."""
+        return recorded.log_likelihood.shape[2] * self.thin
+
+    def _unfinished(self, results: Recorded, indices: np.ndarray, num_data: int) -> str:
+        done = f"{self._num_steps(results)} of {self.num_steps} steps after warm-up"
+        return f"{done}, {len(indices)} of {num_data} data"
+
+    def _posterior(self, latent_model: LatentModel, results: Recorded, **common: Any) -> Posterior:
+        latents, log_likelihood = results.latents, results.log_likelihood
+        num_data = len(log_likelihood)
+        t = self.ladder.temperatures
+        evidence = {}
+        if t[0] == 0 and len(t) > 1:
+            evidence = {
+                "steppingstone": steppingstone(t, log_likelihood),
+                "thermodynamic": thermodynamic(t, log_likelihood),
+            }
+        at_one = log_likelihood[..., -1].reshape(num_data, -1)
+        impossible = np.all(at_one == -np.inf, axis=1)
+        warn_if_impossible(impossible, "at every draw", latent_model)
+        elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
+        rung_ess = np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1)
+        ess = np.min([rung_ess[:, -1], *(chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1]))], axis=0)
+        # One chain that never moved is one draw.
+        stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
+        ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
+        best = evidence.get("steppingstone")
+        # Where the likelihood is zero is the way of a chain to the posterior, and no part of it.
+        possible = at_one > -np.inf
+        warn_if_outside(~possible & ~impossible[:, None])
+        log_weights = np.where(possible | impossible[:, None], 0.0, -np.inf)
+        if best is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                log_weights = log_weights + (best.log_evidence - np.log(possible.mean(1)))[:, None]
+                log_weights = np.where(impossible[:, None], -np.inf, log_weights)
+        with np.errstate(invalid="ignore"):
+            mean = log_likelihood.mean((1, 2))
+        by_rung = np.moveaxis(log_likelihood, -1, 1)
+        # What is rare and likelier far from the prior should not be rare there, if chains find their way.
+        lumps = has_two_lumps(by_rung.reshape(num_data, len(t), -1), rare_upper=True) & (t >= 0.5)
+        # Of single chains, because slow ones lie apart without any lump.
+        slow = rung_ess < _FEW
+        lumps[slow] |= has_two_lumps(by_rung[slow]).any(-1)
+        warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
+        posterior = Posterior(
+            latents=latents,
+            log_weights=log_weights,
+            log_likelihood=at_one,
+            log_evidence=None if best is None else best.log_evidence,
+            log_evidence_std_error=None if best is None else best.std_error,
+            ess=ess,
+            num_chains=self.num_chains,
+            evidence=evidence,
+            divergences=results.divergences,
+            rungs=Rungs(
+                temperatures=np.broadcast_to(t, (num_data, len(t))),
+                acceptance=results.acceptance,
+                step_size=results.step_size,
+                ess=rung_ess,
+                log_likelihood_mean=mean,
+                log_likelihood_std=finite_std(log_likelihood, (1, 2)),
+                swap_acceptance=results.swaps,
+                round_trip_rate=results.round_trips / (self._num_steps(results) * self.num_chains),
+            ),
+            latent_model=latent_model,
+            **common,
+        )
+        warn_if_chains_disagree(posterior, "chains")
+        return posterior
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class ParallelTempering(ByValue):
+class ParallelTempering(ChainSampler):
     r"""Markov chains over a ladder of temperatures that exchange their states.
 
     At every rung of the ladder chains move by the kernel under $p_t(z) \propto p(z)\, p(x \mid z)^t$; every
@@ -63,6 +238,10 @@ class ParallelTempering(ByValue):
     puts them where the posterior is. (The rung t = 0 stays with the prior; draws outside of the prior's support are
     moved inside.) During warm-up step sizes adapt per rung and datum to the kernel's best acceptance rate by dual
     averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
+
+    The draws are those at t = 1, chain by chain, with equal weights (zero where the likelihood is). With the rung t = 0
+    in the ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of thermodynamic integration
+    too; otherwise `log_evidence` is None.
 
     Args:
         ladder: temperatures; a `Ladder` or the numbers. The evidence needs the rung t = 0.
@@ -128,245 +307,12 @@ class ParallelTempering(ByValue):
     checkpoint_dir: str | os.PathLike | None = None
 
     def __post_init__(self):
-        self._set(ladder=as_ladder(self.ladder), kernel=MALA() if self.kernel is None else self.kernel)
-        check_kernel(self.kernel)
-        for name in ("num_steps", "swap_every", "num_chains", "thin"):
-            self._set(**{name: check_count(name, getattr(self, name), 1)})
-        self._set(warmup=self.num_steps if self.warmup is None else check_count("warmup", self.warmup, 0))
-        if self.warmup == 0 and self.kernel.adapts_step_size:
-            raise ValueError(
-                "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
-                f"{type(self.kernel).__name__} a step_size"
-            )
-        if self.num_steps % self.thin:
-            raise ValueError(f"thin must divide num_steps, got thin {self.thin} and num_steps {self.num_steps}")
-        if self.chunk_size is not None:
-            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
-        Proposal.of(self.guide, self.guide_params)
-
-    def run(
-        self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
-    ) -> Posterior:
-        """Sample the posterior of every datum.
-
-        Args:
-            key: JAX random key.
-            model: NumPyro model.
-            params: constrained values of its parameter sites, `{}` where it has none.
-            *data: positional arguments of the model.
-            **model_kwargs: keyword arguments of the model.
-
-        Returns:
-            Draws at t = 1, chain by chain, with equal weights (zero where the likelihood is), and statistics by rung.
-            After Ctrl-C the draws so far, of the data so far, `unfinished` saying which. With the rung t = 0 in the
-            ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of
-            thermodynamic integration too; otherwise `log_evidence` is None.
-
-        Warns:
-            RuntimeWarning: if a datum has likelihood zero at every draw; its `log_evidence` is -inf. If it has
-                likelihood zero at some draws, because a chain has not found where it is positive: they have no weight.
-
-        Raises:
-            KeyboardInterrupt: by Ctrl-C before there are draws.
-            ValueError: where `LatentModel` cannot read the model; for a latent without icdf where the kernel whitens;
-                for a guide that has not the model's latent sites; for a log-likelihood that is NaN or +inf where chains
-                start; where checkpoint_dir holds the checkpoint of another run, or another run writes to it.
-        """
-        params = check_call(key, params)
-        per_datum = self.num_chains * len(self.ladder)
-        # Where one datum's states are too many, they move in batches.
-        batch_size = 0 if self.chunk_size is None or self.chunk_size >= per_datum else self.chunk_size
-        problem, target = chains.read_problem(self.kernel, batch_size, model, params, data, model_kwargs, self.plate)
-        proposal = Proposal.of(self.guide, self.guide_params)
-        proposal = None if proposal is None else proposal.as_argument(target.model)
-        num_data = target.latent_model.num_data
-        rows, keys = problem.rows(target), jax.random.split(key, num_data)
-        chunk = num_data if self.chunk_size is None else min(num_data, max(1, self.chunk_size // per_datum))
-        # The last chunk is filled up with its last datum, so that it has the shape of the others.
-        chunks = [np.minimum(np.arange(first, first + chunk), num_data - 1) for first in range(0, num_data, chunk)]
-        results, num_steps = [], self.num_steps
-        kept = RunCheckpoints(self.checkpoint_dir)
-        kept.describe(self, target, rows, key=key, guide_params=self.guide_params)
-        total = len(chunks) * (self.warmup + self.num_steps)
-        with kept.held(), interrupts() as interrupted, tqdm(total=total, unit="step", disable=not self.progress) as bar:
-            for number, indices in enumerate(chunks):
-                at = partial(kept.at, number), partial(kept.keep, number)
-                rows_at, keys_at = take_rows(rows, keys, indices)
-                result, steps = self._run_chunk(problem, proposal, rows_at, keys_at, indices, bar, interrupted, *at)
-                is_whole = steps == self.num_steps
-                if is_whole or (steps and not results):
-                    results.append(result)
-                    num_steps = steps
-                if interrupted or not is_whole:
-                    break
-        if not results:
-            raise KeyboardInterrupt(
-                f"no draws to return yet: chains were in warm-up, or at their first steps after it ({kept.way_on})"
-            )
-        done = min(num_data, chunk * len(results))
-        unfinished, model = None, target.model
-        if done < num_data or num_steps < self.num_steps:
-            unfinished = f"{num_steps} of {self.num_steps} steps after warm-up, {done} of {num_data} data"
-            warn_unfinished(unfinished, kept.way_on)
-            model = target.model if done == num_data else first_data(target.model, np.arange(done))
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:done], *results)
-        return self._posterior(model, num_steps, unfinished, *joined)
-
-    def _run_chunk(
-        self,
-        problem: Problem,
-        proposal: Proposal | None,
-        rows: tuple,
-        keys: Array,
-        indices: np.ndarray,
-        bar: tqdm,
-        interrupted: list[bool],
-        at: Callable,
-        keep: Callable,
-    ) -> tuple[tuple | None, int]:
-        """Latents, log-likelihoods and statistics of some of the data, on the host, and after how many steps.
-
-        After Ctrl-C in warm-up there are none.
-        """
-        temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
-        exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
-        num_draws = self.num_steps // self.thin
-        population, flaws = chains.start(
-            problem, self.kernel, rows, keys, self.num_chains, len(self.ladder), num_draws, proposal
-        )
-        check_draws_are_inside(flaws, problem.target(self.kernel))
-        source = "prior" if proposal is None else "guide"
-        check_log_likelihood(np.asarray(flaws.invalid), indices, self.num_chains * len(self.ladder), source)
-        course = Course(problem, self.kernel, rows, keys, temperatures, exact, self.swap_every, self.thin)
-
-        population, done, _ = at(population)
-        steps = 0
-        for number, (first, last, then) in enumerate(self._stretches()):
-            if number >= done and not interrupted:
-                span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(first < 0)
-                population = then(chains.advance((course, *span), population))
-                done = number + 1
-                keep(population, done)
-                if self.progress:
-                    bar.set_postfix_str(self._progress(population, max(last, 0) // self.thin), refresh=False)
-            if number < done:
-                bar.update(last - first)
-                steps = max(last, 0)
-        keep(population, done, whole=True)
-        num_draws = steps // self.thin
-        if num_draws < MIN_DRAWS and steps < self.num_steps:
-            return None, 0
-        latents = chains.latents_along(problem, self.kernel, rows, population.positions[:, :, :num_draws])
-        result = (
-            latents,
-            population.log_likelihood[:, :, :num_draws],
-            population.step_size,
-            population.acceptance,
-            population.swaps,
-            population.round_trips,
-            population.divergences,
-        )
-        return jax.device_get(result), num_draws * self.thin
-
-    def _stretches(self) -> Iterator[tuple[int, int, Callable]]:
-        """From which step to which the chains go at once, and what is done then; steps of warm-up are negative."""
-        size = -(-(self.warmup + self.num_steps) // _UPDATES)
-        for first, last in [*warmup_windows(self.warmup), (self.warmup, self.warmup + self.num_steps)]:
-            for begin in range(first, last, size):
-                end = min(begin + size, last)
-                then = _go_on
-                if end == last <= self.warmup:
-                    then = partial(chains.end_window if last < self.warmup else chains.end_warmup, self.kernel)
-                yield begin - self.warmup, end - self.warmup, then
-
-    def _progress(self, population: Population, num_draws: int) -> str:
-        text = f"{len(self.ladder)} rungs, acceptance {float(population.acceptance[:, -1].mean()):.2f}"
-        if len(self.ladder) > 1:
-            text += f", swaps {float(population.swaps.mean()):.2f}"
-        if num_draws == 0:
-            return f"warm-up, {text}"
-        at_one = np.asarray(population.log_likelihood)[:_SHOWN, :, :num_draws, -1]
-        return f"{text}, ESS {chain_ess(at_one).min():.0f}"
-
-    def _posterior(
-        self,
-        model: LatentModel,
-        num_steps: int,
-        unfinished: str | None,
-        latents,
-        log_likelihood,
-        step_size,
-        acceptance,
-        swaps,
-        round_trips,
-        divergences,
-    ) -> Posterior:
-        num_data = len(log_likelihood)
-        t = self.ladder.temperatures
-        evidence = {}
-        if t[0] == 0 and len(t) > 1:
-            evidence = {
-                "steppingstone": steppingstone(t, log_likelihood),
-                "thermodynamic": thermodynamic(t, log_likelihood),
-            }
-        at_one = log_likelihood[..., -1].reshape(num_data, -1)
-        impossible = np.all(at_one == -np.inf, axis=1)
-        warn_if_impossible(impossible, "at every draw", model)
-        elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
-        rung_ess = np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1)
-        ess = np.min([rung_ess[:, -1], *(chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1]))], axis=0)
-        # One chain that never moved is one draw.
-        stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
-        ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
-        best = evidence.get("steppingstone")
-        # Where the likelihood is zero is the way of a chain to the posterior, and no part of it.
-        possible = at_one > -np.inf
-        warn_if_outside(~possible & ~impossible[:, None])
-        log_weights = np.where(possible | impossible[:, None], 0.0, -np.inf)
-        if best is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                log_weights = log_weights + (best.log_evidence - np.log(possible.mean(1)))[:, None]
-                log_weights = np.where(impossible[:, None], -np.inf, log_weights)
-        with np.errstate(invalid="ignore"):
-            mean = log_likelihood.mean((1, 2))
-        by_rung = np.moveaxis(log_likelihood, -1, 1)
-        # What is rare and likelier far from the prior should not be rare there, if chains find their way.
-        lumps = has_two_lumps(by_rung.reshape(num_data, len(t), -1), rare_upper=True) & (t >= 0.5)
-        # Of single chains, because slow ones lie apart without any lump.
-        slow = rung_ess < _FEW
-        lumps[slow] |= has_two_lumps(by_rung[slow]).any(-1)
-        warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
-        posterior = Posterior(
-            latents=latents,
-            log_weights=log_weights,
-            log_likelihood=at_one,
-            log_evidence=None if best is None else best.log_evidence,
-            log_evidence_std_error=None if best is None else best.std_error,
-            ess=ess,
-            observed=jax.device_get(observed_values(model)),
-            plate=model.plate,
-            num_chains=self.num_chains,
-            evidence=evidence,
-            divergences=divergences,
-            unfinished=unfinished,
-            latent_model=model,
-            rungs=Rungs(
-                temperatures=np.broadcast_to(t, (num_data, len(t))),
-                acceptance=acceptance,
-                step_size=step_size,
-                ess=rung_ess,
-                log_likelihood_mean=mean,
-                log_likelihood_std=finite_std(log_likelihood, (1, 2)),
-                swap_acceptance=swaps,
-                round_trip_rate=round_trips / (num_steps * self.num_chains),
-            ),
-        )
-        warn_if_chains_disagree(posterior, "chains")
-        return posterior
+        self._set(ladder=as_ladder(self.ladder), swap_every=check_count("swap_every", self.swap_every, 1))
+        super().__post_init__()
 
 
-@dataclass(frozen=True, eq=False, repr=False, init=False)
-class Langevin(ParallelTempering):
+@dataclass(frozen=True, eq=False, repr=False)
+class Langevin(ChainSampler):
     """Independent Markov chains on the posterior of every datum: `ParallelTempering` with the one rung t = 1.
 
     Args:
@@ -408,42 +354,21 @@ class Langevin(ParallelTempering):
         ```
     """
 
-    ladder: Ladder = field(default=Ladder([1.0]), repr=False)
+    ladder: ClassVar[Ladder] = Ladder([1.0])
+    swap_every: ClassVar[int] = 1
+
+    kernel: Kernel | None = None
+    num_steps: int = 1000
     num_chains: int = 4
-
-    def __init__(
-        self,
-        kernel: Kernel | None = None,
-        num_steps: int = 1000,
-        num_chains: int = 4,
-        warmup: int | None = None,
-        *,
-        thin: int = 1,
-        chunk_size: int | None = None,
-        plate: str | None = None,
-        progress: bool = True,
-        guide: Callable | None = None,
-        guide_params: dict[str, Any] | None = None,
-        checkpoint_dir: str | os.PathLike | None = None,
-    ):
-        super().__init__(
-            Ladder([1.0]),
-            kernel,
-            num_steps,
-            num_chains=num_chains,
-            warmup=warmup,
-            thin=thin,
-            chunk_size=chunk_size,
-            plate=plate,
-            progress=progress,
-            guide=guide,
-            guide_params=guide_params,
-            checkpoint_dir=checkpoint_dir,
-        )
-
-
-def _go_on(population: Population) -> Population:
-    return population
+    warmup: int | None = None
+    _: KW_ONLY
+    thin: int = 1
+    chunk_size: int | None = None
+    plate: str | None = None
+    progress: bool = True
+    guide: Callable | None = None
+    guide_params: dict[str, Any] | None = None
+    checkpoint_dir: str | os.PathLike | None = None
 
 
 def warmup_windows(warmup: int) -> Iterator[tuple[int, int]]:

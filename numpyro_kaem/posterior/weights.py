@@ -190,19 +190,17 @@ def observed_values(latent_model: LatentModel) -> dict[str, Array]:
 
     Factors have none, and those that depend on latents, such as what is imputed, are no data.
     """
-    program = latent_model.program
-    latents, _ = program.staged.args
     names = [
         name
-        for name in program.observed_names
-        if not program.staged.depends(lambda out, name=name: out["observed"][name], 0)
+        for name in latent_model.observed_names
+        if not latent_model.depends_on_latents(lambda out, name=name: out["observed"][name])
     ]
 
     def observed(_, row):
         def select(out: dict[str, dict]) -> dict[str, Any]:
             return {name: out["observed"][name] for name in names}
 
-        values = program.staged.evaluate(select, latents, program.lead(row))
+        values = latent_model.evaluate(select, None, latent_model.lead(row))
         return {name: value for name, value in values.items() if value.size}
 
     axis = None if latent_model.plate is None else 0

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_kaem.posterior.kernel import Kernel, Move, accept, choose
+from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, accept, choose
 from numpyro_kaem.posterior.target import Point, tempered
 
 # BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
@@ -17,7 +17,7 @@ from numpyro_kaem.posterior.target import Point, tempered
 
 
 @dataclass(frozen=True, kw_only=True)
-class PCNL(Kernel):
+class PCNL(ProposalKernel):
     r"""Preconditioned Crank-Nicolson Langevin, on a whitened prior.
 
     With $\Phi = -t \log p(x \mid \epsilon)$ and $\delta$ the step size, the proposal is
@@ -59,23 +59,21 @@ class PCNL(Kernel):
     def _guess(self, dim: int) -> float:
         return min(1.0, super()._guess(dim))
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
-        key_move, key_accept = jax.random.split(key)
-        delta = step_size
+    def _propose(self, key, point, tuning) -> Array:
+        delta = tuning.step_size
+        noise = jax.random.normal(jax.random.split(key)[0], point.position.shape, point.position.dtype)
+        mean = (2 - delta) * point.position + 2 * delta * _tempered_gradient(point, tuning.temperature)
+        return (mean + jnp.sqrt(8 * delta) * noise) / (2 + delta)
 
-        def slope(point: Point) -> Array:
-            gradient = tempered(point.likelihood_gradient, temperature)
-            return -jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+    def _decide(self, key, point, proposal, tuning) -> Move:
+        temperature, delta, _ = tuning
 
         def rho(start: Point, end: Point) -> Array:
-            u, v, g = start.position, end.position, slope(start)
+            u, v, g = start.position, end.position, -_tempered_gradient(start, temperature)
             potential = -tempered(start.log_likelihood, temperature)
             return potential + 0.5 * jnp.dot(v - u, g) + delta / 4 * (jnp.dot(u + v, g) + jnp.dot(g, g))
 
-        noise = jax.random.normal(key_move, point.position.shape, point.position.dtype)
-        mean = (2 - delta) * point.position - 2 * delta * slope(point)
-        proposal = evaluate((mean + jnp.sqrt(8 * delta) * noise) / (2 + delta))
-        return accept(key_accept, rho(point, proposal) - rho(proposal, point), point, proposal)
+        return accept(jax.random.split(key)[1], rho(point, proposal) - rho(proposal, point), point, proposal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +113,10 @@ class EllipticalSlice(Kernel):
     def _guess(self, dim: int) -> float:
         return 1.0
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+    def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import elliptical_slice
+
+        temperature = tuning.temperature
 
         # A chain that starts where the likelihood is zero takes the first point that is tried; one that does not never
         # goes there. Infinities would leave BlackJAX's loop without an end.
@@ -158,13 +158,12 @@ class LatentGaussian(Kernel):
     target_acceptance: ClassVar[float | None] = 0.5
     needs_whitening: ClassVar[bool] = True
 
-    def _step(self, key, point, temperature, step_size, scale, evaluate) -> Move:
+    def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import marginal_latent_gaussian as latent_gaussian
 
         def split(point: Point) -> tuple[Array, Array]:
-            gradient = tempered(point.likelihood_gradient, temperature)
-            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            return tempered(point.log_likelihood, temperature), gradient
+            at = tuning.temperature
+            return tempered(point.log_likelihood, at), _tempered_gradient(point, at)
 
         @jax.custom_jvp
         def log_likelihood(position):
@@ -179,11 +178,17 @@ class LatentGaussian(Kernel):
         kernel = latent_gaussian.build_kernel(_IdentityCovariance(_Identity(), ones, _Identity()))
         value, gradient = split(point)
         state = latent_gaussian.MarginalState(point.position, value, gradient, point.position, gradient)
-        _, info = kernel(key, state, log_likelihood, step_size)
+        _, info = kernel(key, state, log_likelihood, tuning.step_size)
         proposal = evaluate(info.proposal.position)
         acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate)
         divergent = ~jnp.isfinite(proposal.log_likelihood)
         return Move(choose(info.is_accepted, proposal, point), acceptance, divergent)
+
+
+def _tempered_gradient(point: Point, temperature: Array) -> Array:
+    """Gradient of t log p(x | eps), zero where it is not finite."""
+    gradient = tempered(point.likelihood_gradient, temperature)
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0)
 
 
 class _Identity:

@@ -64,7 +64,7 @@ class StreamFeed:
 
     def num_chains(self, latent_model: LatentModel) -> int | None:
         """For how many data chains are kept; None where batches do not tell which datum is which."""
-        return None if self.indices is None else latent_model.program.structure.plates[latent_model.plate][0]
+        return None if self.indices is None else latent_model.structure.plates[latent_model.plate][0]
 
     def resume(self, step: int, step_in_epoch: int) -> None:
         """Pass over the batches that were used in the steps before the checkpoint."""
