@@ -228,7 +228,7 @@ def run_chains(
     def move(i, keys, points, step_size, lowest):
         def of_datum(keys, row, points, step_size, scale, places):
             tuning = Tuning(temperatures, step_size, scale)
-            if begins_inside:
+            if isinstance(kernel, ProposalKernel):
                 placing = places, is_lowest | (i < 0)
                 return move_or_place(target, kernel, keys, row, points, tuning, placing)
             return move_or_draw(target, kernel, keys, row, points, tuning, places)
