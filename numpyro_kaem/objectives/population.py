@@ -200,17 +200,8 @@ def run_chains(
 ) -> ChainRun:
     """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
 
-    Step sizes that adapt do so by datum and rung, by stochastic approximation whose gain fades.
-
-    Args:
-        key: random key.
-        target: what chains move on.
-        kernel: how they move.
-        positions: where they start.
-        temperatures: of the rungs.
-        adaptation: step sizes and preconditioners at first.
-        lowest: where the lowest rung, if it is the prior, is at every step.
-        num_steps: number of steps.
+    The lowest rung, if it is the prior, is at `lowest` at every step. Step sizes that adapt do so by datum and rung, by
+    stochastic approximation whose gain fades.
     """
     num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
