@@ -18,7 +18,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro_kaem.checks import check_positive
 from numpyro_kaem.posterior.target import Point
 
-# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
+# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: methods of kernels
 # import it when they are traced.
 
 Evaluate = Callable[[Array], Point]
