@@ -194,17 +194,8 @@ def run_chains(
 ) -> ChainRun:
     """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
 
-    Step sizes that adapt do so by datum and rung, by stochastic approximation whose gain fades.
-
-    Args:
-        key: random key.
-        target: what chains move on.
-        kernel: how they move.
-        positions: where they start.
-        temperatures: of the rungs.
-        adaptation: step sizes and preconditioners at first.
-        lowest: where the lowest rung, if it is the prior, is at every step.
-        num_steps: number of steps.
+    The lowest rung, if it is the prior, is at `lowest` at every step. Step sizes that adapt do so by datum and rung, by
+    stochastic approximation whose gain fades.
     """
     num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
@@ -222,7 +213,7 @@ def run_chains(
     def move(i, keys, points, step_size, lowest):
         def of_datum(keys, row, points, step_size, scale, places):
             tuning = Tuning(temperatures, step_size, scale)
-            if begins_inside:
+            if isinstance(kernel, ProposalKernel):
                 placing = places, is_lowest | (i < 0)
                 return move_or_place(target, kernel, keys, row, points, tuning, placing)
             return move_or_draw(target, kernel, keys, row, points, tuning, places)

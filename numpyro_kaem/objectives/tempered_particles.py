@@ -48,13 +48,8 @@ def run_particles(
 ) -> ParticleRun:
     """Take particles of every datum from the prior to the posterior.
 
-    Args:
-        key: random key.
-        target: what the particles move on.
-        settings: how; with `target_ess`, ladders that adapt, each datum's for itself.
-        temperatures: of the rungs, the prior's t = 0 first; None where they adapt.
-        num_particles: N.
-        keep_rungs: whether positions at every rung are returned.
+    Temperatures are those of the rungs, the prior's t = 0 first; with `target_ess` in the settings they are None, and
+    each datum finds its own.
     """
     num_rungs = settings.max_rungs + 1
 

@@ -173,16 +173,10 @@ def half_spread(draws: Float[Array, "N dim"]) -> Float[Array, " dim"]:
 def advance(
     problem: Problem, settings: Settings, rows: tuple, keys: Array, span: tuple[Array, Array, Array], state: ChainState
 ) -> ChainState:
-    """Advance all chains by some steps.
+    """Advance all chains by a span of steps; rows and keys are by datum.
 
-    Args:
-        problem: what is sampled.
-        settings: how.
-        rows: positional data, `(B, ...)`.
-        keys: one by datum.
-        span: the number of the first step (negative in warm-up), one more than the number of the last, and whether step
-            sizes follow the acceptance and positions are summarised.
-        state: to be advanced.
+    The span is the number of the first step (negative in warm-up), one more than the number of the last, and whether
+    step sizes follow the acceptance and positions are summarised.
     """
     first, last, adapting = span
     kernel, temperatures, exact, num_chains, _, swap_every, thin = settings

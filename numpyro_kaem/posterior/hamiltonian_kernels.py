@@ -15,9 +15,6 @@ import numpyro
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_density
 
-# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
-# import it when they are traced.
-
 
 class _Hamiltonian(Kernel):
     """What `HMC` and `NUTS` share. Abstract."""

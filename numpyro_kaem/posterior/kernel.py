@@ -18,7 +18,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro_kaem.checks import check_positive
 from numpyro_kaem.posterior.target import Point
 
-# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
+# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: methods of kernels
 # import it when they are traced.
 
 Evaluate = Callable[[Array], Point]
@@ -115,16 +115,7 @@ class Kernel:
     def step(
         self, key: PRNGKeyArray, point: Point, temperature: Array, step_size: Array, scale: Array, evaluate: Evaluate
     ) -> Move:
-        """One step from a point.
-
-        Args:
-            key: random key.
-            point: where the chain is.
-            temperature: t, between 0 and 1.
-            step_size: a positive number.
-            scale: preconditioner, as long as a position.
-            evaluate: gives the point at a position.
-        """
+        """One step from a point; the numbers are those of a `Tuning`, and `evaluate` gives the point at a position."""
         # A chain keeps its dtype, also where float64 is enabled, in which BlackJAX draws, and the model in float32.
         dtype = point.position.dtype
         tuning = Tuning(temperature, step_size, scale).astype(dtype)

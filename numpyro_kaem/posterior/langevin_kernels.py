@@ -12,9 +12,6 @@ from jaxtyping import Array
 from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, Tuning, accept, choose, scaled_log_density
 from numpyro_kaem.posterior.target import Point
 
-# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
-# import it when they are traced.
-
 # Minus the logarithm of the acceptance probability of a step that is the beginning of an explosion.
 _EXPLODING = 100.0
 

@@ -28,8 +28,7 @@ def move_or_draw(
 ) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
     """One step of the chains `(C, K)` of a datum, by their keys; the lowest rung goes to `draws`, where there are any.
 
-    Returns:
-        The new points, the mean acceptance by rung, and how many moves diverged.
+    Besides the points, the mean acceptance by rung, and how many moves diverged.
     """
     if draws is not None and isinstance(kernel, ProposalKernel):
         places = jnp.broadcast_to(draws[:, None], points.position.shape)

@@ -157,16 +157,9 @@ def at_prior(points: Point, kernel: Kernel) -> ParticleState:
 def advance(
     problem: Problem, settings: Settings, rows: tuple, keys: Array, number: Array, tuning: Tuning, state: ParticleState
 ) -> tuple[ParticleState, Rung]:
-    """Take runs `(B, R)` to their next rung; those at t = 1 stay as they are.
+    """Take runs `(B, R)`, by as many keys, to their next rung; those at t = 1 stay as they are.
 
-    Args:
-        problem: what is sampled.
-        settings: how.
-        rows: positional data, `(B, ...)`.
-        keys: of the runs, `(B, R)`.
-        number: of the rung, which makes the random numbers new.
-        tuning: what is known of it, by datum.
-        state: to be advanced.
+    The number of the rung makes the random numbers new; of its tuning each datum has what is known.
     """
     target = problem.target(settings.kernel)
 

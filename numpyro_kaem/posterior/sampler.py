@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -189,7 +190,8 @@ class ChunkedSampler(Sampler):
         rows, keys = problem.rows(target), jax.random.split(key, (num_data, *self._keys_shape))
         size = num_data
         if self.chunk_size is not None:
-            size = min(num_data, max(1, self.chunk_size // (self._states_at_once * keys[0].size)))
+            per_datum = self._states_at_once * math.prod(self._keys_shape)
+            size = min(num_data, max(1, self.chunk_size // per_datum))
         starts = range(0, num_data, size)
         order = self._order(problem, settings, rows, keys, size)
         kept = RunCheckpoints(self.checkpoint_dir)
@@ -207,7 +209,7 @@ class ChunkedSampler(Sampler):
                 if interrupted or not is_whole:
                     break
         if not results:
-            # Particles have moved at once.
+            # Particles are on their way from the first rung on.
             raise KeyboardInterrupt(
                 f"no draws to return yet: chains were in warm-up, or at their first steps after it ({kept.way_on})"
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -354,9 +354,8 @@ class Langevin(ChainSampler):
         ```
     """
 
-    ladder: ClassVar[Ladder] = Ladder([1.0])
-    swap_every: ClassVar[int] = 1
-
+    ladder: Ladder = field(default=Ladder([1.0]), init=False, repr=False)
+    swap_every: int = field(default=1, init=False, repr=False)
     kernel: Kernel | None = None
     num_steps: int = 1000
     num_chains: int = 4

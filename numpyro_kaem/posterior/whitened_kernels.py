@@ -12,9 +12,6 @@ from jaxtyping import Array
 from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, accept, choose
 from numpyro_kaem.posterior.target import Point, tempered
 
-# BlackJAX makes arrays when it is imported, and so would fix JAX's platform before its user can: the methods below
-# import it when they are traced.
-
 
 @dataclass(frozen=True, kw_only=True)
 class PCNL(ProposalKernel):
