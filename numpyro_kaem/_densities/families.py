@@ -66,27 +66,15 @@ class HazardTails(Tails):
         super().__init__(distribution)
         self.hazard = hazard
 
-    def below(self, z):
-        return self._mass(z, is_far=not self.hazard.rises)
-
-    def above(self, z):
-        return self._mass(z, is_far=self.hazard.rises)
-
-    def log_below(self, z):
-        return self._log_mass(z, is_far=not self.hazard.rises)
-
-    def log_above(self, z):
-        return self._log_mass(z, is_far=self.hazard.rises)
-
-    def _mass(self, z, is_far: bool):
+    def mass(self, z, above):
         h = self.hazard.value(self.of, z)
-        return jnp.exp(-h) if is_far else -jnp.expm1(-h)
+        return jnp.exp(-h) if above == self.hazard.rises else -jnp.expm1(-h)
 
-    def _log_mass(self, z, is_far: bool):
-        if is_far:
+    def log_mass(self, z, above):
+        if above == self.hazard.rises:
             return jnp.asarray(-self.hazard.value(self.of, z))
         if self.hazard.log is None:
-            return safe_log(self._mass(z, is_far))
+            return super().log_mass(z, above)
         return log_complement_of_rate(self.hazard.log(self.of, z))
 
     def quantile(self, probability, from_below):
@@ -140,8 +128,9 @@ HAZARDS = {
 class UniformTails(Tails):
     """Of a Uniform, from the nearer end."""
 
-    def above(self, z):
-        return jnp.clip((self.of.high - z) / (self.of.high - self.of.low), 0.0, 1.0)
+    def mass(self, z, above):
+        distance = self.of.high - z if above else z - self.of.low
+        return jnp.clip(distance / (self.of.high - self.of.low), 0.0, 1.0)
 
     def quantile(self, probability, from_below):
         distance = probability * (self.of.high - self.of.low)
@@ -155,11 +144,10 @@ class PowerLawTails(Tails):
         super().__init__(distribution)
         self.power = 0.0 if isinstance(distribution, dist.LogUniform) else 1.0 + distribution.alpha
 
-    def below(self, z):
-        return self._integral(self.power, z, self.of.low) / self._integral(self.power, self.of.high, self.of.low)
-
-    def above(self, z):
-        return self._integral(-self.power, self.of.high, z) / self._integral(-self.power, self.of.high, self.of.low)
+    def mass(self, z, above):
+        low, high = self.of.low, self.of.high
+        power, part = (-self.power, (high, z)) if above else (self.power, (z, low))
+        return self._integral(power, *part) / self._integral(power, high, low)
 
     def quantile(self, probability, from_below):
         low, high = self.of.low, self.of.high
@@ -182,13 +170,7 @@ class PowerLawTails(Tails):
 class GammaTails(TailsOfLogs):
     """Of a Gamma: the smaller mass in terms of the density, or both by JAX for large parameters."""
 
-    def log_below(self, z):
-        return self._log_masses(z)[0]
-
-    def log_above(self, z):
-        return self._log_masses(z)[1]
-
-    def _log_masses(self, z):
+    def log_mass(self, z, above):
         z = jnp.asarray(z)
         info = jnp.finfo(jnp.result_type(z, self.of.rate))
         # Where z is an end of the support, a density need not be finite.
@@ -198,33 +180,30 @@ class GammaTails(TailsOfLogs):
         log_scaled = self.of.log_prob(safe) + jnp.log(safe)
         low = log_scaled + jnp.log(gamma_series(a, jnp.where(is_low, x, a + 1.0)) / a)
         high = log_scaled + jnp.log(gamma_fraction(a, jnp.where(is_low, a + 1.0, x)))
-        below = jnp.where(is_low, low, log_complement(jnp.where(is_low, LOG_HALF, high)))
-        above = jnp.where(is_low, log_complement(jnp.where(is_low, low, LOG_HALF)), high)
         is_large = a > LARGEST_OF_GAMMA
         large = jnp.where(is_large, a, LARGEST_OF_GAMMA)
-        below = jnp.where(is_large, safe_log(jax.scipy.special.gammainc(large, x)), below)
-        above = jnp.where(is_large, safe_log(jax.scipy.special.gammaincc(large, x)), above)
-        return jnp.where(z <= 0.0, -jnp.inf, below), jnp.where(z <= 0.0, 0.0, above)
+        if above:
+            log_mass = jnp.where(is_low, log_complement(jnp.where(is_low, low, LOG_HALF)), high)
+            of_large, outside = jax.scipy.special.gammaincc(large, x), 0.0
+        else:
+            log_mass = jnp.where(is_low, low, log_complement(jnp.where(is_low, LOG_HALF, high)))
+            of_large, outside = jax.scipy.special.gammainc(large, x), -jnp.inf
+        return jnp.where(z <= 0.0, outside, jnp.where(is_large, safe_log(of_large), log_mass))
 
 
 class BetaTails(TailsOfLogs):
     """Of a Beta, from the nearer end and in terms of the density."""
 
-    def log_below(self, z):
-        return self._log_below(self.of.log_prob, z, self.of.concentration1, self.of.concentration0)
-
-    def log_above(self, z):
-        mirrored = lambda x: self.of.log_prob(1.0 - x)  # noqa: E731
-        return self._log_below(mirrored, 1.0 - z, self.of.concentration0, self.of.concentration1)
-
-    def _log_below(self, log_density, x, a, b):
-        x = jnp.asarray(x)
+    def log_mass(self, z, above):
+        a, b = self.of.concentration1, self.of.concentration0
+        a, b = (b, a) if above else (a, b)
+        x = jnp.asarray(1.0 - z if above else z)
         info = jnp.finfo(jnp.result_type(x, a))
         # Where x is an end of the support, a density need not be finite.
         safe = jnp.clip(x, info.tiny, 1.0 - info.epsneg)
         is_low = safe <= (a + 1.0) / (a + b + 2.0)
         near, first, second = jnp.where(is_low, safe, 1.0 - safe), jnp.where(is_low, a, b), jnp.where(is_low, b, a)
-        log_power = log_density(safe) + jnp.log(safe) + jnp.log1p(-safe)
+        log_power = self.of.log_prob(1.0 - safe if above else safe) + jnp.log(safe) + jnp.log1p(-safe)
         log_mass = log_power + jnp.log(beta_fraction(first, second, near) / first)
         below = jnp.where(is_low, log_mass, log_complement(jnp.where(is_low, LOG_HALF, log_mass)))
         return jnp.where(x <= 0.0, -jnp.inf, jnp.where(x >= 1.0, 0.0, below))

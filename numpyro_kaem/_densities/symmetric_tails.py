@@ -34,21 +34,14 @@ class Tails:
     def __init__(self, distribution: dist.Distribution):
         self.of = distribution
 
-    def below(self, z: ArrayLike) -> Array:
-        """Probability below z."""
-        return self.of.cdf(z)
+    def mass(self, z: ArrayLike, above: bool) -> Array:
+        """Probability above z or below it."""
+        below = self.of.cdf(z)
+        return 1.0 - below if above else below
 
-    def above(self, z: ArrayLike) -> Array:
-        """Probability above z."""
-        return 1.0 - self.of.cdf(z)
-
-    def log_below(self, z: ArrayLike) -> Array:
-        """Log of the probability below z."""
-        return safe_log(self.below(z))
-
-    def log_above(self, z: ArrayLike) -> Array:
-        """Log of the probability above z."""
-        return safe_log(self.above(z))
+    def log_mass(self, z: ArrayLike, above: bool) -> Array:
+        """Log of the probability above z or below it."""
+        return safe_log(self.mass(z, above))
 
     def quantile(self, probability: Array, from_below: Array) -> Array:
         """The z below which (where `from_below`), else above which, there is the given probability."""
@@ -64,11 +57,8 @@ class Tails:
 class TailsOfLogs(Tails):
     """Tails whose logarithms are known: probabilities are their exponentials."""
 
-    def below(self, z):
-        return jnp.exp(self.log_below(z))
-
-    def above(self, z):
-        return jnp.exp(self.log_above(z))
+    def mass(self, z, above):
+        return jnp.exp(self.log_mass(z, above))
 
 
 # Symmetric densities -------------------------------------------------------------------------------------------------
@@ -77,18 +67,20 @@ class TailsOfLogs(Tails):
 class SymmetricTails(Tails):
     """The upper tail is the lower one, mirrored at the location."""
 
-    def above(self, z):
-        return self.below(2.0 * self.of.loc - z)
+    def mass(self, z, above):
+        return self.of.cdf(2.0 * self.of.loc - z if above else z)
 
     def quantile(self, probability, from_below):
         z = self.of.icdf(probability)
         return jnp.where(from_below, z, 2.0 * self.of.loc - z)
 
-    def _standard(self, z):
-        return jnp.asarray((z - self.of.loc) / self.of.scale)
+    def _standard(self, z, above):
+        """The distance from the location, in scales; negative towards the tail that is asked for."""
+        x = jnp.asarray((z - self.of.loc) / self.of.scale)
+        return -x if above else x
 
     def _at(self, distance, from_below):
-        """The point at a distance from the location, in scales; negative towards the tail from the other side."""
+        """The point at such a distance."""
         distance = self.of.scale * distance
         return self.of.loc + jnp.where(from_below, distance, -distance)
 
@@ -96,11 +88,8 @@ class SymmetricTails(Tails):
 class NormalTails(SymmetricTails):
     """Of a Normal."""
 
-    def log_below(self, z):
-        return log_normal_cdf(self._standard(z))
-
-    def log_above(self, z):
-        return log_normal_cdf(-self._standard(z))
+    def log_mass(self, z, above):
+        return log_normal_cdf(self._standard(z, above))
 
     def log_quantile(self, log_probability, from_below):
         return self._at(normal_quantile(log_probability), from_below)
@@ -109,11 +98,8 @@ class NormalTails(SymmetricTails):
 class LogisticTails(SymmetricTails):
     """Of a Logistic."""
 
-    def log_below(self, z):
-        return jax.nn.log_sigmoid(self._standard(z))
-
-    def log_above(self, z):
-        return jax.nn.log_sigmoid(-self._standard(z))
+    def log_mass(self, z, above):
+        return jax.nn.log_sigmoid(self._standard(z, above))
 
     def log_quantile(self, log_probability, from_below):
         return self._at(log_probability - log_complement(log_probability), from_below)
@@ -122,13 +108,8 @@ class LogisticTails(SymmetricTails):
 class SoftLaplaceTails(SymmetricTails):
     """Of a SoftLaplace: F = 2 / pi arctan(exp(x))."""
 
-    def log_below(self, z):
-        return self._log_arctan_exp(self._standard(z))
-
-    def log_above(self, z):
-        return self._log_arctan_exp(-self._standard(z))
-
-    def _log_arctan_exp(self, x):
+    def log_mass(self, z, above):
+        x = self._standard(z, above)
         far = x < -20.0
         return math.log(2.0 / math.pi) + jnp.where(far, x, jnp.log(jnp.arctan(jnp.exp(jnp.where(far, 0.0, x)))))
 
@@ -142,11 +123,9 @@ class SoftLaplaceTails(SymmetricTails):
 class CauchyTails(SymmetricTails):
     """Of a Cauchy."""
 
-    def below(self, z):
-        return self.above(2.0 * self.of.loc - z)
-
-    def above(self, z):
-        return jnp.arctan2(self.of.scale, z - self.of.loc) / jnp.pi
+    def mass(self, z, above):
+        distance = z - self.of.loc if above else self.of.loc - z
+        return jnp.arctan2(self.of.scale, distance) / jnp.pi
 
     def quantile(self, probability, from_below):
         return self._at(-1.0 / jnp.tan(jnp.pi * probability), from_below)
@@ -155,23 +134,17 @@ class CauchyTails(SymmetricTails):
 class StudentTails(SymmetricTails):
     """Of a StudentT, with x^2 / (df + x^2) ~ Beta(1/2, df/2): the density's multiples by continued fractions."""
 
-    def below(self, z):
-        return self.above(2.0 * self.of.loc - z)
-
-    def log_below(self, z):
-        return self.log_above(2.0 * self.of.loc - z)
-
-    def above(self, z):
-        is_far, log_far, near = self._parts(z)
+    def mass(self, z, above):
+        is_far, log_far, near = self._parts(-self._standard(z, above))
         return jnp.where(is_far, jnp.exp(log_far), near)
 
-    def log_above(self, z):
-        is_far, log_far, near = self._parts(z)
+    def log_mass(self, z, above):
+        is_far, log_far, near = self._parts(-self._standard(z, above))
         return jnp.where(is_far, log_far, safe_log(near))
 
-    def _parts(self, z):
-        """Whether z is far above the location, the log of what is beyond it there, and elsewhere what is above z."""
-        t, df, scale = self._standard(z), self.of.df, self.of.scale
+    def _parts(self, t):
+        """Whether t is far from the location, the log of what is beyond it there, and elsewhere what is beyond it."""
+        df, scale = self.of.df, self.of.scale
 
         def log_density(distance):
             return self.of.log_prob(self.of.loc + distance * scale)
@@ -212,17 +185,13 @@ class LaplaceTails(TailsOfLogs):
             of = getattr(distribution, "_ald", distribution)
             self.left, self.right = of.left_scale, of.right_scale
 
-    def log_below(self, z):
-        return self._log_below(z - self.of.loc, self.left, self.right)
-
-    def log_above(self, z):
-        return self._log_below(self.of.loc - z, self.right, self.left)
-
-    def _log_below(self, x, below, above):
+    def log_mass(self, z, above):
+        x = self.of.loc - z if above else z - self.of.loc
+        own, other = (self.right, self.left) if above else (self.left, self.right)
         # No jnp.minimum: it would halve the derivative at 0.
-        low = jnp.log(below / (below + above)) + jnp.where(x < 0, x, 0.0) / below
-        high = above / (below + above) * jnp.exp(-jnp.where(x < 0, 0.0, x) / above)
-        return jnp.where(x < 0, low, jnp.log1p(-high))
+        near = jnp.log(own / (own + other)) + jnp.where(x < 0, x, 0.0) / own
+        rest = other / (own + other) * jnp.exp(-jnp.where(x < 0, 0.0, x) / other)
+        return jnp.where(x < 0, near, jnp.log1p(-rest))
 
     def quantile(self, probability, from_below):
         own, other = jnp.where(from_below, self.left, self.right), jnp.where(from_below, self.right, self.left)
@@ -247,11 +216,11 @@ class HalfTails(Tails):
     def _whole(self):
         return self.tails_of_whole(self.whole(0.0, self.of.scale))
 
-    def above(self, z):
-        return 2.0 * self._whole.above(z)
+    def mass(self, z, above):
+        return 2.0 * self._whole.mass(z, above) if above else self._mass_below(z)
 
-    def log_above(self, z):
-        return math.log(2.0) + self._whole.log_above(z)
+    def log_mass(self, z, above):
+        return math.log(2.0) + self._whole.log_mass(z, above) if above else safe_log(self._mass_below(z))
 
     def quantile(self, probability, from_below):
         far = self._whole.quantile(0.5 * probability, jnp.zeros_like(from_below))
@@ -267,7 +236,7 @@ class HalfNormalTails(HalfTails):
 
     whole, tails_of_whole = dist.Normal, NormalTails
 
-    def below(self, z):
+    def _mass_below(self, z):
         return jax.scipy.special.erf(z / (math.sqrt(2.0) * self.of.scale))
 
     def _near(self, probability):
@@ -279,7 +248,7 @@ class HalfCauchyTails(HalfTails):
 
     whole, tails_of_whole = dist.Cauchy, CauchyTails
 
-    def below(self, z):
+    def _mass_below(self, z):
         return jnp.arctan2(z, self.of.scale) / (0.5 * jnp.pi)
 
     def _near(self, probability):

@@ -38,22 +38,22 @@ for _family, _tails in FAMILIES.items():
 
 def mass_below(reference: dist.Distribution, z: ArrayLike) -> Array:
     """Probability below z."""
-    return tails_of(reference).below(z)
+    return tails_of(reference).mass(z, above=False)
 
 
 def survival(reference: dist.Distribution, z: ArrayLike) -> Array:
     """Probability above z."""
-    return tails_of(reference).above(z)
+    return tails_of(reference).mass(z, above=True)
 
 
 def log_mass_below(reference: dist.Distribution, z: ArrayLike) -> Array:
     """Log of the probability below z."""
-    return tails_of(reference).log_below(z)
+    return tails_of(reference).log_mass(z, above=False)
 
 
 def log_mass_above(reference: dist.Distribution, z: ArrayLike) -> Array:
     """Log of the probability above z."""
-    return tails_of(reference).log_above(z)
+    return tails_of(reference).log_mass(z, above=True)
 
 
 def tail_quantile(reference: dist.Distribution, probability: Array, from_below: Array) -> Array:
@@ -88,21 +88,13 @@ class TransformedTails(Tails):
         self.base = tails_of(distribution.base_dist)
         self.rises = math.prod(transform.sign for transform in distribution.transforms) > 0
 
-    def below(self, z):
+    def mass(self, z, above):
         z = self._untransformed(z)
-        return jnp.where(self.rises, self.base.below(z), self.base.above(z))
+        return jnp.where(self.rises, self.base.mass(z, above), self.base.mass(z, not above))
 
-    def above(self, z):
+    def log_mass(self, z, above):
         z = self._untransformed(z)
-        return jnp.where(self.rises, self.base.above(z), self.base.below(z))
-
-    def log_below(self, z):
-        z = self._untransformed(z)
-        return jnp.where(self.rises, self.base.log_below(z), self.base.log_above(z))
-
-    def log_above(self, z):
-        z = self._untransformed(z)
-        return jnp.where(self.rises, self.base.log_above(z), self.base.log_below(z))
+        return jnp.where(self.rises, self.base.log_mass(z, above), self.base.log_mass(z, not above))
 
     def quantile(self, probability, from_below):
         return self._transformed(self.base.quantile(probability, jnp.where(self.rises, from_below, ~from_below)))
@@ -131,17 +123,11 @@ class MixtureTails(Tails):
         self.components = tails_of(distribution.component_distribution)
         self.probs = distribution.mixing_distribution.probs
 
-    def below(self, z):
-        return jnp.sum(self.probs * self.components.below(jnp.asarray(z)[..., None]), axis=-1)
+    def mass(self, z, above):
+        return jnp.sum(self.probs * self.components.mass(jnp.asarray(z)[..., None], above), axis=-1)
 
-    def above(self, z):
-        return jnp.sum(self.probs * self.components.above(jnp.asarray(z)[..., None]), axis=-1)
-
-    def log_below(self, z):
-        return log_sum_exp(safe_log(self.probs) + self.components.log_below(jnp.asarray(z)[..., None]))
-
-    def log_above(self, z):
-        return log_sum_exp(safe_log(self.probs) + self.components.log_above(jnp.asarray(z)[..., None]))
+    def log_mass(self, z, above):
+        return log_sum_exp(safe_log(self.probs) + self.components.log_mass(jnp.asarray(z)[..., None], above))
 
 
 @tails_of.register(TRUNCATED)
@@ -155,24 +141,17 @@ class TruncatedTails(Tails):
         start = 0.0 if isinstance(self.base, dist.Gamma) else -math.inf
         self.low, self.high = getattr(distribution, "low", start), getattr(distribution, "high", math.inf)
 
-    def below(self, z):
-        return self._factor * _mass_between(self.base, self.low, jnp.clip(z, self.low, self.high))
+    def mass(self, z, above):
+        z = jnp.clip(z, self.low, self.high)
+        return self._factor * _mass_between(self.base, *((z, self.high) if above else (self.low, z)))
 
-    def above(self, z):
-        return self._factor * _mass_between(self.base, jnp.clip(z, self.low, self.high), self.high)
-
-    def log_below(self, z):
-        if not isinstance(self.of, dist.RightTruncatedDistribution):
-            return super().log_below(z)
-        return self._log_part(log_mass_below(self.base, jnp.minimum(z, self.high)))
-
-    def log_above(self, z):
-        if not isinstance(self.of, dist.LeftTruncatedDistribution | dist.LeftTruncatedGamma):
-            return super().log_above(z)
-        return self._log_part(log_mass_above(self.base, jnp.maximum(z, self.low)))
-
-    def _log_part(self, log_whole):
-        return jnp.minimum(jnp.log(self._factor) + log_whole, 0.0)
+    def log_mass(self, z, above):
+        from_left = isinstance(self.of, dist.LeftTruncatedDistribution | dist.LeftTruncatedGamma)
+        if (above and from_left) or (not above and isinstance(self.of, dist.RightTruncatedDistribution)):
+            # The end that is not cut off is the whole distribution's.
+            log_whole = tails_of(self.base).log_mass(jnp.clip(z, self.low, self.high), above)
+            return jnp.minimum(jnp.log(self._factor) + log_whole, 0.0)
+        return super().log_mass(z, above)
 
     @property
     def _factor(self):

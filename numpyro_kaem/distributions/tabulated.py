@@ -239,14 +239,11 @@ class TabulatedDistribution(dist.Distribution):
 class _OwnTails(Tails):
     """Its own functions, which lose no digits."""
 
-    def above(self, z):
-        return self.of.survival(z)
+    def mass(self, z, above):
+        return self.of.survival(z) if above else self.of.cdf(z)
 
-    def log_below(self, z):
-        return self.of.log_cdf(z)
-
-    def log_above(self, z):
-        return self.of.log_survival(z)
+    def log_mass(self, z, above):
+        return self.of.log_survival(z) if above else self.of.log_cdf(z)
 
     def quantile(self, probability, from_below):
         complement = 1.0 - probability
