@@ -57,6 +57,7 @@ class LatentModel(TracedModel):
         model_kwargs: the model's keyword arguments.
 
     Attributes:
+        params, data, rng_key: what the model is read at, as arrays of JAX.
         plate: name of the data plate; None where the whole data set is one datum.
         num_data: number of rows n (1 where `plate` is None).
         scale: N / n (1.0 where `plate` is None).
