@@ -753,6 +753,13 @@ MUTANTS = [
         "test_programs.py::test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now[importance-all]",
     ),
     Mutant(
+        "models of the same structure are one program for jit, whatever they compute",
+        "models/fingerprint.py",
+        "(isinstance(other, Program) and self.computes == other.computes)",
+        "isinstance(other, Program)",
+        "test_latent_model.py::test_models_that_compute_the_same_are_one_program_for_jit",
+    ),
+    Mutant(
         "a model at another key has the sub-sample of the old one",
         "models/latent_model.py",
         "jax.tree.leaves((*given, indices))",
