@@ -767,7 +767,7 @@ MUTANTS = [
         "test_programs.py::test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now[importance-all]",
     ),
     Mutant(
-        "models of the same class are one program for jit, whatever they compute",
+        "models of the same structure are one program for jit, whatever they compute",
         "models/fingerprint.py",
         "(isinstance(other, Program) and self.computes == other.computes)",
         "isinstance(other, Program)",

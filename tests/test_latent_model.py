@@ -630,13 +630,13 @@ def test_models_that_compute_the_same_are_one_program_for_jit():
         traces.append(1)
         return latent_model.log_likelihood({"z": z}, *latent_model.first_row)
 
-    first, (model, calls) = unchecked(line, {"slope": 0.5}, X, C), counted(line)
+    first, (model, calls) = unchecked(line, {"slope": 0.5}, X, C, noise=0.7), counted(line)
     values = [
         density(latent_model, 0.3)
         for latent_model in (
             first,
             first.at(params={"slope": 0.6}),
-            unchecked(model, {"slope": 0.6}, X, C),
+            unchecked(model, {"slope": 0.6}, X, C, noise=0.7),
             unchecked(line, {"slope": 0.6}, X, C, noise=0.8),
         )
     ]
