@@ -19,17 +19,8 @@ from numpyro_kaem.models.structure import ModelStructure, scaled_log_prob
 class Program:
     """What a model is apart from its arrays; equal to that of every other model that computes the same.
 
-    It holds no array that the model is given, but for NumPy's among the keyword arguments.
-
-    Args:
-        model: a NumPyro model.
-        structure: its structure.
-        static: positional and keyword arguments, a tuple and a dict, without their arrays.
-        plate: name of the data plate, or what was chosen for one.
-        shapes: of parameters, arrays among the arguments, random key and plate indices.
-
-    Attributes:
-        kept: what is found out once for all values of the arrays, by name.
+    It holds no array that the model is given, but for NumPy's among the keyword arguments. What is found out once for
+    all values of the arrays is in `kept`, by name.
     """
 
     def __init__(self, model: Callable, structure: ModelStructure, static: Any, plate: str | None, shapes: tuple):
@@ -64,14 +55,6 @@ def model_fingerprint(
     It holds two runs as JAX has traced them: one draws the latents, the other finds the densities of latents and
     observed sites, and their derivatives where a function in the model has rules of its own for these. What the model
     closes over is in them: JAX's large arrays by identity, all other constants by content.
-
-    Args:
-        model: a NumPyro model or guide.
-        params: values of parameter and mutable sites, constrained.
-        data: positional arguments.
-        model_kwargs: keyword arguments. Of these three the arrays, or their shapes, are arguments of the runs.
-        rng_key: an argument of the runs.
-        plate_indices: the indices of each plate, arguments of the runs.
     """
     is_array = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
     arrays, static = eqx.partition((params, data, model_kwargs), is_array)

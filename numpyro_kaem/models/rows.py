@@ -39,25 +39,8 @@ _LOG_DET = "$log_det"
 class RowModel(eqx.Module):
     """A NumPyro model that runs on k rows of its data and k latents, its plate indices substituted.
 
-    Where no plate holds every latent site the whole data set is the one row, and there is no leading axis.
-
-    Args:
-        model: a NumPyro model.
-        params: values of parameter and mutable sites, constrained.
-        data: positional arguments.
-        model_kwargs: keyword arguments.
-        plate: name of the data plate, if chosen.
-        rng_key: draws sub-sample indices and seeds the model.
-
-    Attributes:
-        params, rng_key: as given.
-        arrays: what is an array of positional and keyword arguments.
-        plate_indices: the indices of each plate, drawn once where they are random.
-        plate, num_data, scale, observed_names, outside_sites: as in `LatentModel`.
-        global_names: observed sites and factors outside the data plate.
-
-    Raises:
-        ValueError: as `LatentModel`.
+    Where no plate holds every latent site the whole data set is the one row, and there is no leading axis. `arrays` are
+    those of positional and keyword arguments, `global_names` the observed sites and factors outside the data plate.
     """
 
     params: dict[str, Any]
@@ -178,17 +161,9 @@ class RowModel(eqx.Module):
         key: Array | None = None,
         unconstrained: bool = False,
     ) -> tuple[dict[str, dict], ArrayLike]:
-        """Run the model on k rows.
+        """The trace of the model on k rows, and the log-determinant of the transforms that constrained its latents.
 
-        Args:
-            latents: values with leading axis k; sites left out are drawn.
-            rows: positional data with leading axis k, or what the model itself cuts at `row_indices`.
-            row_indices: k indices of the data plate; `[0]` by default.
-            key: in place of `self.rng_key`.
-            unconstrained: whether `latents` holds unconstrained coordinates.
-
-        Returns:
-            The trace, and the log-determinant of the transforms that constrained the latents.
+        Latents that are left out are drawn. `rows` lead with k, or are what the model itself cuts at `row_indices`.
         """
         row_indices = jnp.zeros(1, int) if row_indices is None else row_indices
         values = {**self.params, **self.plate_indices}

@@ -23,14 +23,8 @@ from numpyro_kaem.models.structure import CURES, initial_values
 def check_rows_stand_alone(model: TracedModel) -> None:
     """Compare, site by site, a run on two rows with runs on each of them, at draws from the prior.
 
-    Values are needed: with traced parameters the model's own initial ones are used, with traced data there is
-    no comparison.
-
-    Args:
-        model: a model on rows; nothing is to be compared where it has no data plate.
-
-    Raises:
-        ValueError: naming the site whose log-probability for a row depends on anything but the row.
+    Values are needed: with traced parameters the model's own initial ones are used, with traced data there is no
+    comparison.
     """
     for name in model.global_names:
         if model.depends_on_latents(lambda out, name=name: out["global"][name]):
@@ -51,11 +45,7 @@ def check_rows_stand_alone(model: TracedModel) -> None:
 
 
 def check_constants_are_constant(model: TracedModel) -> None:
-    """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel.
-
-    Raises:
-        ValueError: naming a site that is not normalised and the latents that its distribution depends on.
-    """
+    """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel."""
     for name in model.structure.unnormalized_sites:
         used = model.latents_used(lambda out, name=name: out["prior"][name])
         if others := [other for other in used if other != name]:
@@ -67,11 +57,7 @@ def check_constants_are_constant(model: TracedModel) -> None:
 
 
 def check_latents_are_drawn(model: TracedModel) -> None:
-    """Check that latents are drawn, and not fixed by a handler that samplers would not respect.
-
-    Raises:
-        ValueError: naming a site whose draws do not depend on the random key.
-    """
+    """Check that latents are drawn, and not fixed by a handler that samplers would not respect."""
 
     def check() -> None:
         _, rows = model.one_row
@@ -91,10 +77,6 @@ def check_priors_are_proper(model: TracedModel) -> None:
     """Check that what a mask hides of a latent site is counted elsewhere, or that nothing observed depends on it.
 
     Values are needed where masks are arrays: with traced ones there is no check.
-
-    Raises:
-        ValueError: naming a site that a mask has left without a prior, though data depend on it, or whose elements are
-            counted elsewhere in part only.
     """
     for name, site in model.structure.latent_sites.items():
         if not site.is_masked:

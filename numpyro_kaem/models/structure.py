@@ -52,16 +52,8 @@ class ParameterSite(NamedTuple):
 class ModelStructure(NamedTuple):
     """Everything that one abstract run of a model tells about it.
 
-    Attributes:
-        sites: the sample sites (factors are observed ones), in order.
-        plates: size and number of indices of each plate.
-        parameters: the parameter sites.
-        deterministic: the deterministic sites, with the dimensions of their plates.
-        mutable: names of the mutable sites.
-        has_random_state: whether the model asks for random keys or holds them as mutable state.
-        has_subsample_statement: whether it calls `numpyro.subsample`.
-        staged: the values of plates, parameters and mutable sites, by type and name, as a function of params, the
-            arrays among data and keyword arguments, and the key.
+    Factors are observed sites. Plates have their size and number of indices, deterministic sites the dimensions of
+    their plates. `staged` gives the values of plates, parameters and mutable sites from params, arrays and the key.
     """
 
     sites: dict[str, SampleSite]
@@ -101,21 +93,7 @@ class _Messages(Messenger):
 
 
 def inspect_model(model: Callable, params: dict, arrays: Any, static: Any, rng_key: Array) -> ModelStructure:
-    """Run a model abstractly and note its structure.
-
-    Args:
-        model: a NumPyro model.
-        params: values of parameter and mutable sites, constrained.
-        arrays: positional and keyword arguments, a tuple and a dict, without what is no array.
-        static: the rest of these.
-        rng_key: draws the indices of sub-sampled plates.
-
-    Returns:
-        The model's structure.
-
-    Raises:
-        ValueError: where a latent site is discrete or there is none, or an observed one is not normalised.
-    """
+    """Run a model abstractly and note its structure; `static` is what is no array among its arguments."""
     facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
 
     def run(params: dict, arrays: Any, rng_key: Array) -> dict[str, dict]:
@@ -264,19 +242,7 @@ def check_parameter_names(structure: ModelStructure, params: dict) -> None:
 def find_data_plate(
     structure: ModelStructure, num_rows: set[int], plate: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The plate that holds every latent site, and the latent sites outside it (then there is no data plate).
-
-    Args:
-        structure: the model's structure.
-        num_rows: leading axes of the positional data.
-        plate: the user's choice, if any.
-
-    Returns:
-        The name of the plate or None, and the names of the latent sites outside.
-
-    Raises:
-        ValueError: where the plate does not exist, or several would do and none fits the data alone.
-    """
+    """The plate that holds every latent site, or None and the latent sites outside of what comes nearest to one."""
     latents = structure.latent_sites
     if plate is not None and plate not in structure.plates:
         raise ValueError(f"plate={plate!r} is no plate of the model; it has {sorted(structure.plates)}")

@@ -35,11 +35,7 @@ def _warn(text: str, stacklevel: int = 4) -> None:
 
 
 def check_call(key: Any, params: Any) -> dict[str, Any]:
-    """The parameters, numbers as arrays: these are arguments of compiled programs.
-
-    Raises:
-        TypeError: unless a sampler was called with a random key and parameters, outside of transformations.
-    """
+    """The parameters, with arrays for numbers: these are arguments of compiled programs."""
     if isinstance(key, Tracer):
         raise TypeError(
             "key must be known: samplers compile what they run, and cannot be called inside of jax.jit, vmap or grad; "
@@ -60,11 +56,7 @@ def check_call(key: Any, params: Any) -> dict[str, Any]:
 
 
 def check_observations(latent_model: LatentModel) -> None:
-    """Refuse a model that sees some of its data only, and warn of one that observes nothing.
-
-    Raises:
-        ValueError: where a plate other than the data's own has fewer rows at hand than its size.
-    """
+    """Refuse a model that sees some of its data only, and warn of one that observes nothing."""
     for name, (size, num_rows) in latent_model.structure.plates.items():
         if name != latent_model.plate and num_rows != size:
             raise ValueError(
@@ -114,9 +106,6 @@ def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
     """Refuse priors with much of their mass on the very end of their support, where it underflows, or warn of some.
 
     Chains move where numbers are finite, and would take the share that is not there for another.
-
-    Raises:
-        ValueError: where a tenth of the draws from a prior lie there.
     """
     counts = np.asarray(flaws.at_end).reshape(-1, target.dim).sum(0)
     num_draws = int(np.sum(flaws.num_draws))

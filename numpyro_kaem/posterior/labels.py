@@ -18,12 +18,8 @@ Variable = tuple[list[str], np.ndarray]
 class Labels:
     """Dimensions and coordinates of what a sampler and its model give.
 
-    Arrays lead with the data axis, which the datasets have only where the model has a data plate.
-
-    Args:
-        latent_model: the model, whose plates name axes.
-        coords: coordinate values of dimensions.
-        dims: names of a variable's axes without plate, or of all after that of the data.
+    Arrays lead with the data axis, which the datasets have only where the model has a data plate. `dims` names a
+    variable's axes without plate, or all after that of the data.
     """
 
     def __init__(
@@ -34,11 +30,7 @@ class Labels:
         self.data_dims = [] if latent_model.plate is None else [latent_model.plate]
 
     def of_site(self, name: str, num_axes: int) -> list[str]:
-        """Names of the axes of a site's value, after that of the data.
-
-        Raises:
-            ValueError: where the user's names are too few or too many.
-        """
+        """Names of the axes of a site's value, after that of the data."""
         structure = self.latent_model.structure
         # The shape of a deterministic site is not known to have event dimensions.
         deterministic = structure.deterministic.get(name)

@@ -55,20 +55,7 @@ def prior_draws(
 def predictive_draws(
     latent_model: LatentModel, key: PRNGKeyArray, latents: dict[str, np.ndarray], observed: dict[str, np.ndarray]
 ) -> dict[str, Shaped[np.ndarray, "num_data num_draws ..."]]:
-    """Draw each observed site from its distribution in the model run at each draw of the latents.
-
-    Args:
-        latent_model: the model.
-        key: a random key.
-        latents: draws by site, `(num_data, num_draws, *shape)`.
-        observed: values of the observed sites, `(num_data, *shape)`, whose shapes the draws have.
-
-    Returns:
-        Draws by site, `(num_data, num_draws, *shape)`.
-
-    Warns:
-        RuntimeWarning: where the distribution of a site cannot be sampled: the site is left out.
-    """
+    """Draws of each observed site at each draw of the latents, without sites that cannot be sampled."""
     axes = {name: latent_model.row_axis(name) for name in observed}
 
     def draw_site(name: str, fn: Any, key: Array) -> Array | None:

@@ -32,16 +32,6 @@ def read_model(
 
     A model that calls NumPy on its data, or has an `if` that depends on them, needs their values. What no data plate
     divides is then given to it as it was passed; programs are compiled for these values, and for others anew.
-
-    Args:
-        model: a NumPyro model.
-        params: constrained values of its parameter sites.
-        data: its positional arguments.
-        model_kwargs: its keyword arguments.
-        plate: name of the data plate, if chosen.
-
-    Raises:
-        TypeError: naming the line of a model that cannot be traced, and what to do; for data that are no numbers.
     """
     params = compiler_sharded(params)
 
@@ -96,11 +86,7 @@ def explained(error: Exception) -> Exception:
 
 
 def first_data(latent_model: LatentModel, indices: np.ndarray) -> LatentModel:
-    """The model with some of its data alone, for what an interrupted run has to tell.
-
-    Raises:
-        KeyboardInterrupt: where the model cannot be read with fewer rows.
-    """
+    """The model with some of its data alone, for what an interrupted run has to tell."""
     rows = jax.tree.map(lambda leaf: leaf[indices], latent_model.rows)
     try:
         return latent_model.at(data=eqx.combine(rows, latent_model.data))
