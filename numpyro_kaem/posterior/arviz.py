@@ -16,12 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.labels import Labels
-from numpyro_kaem.posterior.predictive import (
-    constant_data,
-    pointwise_density,
-    predictive_draws,
-    prior_draws,
-)
+from numpyro_kaem.posterior.predictive import constant_data, pointwise_density, predictive_draws, prior_draws
 from numpyro_kaem.posterior.result import Posterior
 
 _IS_ARVIZ_0 = version("arviz").startswith("0.")

@@ -132,7 +132,7 @@ def warn_if_impossible(impossible: np.ndarray, where: str, latent_model: LatentM
         first = int(np.argmax(impossible))
         _warn(
             f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
-            f"{first}{_reason(latent_model, first)}: their ess is 0 and their log_evidence, where there is one, -inf",
+            f"{first}{_reason(latent_model, first)}: their ess is 0 and their log_evidence, where there is one, -inf"
         )
 
 
@@ -161,7 +161,7 @@ def warn_if_runs_disagree(share: np.ndarray) -> None:
         _warn(
             f"the evidences of the {num_runs} runs of {few.sum()} of {len(few)} data, the first at index "
             f"{np.argmax(few)}, are so different that fewer than half of the runs count: use more particles or more "
-            "moves per rung",
+            "moves per rung"
         )
 
 
@@ -173,7 +173,7 @@ def warn_if_outside(outside: np.ndarray) -> None:
         _warn(
             f"{some.sum()} of {len(some)} data have draws of likelihood zero, the first at index {first} "
             f"{int(outside[first].sum())} of {outside.shape[1]}: its chains have not found where it is positive, and "
-            "these draws have no weight; take more steps, or a temperature ladder",
+            "these draws have no weight; take more steps, or a temperature ladder"
         )
 
 
@@ -187,7 +187,7 @@ def warn_if_chains_disagree(posterior: Any, kind: str) -> None:
         worst = int(np.argmax(np.where(apart, rhat, 0.0)))
         _warn(
             f"the {kind} of {apart.sum()} of {len(apart)} data disagree: R-hat is {rhat[worst]:.2f} at index {worst} "
-            f"(`rhat` has all), above {_RHAT_LIMIT}. {_CURES[kind]}",
+            f"(`rhat` has all), above {_RHAT_LIMIT}. {_CURES[kind]}"
         )
 
 
@@ -200,5 +200,5 @@ def warn_if_in_lumps(lumps: np.ndarray, temperatures: np.ndarray) -> None:
             f"pass between, the first at index {datum}, temperature {temperatures[datum, rung]:.3g}: the sign of a "
             "phase transition, across which tempering finds the share of either lump slowly or never, and errors that "
             "it reports are too small. Compare several runs from other keys, start with a guide that knows both, or "
-            "reparameterise the model",
+            "reparameterise the model"
         )

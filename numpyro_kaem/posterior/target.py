@@ -18,7 +18,10 @@ from numpyro_kaem.models.latent_model import LatentModel
 
 
 class Point(NamedTuple):
-    """A position with the parts of its log-density, from which that at any temperature follows."""
+    """A position with the parts of its log-density, from which that at any temperature follows.
+
+    The log-prior has the log-determinant of the transform in it. Gradients are zero where a kernel needs none.
+    """
 
     position: Float[Array, "*batch dim"]
     log_prior: Float[Array, "*batch"]
