@@ -56,7 +56,7 @@ class Columns(Mapping):
         """All columns side by side, (num_rows, num_columns)."""
         return jax.numpy.stack(list(self._arrays.values()), -1)
 
-    values = property(to_numpy)  # type: ignore[assignment]  # as pandas has it, and not as Mapping does
+    values = property(to_numpy)  # as pandas has it, and not as Mapping does
 
     def tree_flatten_with_keys(self) -> tuple[list, tuple]:
         """The columns are the leaves."""

@@ -30,6 +30,11 @@ def _once(function: Callable) -> property:
     return property(get)
 
 
+def output(kind: str, name: str) -> Callable[[dict], Any]:
+    """Selects one site's entry of a traced run, see `TracedModel._staged`."""
+    return lambda out: out[kind][name]
+
+
 class TracedModel(RowModel):
     """A model on rows that tells what its densities depend on."""
 

@@ -13,7 +13,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint, has_custom_rules, value_of
-from numpyro_kaem.models.structure import ModelStructure, scaled_log_prob
+from numpyro_kaem.models.structure import ModelStructure, layers, scaled_log_prob
 
 
 class Program:
@@ -68,8 +68,8 @@ def model_fingerprint(
         described.update({name: _description(site) for name, site in sites.items()})
         return sites
 
-    def draws(*inputs: Any) -> dict[str, Array]:
-        return {name: site["value"] for name, site in run(*inputs, {}).items() if _is_latent(site)}
+    def draws(arrays: Any, key: Array, indices: dict) -> dict[str, Array]:
+        return {name: site["value"] for name, site in run(arrays, key, indices, {}).items() if _is_latent(site)}
 
     def densities(*inputs: Any) -> tuple[Array, dict[str, Any]]:
         computed = {name: _computed(site) for name, site in run(*inputs).items()}
@@ -94,12 +94,9 @@ def _is_latent(site: dict) -> bool:
 
 def _description(site: dict) -> Hashable:
     """What is static about a traced site: its distribution's classes, and the plates around it."""
-    classes, fn = [], site["fn"] if site["type"] == "sample" else None
-    while fn is not None:
-        classes.append(type(fn))
-        fn = getattr(fn, "base_dist", None)
+    classes = tuple(map(type, layers(site["fn"]))) if site["type"] == "sample" else ()
     frames = tuple((frame.name, frame.dim, frame.size) for frame in site.get("cond_indep_stack", ()))
-    return site["type"], site.get("is_observed", False), tuple(classes), frames
+    return site["type"], site.get("is_observed", False), classes, frames
 
 
 def _computed(site: dict) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_kaem._compilation.options import RUN_ONCE, known_options
 from numpyro_kaem._compilation.programs import jit_by_program, passes_once
-from numpyro_kaem.models.dependence import TracedModel
+from numpyro_kaem.models.dependence import TracedModel, output
 from numpyro_kaem.models.staging import StagedFunction
 from numpyro_kaem.models.structure import CURES, initial_values
 
@@ -27,7 +28,7 @@ def check_rows_stand_alone(model: TracedModel) -> None:
     comparison.
     """
     for name in model.global_names:
-        if model.depends_on_latents(lambda out, name=name: out["global"][name]):
+        if model.depends_on_latents(output("global", name)):
             raise ValueError(
                 f"site {name!r} is outside plate {model.plate!r} but depends on latents inside it. {model.cures()}"
             )
@@ -47,7 +48,7 @@ def check_rows_stand_alone(model: TracedModel) -> None:
 def check_constants_are_constant(model: TracedModel) -> None:
     """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel."""
     for name in model.structure.unnormalized_sites:
-        used = model.latents_used(lambda out, name=name: out["prior"][name])
+        used = model.latents_used(output("prior", name))
         if others := [other for other in used if other != name]:
             raise ValueError(
                 f"latent site {name!r} has a density that is not normalised and depends on the latents {others}: its "
@@ -63,7 +64,7 @@ def check_latents_are_drawn(model: TracedModel) -> None:
         _, rows = model.one_row
         staged = StagedFunction(lambda key, rows: model.draw_latents(key, rows), model.rng_key, rows)
         for name, shape in model.latent_shapes.items():
-            if 0 not in shape and not staged.depends(lambda z, name=name: z[name], 0):
+            if 0 not in shape and not staged.depends(itemgetter(name), 0):
                 raise ValueError(
                     f"draws of latent site {name!r} do not depend on the random key: handlers.seed, substitute or "
                     "replay, or dist.Delta, has fixed its value. Pass the model without handlers.seed; to fix a site "

@@ -1,6 +1,6 @@
 """The structure of a NumPyro model: its sites, plates and parameters, and which plate is the data's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -136,14 +136,17 @@ def scaled_log_prob(site: dict) -> Array:
     return log_prob if site["scale"] is None else site["scale"] * log_prob
 
 
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution and all that it wraps, from the outside."""
+    while fn is not None:
+        yield fn
+        fn = getattr(fn, "base_dist", None)
+
+
 def masks_of(fn: Any) -> list[Any]:
     """The masks in a distribution that hide anything: False, or arrays."""
-    masks = []
-    while fn is not None:
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            masks.append(fn._mask)
-        fn = getattr(fn, "base_dist", None)
-    return masks
+    masked = [layer for layer in layers(fn) if isinstance(layer, MaskedDistribution)]
+    return [layer._mask for layer in masked if layer._mask is not True]
 
 
 def unmasked(fn: Any) -> Any:
@@ -184,7 +187,7 @@ def _sample_site(site: dict) -> SampleSite:
             f"observed site {site['name']!r} has values of shape {shape}, but its distribution has shape {full}: "
             "values would be counted several times; give both the same shape"
         )
-    normalized = _is_normalized(fn)
+    normalized = all(getattr(layer, "is_normalized", True) for layer in layers(fn))
     if site["is_observed"] and not normalized:
         raise ValueError(
             f"observed site {site['name']!r} has a density that is not normalised: its likelihood is known up to a "
@@ -208,18 +211,7 @@ def _sample_site(site: dict) -> SampleSite:
 
 def _innermost(fn: Any) -> Any:
     """The distribution inside of its wrappers."""
-    while getattr(fn, "base_dist", None) is not None:
-        fn = fn.base_dist
-    return fn
-
-
-def _is_normalized(fn: Any) -> bool:
-    """Whether a distribution and, where it wraps others, all of these are normalised."""
-    while fn is not None:
-        if not getattr(fn, "is_normalized", True):
-            return False
-        fn = getattr(fn, "base_dist", None)
-    return True
+    return list(layers(fn))[-1]
 
 
 def _parameter_site(site: dict) -> ParameterSite:

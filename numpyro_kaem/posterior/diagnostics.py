@@ -64,11 +64,7 @@ def check_observations(latent_model: LatentModel) -> None:
                 "needs all of them, leave subsample_size out (with a minibatch of the data, train by SVI instead)"
             )
     if not (latent_model.observed_names or latent_model.global_names):
-        warnings.warn(
-            "the model observes nothing, so that its posterior is its prior: were all data passed?",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _warn("the model observes nothing, so that its posterior is its prior: were all data passed?")
 
 
 def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, source: str = "prior") -> None:
@@ -155,11 +151,11 @@ def _reason(latent_model: LatentModel, datum: int) -> str:
 
 def warn_if_runs_disagree(share: np.ndarray) -> None:
     """Warn of data for which few of the independent runs carry the evidence, of which these are the shares."""
-    num_runs = share.shape[1]
+    num_data, num_runs = share.shape
     few = share.sum(1) ** 2 / np.sum(share**2, 1) < num_runs / 2
     if few.any():
         _warn(
-            f"the evidences of the {num_runs} runs of {few.sum()} of {len(few)} data, the first at index "
+            f"the evidences of the {num_runs} runs of {few.sum()} of {num_data} data, the first at index "
             f"{np.argmax(few)}, are so different that fewer than half of the runs count: use more particles or more "
             "moves per rung"
         )

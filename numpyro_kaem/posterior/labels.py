@@ -34,11 +34,8 @@ class Labels:
         structure = self.latent_model.structure
         # The shape of a deterministic site is not known to have event dimensions.
         deterministic = structure.deterministic.get(name)
-        site_plates, event_dim = (
-            (structure.sites[name].plates, structure.sites[name].event_dim)
-            if deterministic is None
-            else (deterministic, 0)
-        )
+        site_plates = structure.sites[name].plates if deterministic is None else deterministic
+        event_dim = structure.sites[name].event_dim if deterministic is None else 0
         plates: list[str | None] = [None] * num_axes
         data_dim = site_plates.get(self.latent_model.plate)
         for plate, dim in site_plates.items():
@@ -100,5 +97,5 @@ class Labels:
         import xarray as xr
 
         data = xr.Dataset(variables)
-        numbered = {dim: coords.get(dim, np.arange(size)) for dim, size in data.sizes.items()}
-        return data.assign_coords({dim: self.coords.get(dim, numbers) for dim, numbers in numbered.items()})
+        known: dict[Any, Any] = {**coords, **self.coords}
+        return data.assign_coords({dim: known.get(dim, np.arange(size)) for dim, size in data.sizes.items()})

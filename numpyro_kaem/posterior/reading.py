@@ -45,7 +45,9 @@ def read_model(
             # As arguments of compiled programs, like arrays, unless the model makes of them what is none, such as the
             # domain of a basis. (Integers and flags shape a model.)
             with contextlib.suppress(Exception):
-                return read(model, *jax.tree.map(_float_as_array, arrays))
+                return read(
+                    model, *jax.tree.map(lambda leaf: jnp.asarray(leaf) if type(leaf) is float else leaf, arrays)
+                )
         return read(model, *arrays)
     except (*NEEDS_VALUES, AttributeError, TypeError) as error:
         first: Exception = error
@@ -60,10 +62,6 @@ def read_model(
             continue
     better = explained(first)
     raise first if better is first else better from first
-
-
-def _float_as_array(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if type(leaf) is float else leaf
 
 
 def _of_numpy(given: Any) -> Any:

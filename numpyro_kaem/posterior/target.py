@@ -131,7 +131,7 @@ class Target:
         flat = jax.eval_shape(example)
         self.dim, self.dtype = flat.size, flat.dtype
         # Traced once, however often a program evaluates.
-        self.evaluate_raw = jax.jit(self.evaluate_raw)
+        self.evaluate_raw = jax.jit(self._evaluate_raw)
 
     def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
         """One exact draw from the prior of a datum, in flat coordinates."""
@@ -175,15 +175,15 @@ class Target:
         """The point at a position; a log-likelihood that is NaN or +inf counts as zero likelihood."""
         return count_invalid(self.evaluate_raw(position, row))[0]
 
-    def evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
+    def _evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
         """The point at a position, with the log-likelihood as the model gives it."""
 
         def parts(u):
             return self.latent_model.log_parts(self.unravel(u), *row, unconstrained=True)
 
         if not self.gradients:
-            zero = jnp.zeros_like(position)
-            return Point(position, *parts(position), zero, zero)
+            prior, likelihood = parts(position)
+            return Point(position, prior, likelihood, jnp.zeros_like(position), jnp.zeros_like(position))
 
         def with_gradients(u):
             values, push = jax.linearize(parts, u)

@@ -8,7 +8,6 @@ where the prior depends on the data), otherwise all data share the same draws.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from numpyro_kaem._numerics.sharding import spread
+from numpyro_kaem.models.dependence import output
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.models.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior.proposal import in_support
@@ -178,16 +178,12 @@ def observed_values(latent_model: LatentModel) -> dict[str, Array]:
     Factors have none, and those that depend on latents, such as what is imputed, are no data.
     """
     names = [
-        name
-        for name in latent_model.observed_names
-        if not latent_model.depends_on_latents(lambda out, name=name: out["observed"][name])
+        name for name in latent_model.observed_names if not latent_model.depends_on_latents(output("observed", name))
     ]
 
     def observed(_, row):
-        def select(out: dict[str, dict]) -> dict[str, Any]:
-            return {name: out["observed"][name] for name in names}
-
-        values = latent_model.evaluate(select, None, latent_model.lead(row))
+        datum = latent_model.lead(row)
+        values = latent_model.evaluate(lambda out: {name: out["observed"][name] for name in names}, None, datum)
         return {name: value for name, value in values.items() if value.size}
 
     axis = None if latent_model.plate is None else 0
