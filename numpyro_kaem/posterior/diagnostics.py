@@ -167,7 +167,7 @@ def warn_if_outside(outside: np.ndarray) -> None:
     if some.any():
         first = int(np.argmax(some))
         _warn(
-            f"{some.sum()} of {len(some)} data have draws of likelihood zero, the first at index {first} "
+            f"{some.sum()} of {len(outside)} data have draws of likelihood zero, the first at index {first} "
             f"{int(outside[first].sum())} of {outside.shape[1]}: its chains have not found where it is positive, and "
             "these draws have no weight; take more steps, or a temperature ladder"
         )

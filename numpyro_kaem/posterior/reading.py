@@ -45,9 +45,8 @@ def read_model(
             # As arguments of compiled programs, like arrays, unless the model makes of them what is none, such as the
             # domain of a basis. (Integers and flags shape a model.)
             with contextlib.suppress(Exception):
-                return read(
-                    model, *jax.tree.map(lambda leaf: jnp.asarray(leaf) if type(leaf) is float else leaf, arrays)
-                )
+                floats = jax.tree.map(lambda leaf: jnp.asarray(leaf) if type(leaf) is float else leaf, arrays)
+                return read(model, *floats)
         return read(model, *arrays)
     except (*NEEDS_VALUES, AttributeError, TypeError) as error:
         first: Exception = error
