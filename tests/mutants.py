@@ -357,7 +357,7 @@ MUTANTS = [
     Mutant(
         "likelihoods that depend on the data are taken for shared ones",
         "models/pairwise.py",
-        'if latent_model.depends_on_data(lambda out, name=name: out["likelihood"][name]):',
+        'if latent_model.depends_on_data(output("likelihood", name)):',
         "if False:",
         "test_pairwise.py::test_what_depends_on_the_data_takes_the_generic_path_and_says_so"
         "[covariate-distribution of 'x']",
@@ -569,7 +569,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reversed scan is given its latents from the front",
-        "models/scans.py",
+        "models/rows.py",
         "return step if step is None or length is None else length - 1 - step",
         "return step",
         "test_model_zoo.py::test_samplers_are_right_or_say_why_not[a reversed scan-importance]",

@@ -4,7 +4,6 @@ Each file imports from those above it and from earlier rooms only.
 
 data: what callers pass as data, as arrays
 staging: functions traced once and evaluated in part
-scans: the step of a `scan` that a site is at
 structure: the sites, plates and scales of a model
 fingerprint: what is static of a model, and when that of two is the same program
 rows: the model with its values, run on rows and read per row

@@ -19,13 +19,7 @@ class NotAnArray(AttributeError):
 class Columns(Mapping):
     """The columns of a table, such as a pandas DataFrame, as arrays that can be traced and cut to rows.
 
-    `table["a"]` and `table.a` are arrays, `len(table)` is the number of rows, `table.columns` has the names,
-    `table.to_numpy()` and `table.values` all columns side by side. Columns that hold no numbers raise an error when
-    they are asked for.
-
-    Args:
-        arrays: numbers, by name of the column.
-        others: names of the other columns.
+    `table["a"]` and `table.a` are arrays; those of the `others`, which hold no numbers, are an error when asked for.
     """
 
     def __init__(self, arrays: dict[Any, Any], others: tuple = ()):
@@ -62,7 +56,7 @@ class Columns(Mapping):
         """All columns side by side, (num_rows, num_columns)."""
         return jax.numpy.stack(list(self._arrays.values()), -1)
 
-    values = property(to_numpy)  # type: ignore[assignment]  # as pandas has it, and not as Mapping does
+    values = property(to_numpy)  # as pandas has it, and not as Mapping does
 
     def tree_flatten_with_keys(self) -> tuple[list, tuple]:
         """The columns are the leaves."""
@@ -77,16 +71,7 @@ class Columns(Mapping):
 
 
 def as_arrays(name: str, tree: Any) -> Any:
-    """Data with arrays of NumPy or JAX in place of what holds numbers: Series, tables, lists of numbers.
-
-    Args:
-        name: how the caller calls the argument.
-        tree: any pytree; strings, numbers, functions and None stay as they are.
-
-    Raises:
-        TypeError: for arrays and Series of anything but numbers.
-        ValueError: for masked values.
-    """
+    """Data with arrays of NumPy or JAX for Series, tables and lists of numbers; `name` is the caller's argument."""
 
     def convert(path: tuple, leaf: Any) -> Any:
         label = name + jax.tree_util.keystr(path)

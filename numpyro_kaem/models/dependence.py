@@ -30,6 +30,11 @@ def _once(function: Callable) -> property:
     return property(get)
 
 
+def output(kind: str, name: str) -> Callable[[dict], Any]:
+    """Selects one site's entry of a traced run, see `TracedModel._staged`."""
+    return lambda out: out[kind][name]
+
+
 class TracedModel(RowModel):
     """A model on rows that tells what its densities depend on."""
 
@@ -43,9 +48,8 @@ class TracedModel(RowModel):
     def _staged(self) -> StagedFunction:
         """The run on one row as a traced function of the model, latents and rows.
 
-        Its outputs are log-probabilities by site, the observed ones' at a value that is no datum, so that
-        data enter through the distributions only (`prior`, `likelihood`, `global`), the values, distributions and
-        scales of a datum's observed sites (`observed`, `distributions`, `scales`).
+        Of its log-probabilities by site the observed ones' are at a value that is no datum, so that data enter through
+        the distributions only.
         """
 
         def run(model: TracedModel, latents: Latents, rows: tuple) -> dict[str, dict[str, Any]]:

@@ -13,23 +13,14 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint, has_custom_rules, value_of
-from numpyro_kaem.models.structure import ModelStructure, scaled_log_prob
+from numpyro_kaem.models.structure import ModelStructure, layers, scaled_log_prob
 
 
 class Program:
     """What a model is apart from its arrays; equal to that of every other model that computes the same.
 
-    It holds no array that the model is given, but for NumPy's among the keyword arguments.
-
-    Args:
-        model: a NumPyro model.
-        structure: its structure.
-        static: positional and keyword arguments, a tuple and a dict, without their arrays.
-        plate: name of the data plate, or what was chosen for one.
-        shapes: of parameters, arrays among the arguments, random key and plate indices.
-
-    Attributes:
-        kept: what is found out once for all values of the arrays, by name.
+    It holds no array that the model is given, but for NumPy's among the keyword arguments. What is found out once for
+    all values of the arrays is in `kept`, by name.
     """
 
     def __init__(self, model: Callable, structure: ModelStructure, static: Any, plate: str | None, shapes: tuple):
@@ -64,14 +55,6 @@ def model_fingerprint(
     It holds two runs as JAX has traced them: one draws the latents, the other finds the densities of latents and
     observed sites, and their derivatives where a function in the model has rules of its own for these. What the model
     closes over is in them: JAX's large arrays by identity, all other constants by content.
-
-    Args:
-        model: a NumPyro model or guide.
-        params: values of parameter and mutable sites, constrained.
-        data: positional arguments.
-        model_kwargs: keyword arguments. Of these three the arrays, or their shapes, are arguments of the runs.
-        rng_key: an argument of the runs.
-        plate_indices: the indices of each plate, arguments of the runs.
     """
     is_array = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
     arrays, static = eqx.partition((params, data, model_kwargs), is_array)
@@ -85,8 +68,8 @@ def model_fingerprint(
         described.update({name: _description(site) for name, site in sites.items()})
         return sites
 
-    def draws(*inputs: Any) -> dict[str, Array]:
-        return {name: site["value"] for name, site in run(*inputs, {}).items() if _is_latent(site)}
+    def draws(arrays: Any, key: Array, indices: dict) -> dict[str, Array]:
+        return {name: site["value"] for name, site in run(arrays, key, indices, {}).items() if _is_latent(site)}
 
     def densities(*inputs: Any) -> tuple[Array, dict[str, Any]]:
         computed = {name: _computed(site) for name, site in run(*inputs).items()}
@@ -111,12 +94,9 @@ def _is_latent(site: dict) -> bool:
 
 def _description(site: dict) -> Hashable:
     """What is static about a traced site: its distribution's classes, and the plates around it."""
-    classes, fn = [], site["fn"] if site["type"] == "sample" else None
-    while fn is not None:
-        classes.append(type(fn))
-        fn = getattr(fn, "base_dist", None)
+    classes = tuple(map(type, layers(site["fn"]))) if site["type"] == "sample" else ()
     frames = tuple((frame.name, frame.dim, frame.size) for frame in site.get("cond_indep_stack", ()))
-    return site["type"], site.get("is_observed", False), tuple(classes), frames
+    return site["type"], site.get("is_observed", False), classes, frames
 
 
 def _computed(site: dict) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -153,8 +154,8 @@ class LatentModel(TracedModel):
 
     def __reduce__(self) -> tuple:
         params, data, model_kwargs = jax.device_get((self.params, self.data, self.model_kwargs))
-        settings = {"plate": self._program.plate, "rng_key": self.rng_key, "check": False}
-        return _unpickled, (self.model, params, data, settings | model_kwargs)
+        settings: dict[str, Any] = {"plate": self._program.plate, "rng_key": self.rng_key, "check": False}
+        return partial(LatentModel, **settings, **model_kwargs), (self.model, params, *data)
 
     def require_per_datum(self, caller: str) -> None:
         """Raise a ValueError, for `caller`, unless every latent site is inside one data plate."""
@@ -293,7 +294,7 @@ class LatentModel(TracedModel):
             return jnp.asarray(0.0)
         model = seed(substitute(self.model, data={**self.params, **self.plate_indices}), self.rng_key)
         sites = trace(model).get_trace(*self.data, **self.model_kwargs)
-        return sum(jnp.sum(scaled_log_prob(sites[name])) for name in self.global_names)
+        return jnp.asarray(sum(jnp.sum(scaled_log_prob(sites[name])) for name in self.global_names))
 
     @property
     def unnormalized_sites(self) -> tuple[str, ...]:
@@ -333,7 +334,3 @@ class LatentModel(TracedModel):
     def _sum(self, sites: dict[str, dict], names: Any) -> Array:
         """The sites' log-probabilities in a run on one datum."""
         return jnp.asarray(sum((jnp.sum(self.site_terms(sites, name)) for name in names), 0.0))
-
-
-def _unpickled(model: Callable, params: dict[str, Any], data: tuple, options: dict[str, Any]) -> LatentModel:
-    return LatentModel(model, params, *data, **options)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
+from numpyro_kaem.models.dependence import output
 from numpyro_kaem.models.latent_model import LatentModel
 
 _logger = logging.getLogger("numpyro_kaem")
@@ -116,12 +117,12 @@ def pairwise_log_likelihood(
 def _obstacle_to_sharing(latent_model: LatentModel) -> str | None:
     """Why the likelihoods of one run on the draws would not be those of the data, if so."""
     for name in latent_model.latent_shapes:
-        if latent_model.depends_on_data(lambda out, name=name: out["prior"][name]):
+        if latent_model.depends_on_data(output("prior", name)):
             return f"the prior of {name!r} depends on the data"
     for name in latent_model.observed_names:
-        if latent_model.depends_on_data(lambda out, name=name: out["likelihood"][name]):
+        if latent_model.depends_on_data(output("likelihood", name)):
             return f"the distribution of {name!r} (or its mask or scale) depends on the data"
-        if latent_model.depends_on_latents(lambda out, name=name: out["observed"][name]):
+        if latent_model.depends_on_latents(output("observed", name)):
             return f"the observed value of {name!r} depends on the latents"
     return None
 
@@ -201,7 +202,8 @@ def _product(a: Array, b: Array) -> Array:
     """The product a b^T by blocks of columns: the rounding error of one long sum grows with its length."""
     block = max(1024, -(-a.shape[1] // 12))
     parts = [slice(start, start + block) for start in range(0, a.shape[1], block)]
-    return sum(jnp.matmul(a[:, part], b[:, part].T, precision=lax.Precision.HIGHEST) for part in parts)
+    products = (jnp.matmul(a[:, part], b[:, part].T, precision=lax.Precision.HIGHEST) for part in parts)
+    return jnp.asarray(sum(products))
 
 
 def _rounding(sums: Array) -> Array:

@@ -12,13 +12,14 @@ import numpy as np
 import numpyro
 from jax import Array
 from jax.typing import ArrayLike
+from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.distributions.transforms import Transform, biject_to
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import infer_config, seed, substitute, trace
+from numpyro.primitives import Messenger
 
 from numpyro_kaem._compilation.fingerprint import SameProgram
 from numpyro_kaem.models.data import as_arrays
 from numpyro_kaem.models.fingerprint import Program
-from numpyro_kaem.models.scans import CountScans, step_of_scan
 from numpyro_kaem.models.staging import abstract
 from numpyro_kaem.models.structure import (
     CURES,
@@ -34,30 +35,38 @@ from numpyro_kaem.models.structure import (
 Latents = dict[str, ArrayLike]
 # End of the names of sites by which latents hand on the log-determinants of their transforms.
 _LOG_DET = "$log_det"
+_LENGTH = "_length_of_reversed_scan"
+
+
+class _CountScans(Messenger):
+    """Tell the sites in the body of a reversed scan how long it is.
+
+    NumPyro counts steps from zero in the order in which they are taken, and stacks values in the order of the data: in
+    a reversed scan the last come first.
+    """
+
+    def process_message(self, msg: dict) -> None:
+        """Mark what is in the body of a reversed scan."""
+        if msg["type"] != "control_flow" or msg["fn"] is not scan_wrapper:
+            return
+        function, init, xs, length, is_reversed = msg["args"]
+        if is_reversed:
+            length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
+            marked = infer_config(function, config_fn=lambda site: {_LENGTH: length})
+            msg["args"] = marked, init, xs, length, is_reversed
+
+
+def _step_of_scan(site: dict) -> Any:
+    """The index of a site among the values of its scan, in the order of the data; None outside of scans."""
+    step, length = site["infer"].get("_scan_current_index"), site["infer"].get(_LENGTH)
+    return step if step is None or length is None else length - 1 - step
 
 
 class RowModel(eqx.Module):
     """A NumPyro model that runs on k rows of its data and k latents, its plate indices substituted.
 
-    Where no plate holds every latent site the whole data set is the one row, and there is no leading axis.
-
-    Args:
-        model: a NumPyro model.
-        params: values of parameter and mutable sites, constrained.
-        data: positional arguments.
-        model_kwargs: keyword arguments.
-        plate: name of the data plate, if chosen.
-        rng_key: draws sub-sample indices and seeds the model.
-
-    Attributes:
-        params, rng_key: as given.
-        arrays: what is an array of positional and keyword arguments.
-        plate_indices: the indices of each plate, drawn once where they are random.
-        plate, num_data, scale, observed_names, outside_sites: as in `LatentModel`.
-        global_names: observed sites and factors outside the data plate.
-
-    Raises:
-        ValueError: as `LatentModel`.
+    Where no plate holds every latent site the whole data set is the one row, and there is no leading axis. `arrays` are
+    those of positional and keyword arguments, `global_names` the observed sites and factors outside the data plate.
     """
 
     params: dict[str, Any]
@@ -178,17 +187,9 @@ class RowModel(eqx.Module):
         key: Array | None = None,
         unconstrained: bool = False,
     ) -> tuple[dict[str, dict], ArrayLike]:
-        """Run the model on k rows.
+        """The trace of the model on k rows, and the log-determinant of the transforms that constrained its latents.
 
-        Args:
-            latents: values with leading axis k; sites left out are drawn.
-            rows: positional data with leading axis k, or what the model itself cuts at `row_indices`.
-            row_indices: k indices of the data plate; `[0]` by default.
-            key: in place of `self.rng_key`.
-            unconstrained: whether `latents` holds unconstrained coordinates.
-
-        Returns:
-            The trace, and the log-determinant of the transforms that constrained the latents.
+        Latents that are left out are drawn. `rows` lead with k, or are what the model itself cuts at `row_indices`.
         """
         row_indices = jnp.zeros(1, int) if row_indices is None else row_indices
         values = {**self.params, **self.plate_indices}
@@ -201,7 +202,7 @@ class RowModel(eqx.Module):
                 return row_indices
             if name not in latents:
                 return values.get(name)
-            step = step_of_scan(site)
+            step = _step_of_scan(site)
             if unconstrained:
                 transform = biject_to(site["fn"].support)
                 u = _insert_rows(latents[name], self._unconstrained_axis(name, transform))
@@ -220,8 +221,9 @@ class RowModel(eqx.Module):
                 )
             return value if step is None else value[step]
 
-        model = seed(substitute(CountScans(self.model), substitute_fn=value_of), self.rng_key if key is None else key)
-        sites = trace(model).get_trace(*self._arguments(rows), **self.model_kwargs)
+        model = seed(substitute(_CountScans(self.model), substitute_fn=value_of), self.rng_key if key is None else key)
+        # What is not cut completes the positional arguments.
+        sites = trace(model).get_trace(*eqx.combine(self.checked_rows(rows), self.data), **self.model_kwargs)
         for name, site in self.structure.sites.items():
             if self.plate in site.plates:
                 # The plate's own factor is kept apart; a handler's scale stays with its site.
@@ -319,10 +321,6 @@ class RowModel(eqx.Module):
             return leaf.astype(original.dtype)
 
         return jax.tree.map(check, self.uncut_rows, rows, is_leaf=lambda leaf: leaf is None)
-
-    def _arguments(self, rows: tuple) -> tuple:
-        """The model's positional arguments: `rows` completed by what is not cut."""
-        return eqx.combine(self.checked_rows(rows), self.data)
 
     def _is_at_end(self, name: str, site: dict) -> Array:
         transform, value = biject_to(site["fn"].support), site["value"]

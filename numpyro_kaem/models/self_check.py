@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_kaem._compilation.options import RUN_ONCE, known_options
 from numpyro_kaem._compilation.programs import jit_by_program, passes_once
-from numpyro_kaem.models.dependence import TracedModel
+from numpyro_kaem.models.dependence import TracedModel, output
 from numpyro_kaem.models.staging import StagedFunction
 from numpyro_kaem.models.structure import CURES, initial_values
 
@@ -23,17 +24,11 @@ from numpyro_kaem.models.structure import CURES, initial_values
 def check_rows_stand_alone(model: TracedModel) -> None:
     """Compare, site by site, a run on two rows with runs on each of them, at draws from the prior.
 
-    Values are needed: with traced parameters the model's own initial ones are used, with traced data there is
-    no comparison.
-
-    Args:
-        model: a model on rows; nothing is to be compared where it has no data plate.
-
-    Raises:
-        ValueError: naming the site whose log-probability for a row depends on anything but the row.
+    Values are needed: with traced parameters the model's own initial ones are used, with traced data there is no
+    comparison.
     """
     for name in model.global_names:
-        if model.depends_on_latents(lambda out, name=name: out["global"][name]):
+        if model.depends_on_latents(output("global", name)):
             raise ValueError(
                 f"site {name!r} is outside plate {model.plate!r} but depends on latents inside it. {model.cures()}"
             )
@@ -51,13 +46,9 @@ def check_rows_stand_alone(model: TracedModel) -> None:
 
 
 def check_constants_are_constant(model: TracedModel) -> None:
-    """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel.
-
-    Raises:
-        ValueError: naming a site that is not normalised and the latents that its distribution depends on.
-    """
+    """Check that the unknown normalising constants of latent sites depend on no latents: then they cancel."""
     for name in model.structure.unnormalized_sites:
-        used = model.latents_used(lambda out, name=name: out["prior"][name])
+        used = model.latents_used(output("prior", name))
         if others := [other for other in used if other != name]:
             raise ValueError(
                 f"latent site {name!r} has a density that is not normalised and depends on the latents {others}: its "
@@ -67,17 +58,13 @@ def check_constants_are_constant(model: TracedModel) -> None:
 
 
 def check_latents_are_drawn(model: TracedModel) -> None:
-    """Check that latents are drawn, and not fixed by a handler that samplers would not respect.
-
-    Raises:
-        ValueError: naming a site whose draws do not depend on the random key.
-    """
+    """Check that latents are drawn, and not fixed by a handler that samplers would not respect."""
 
     def check() -> None:
         _, rows = model.one_row
         staged = StagedFunction(lambda key, rows: model.draw_latents(key, rows), model.rng_key, rows)
         for name, shape in model.latent_shapes.items():
-            if 0 not in shape and not staged.depends(lambda z, name=name: z[name], 0):
+            if 0 not in shape and not staged.depends(itemgetter(name), 0):
                 raise ValueError(
                     f"draws of latent site {name!r} do not depend on the random key: handlers.seed, substitute or "
                     "replay, or dist.Delta, has fixed its value. Pass the model without handlers.seed; to fix a site "
@@ -91,10 +78,6 @@ def check_priors_are_proper(model: TracedModel) -> None:
     """Check that what a mask hides of a latent site is counted elsewhere, or that nothing observed depends on it.
 
     Values are needed where masks are arrays: with traced ones there is no check.
-
-    Raises:
-        ValueError: naming a site that a mask has left without a prior, though data depend on it, or whose elements are
-            counted elsewhere in part only.
     """
     for name, site in model.structure.latent_sites.items():
         if not site.is_masked:

@@ -23,16 +23,8 @@ def abstract(tree: Any) -> Any:
 class StagedFunction:
     """A function traced once, of which any part of the output can be analysed or evaluated alone.
 
-    Dead-code elimination keeps the equations that the selected outputs need. What is left tells which
-    arguments they depend on (exactly up to the primitives' own granularity, and never too few), and running
-    it costs nothing for the outputs that were left out.
-
-    Args:
-        fn: a pure function from pytrees to a pytree.
-        args: its arguments, arrays or `jax.ShapeDtypeStruct`.
-
-    Attributes:
-        args: shapes and dtypes of the arguments.
+    Dead-code elimination keeps the equations that the selected outputs need. What is left tells which arguments they
+    depend on (never too few), and running it costs nothing for the outputs that were left out.
     """
 
     def __init__(self, fn: Callable, *args: Any):

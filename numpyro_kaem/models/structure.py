@@ -1,6 +1,6 @@
 """The structure of a NumPyro model: its sites, plates and parameters, and which plate is the data's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -52,16 +52,8 @@ class ParameterSite(NamedTuple):
 class ModelStructure(NamedTuple):
     """Everything that one abstract run of a model tells about it.
 
-    Attributes:
-        sites: the sample sites (factors are observed ones), in order.
-        plates: size and number of indices of each plate.
-        parameters: the parameter sites.
-        deterministic: the deterministic sites, with the dimensions of their plates.
-        mutable: names of the mutable sites.
-        has_random_state: whether the model asks for random keys or holds them as mutable state.
-        has_subsample_statement: whether it calls `numpyro.subsample`.
-        staged: the values of plates, parameters and mutable sites, by type and name, as a function of params, the
-            arrays among data and keyword arguments, and the key.
+    Factors are observed sites. Plates have their size and number of indices, deterministic sites the dimensions of
+    their plates. `staged` gives the values of plates, parameters and mutable sites from params, arrays and the key.
     """
 
     sites: dict[str, SampleSite]
@@ -101,21 +93,7 @@ class _Messages(Messenger):
 
 
 def inspect_model(model: Callable, params: dict, arrays: Any, static: Any, rng_key: Array) -> ModelStructure:
-    """Run a model abstractly and note its structure.
-
-    Args:
-        model: a NumPyro model.
-        params: values of parameter and mutable sites, constrained.
-        arrays: positional and keyword arguments, a tuple and a dict, without what is no array.
-        static: the rest of these.
-        rng_key: draws the indices of sub-sampled plates.
-
-    Returns:
-        The model's structure.
-
-    Raises:
-        ValueError: where a latent site is discrete or there is none, or an observed one is not normalised.
-    """
+    """Run a model abstractly and note its structure; `static` is what is no array among its arguments."""
     facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
 
     def run(params: dict, arrays: Any, rng_key: Array) -> dict[str, dict]:
@@ -158,14 +136,17 @@ def scaled_log_prob(site: dict) -> Array:
     return log_prob if site["scale"] is None else site["scale"] * log_prob
 
 
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution and all that it wraps, from the outside."""
+    while fn is not None:
+        yield fn
+        fn = getattr(fn, "base_dist", None)
+
+
 def masks_of(fn: Any) -> list[Any]:
     """The masks in a distribution that hide anything: False, or arrays."""
-    masks = []
-    while fn is not None:
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            masks.append(fn._mask)
-        fn = getattr(fn, "base_dist", None)
-    return masks
+    masked = [layer for layer in layers(fn) if isinstance(layer, MaskedDistribution)]
+    return [layer._mask for layer in masked if layer._mask is not True]
 
 
 def unmasked(fn: Any) -> Any:
@@ -206,7 +187,7 @@ def _sample_site(site: dict) -> SampleSite:
             f"observed site {site['name']!r} has values of shape {shape}, but its distribution has shape {full}: "
             "values would be counted several times; give both the same shape"
         )
-    normalized = _is_normalized(fn)
+    normalized = all(getattr(layer, "is_normalized", True) for layer in layers(fn))
     if site["is_observed"] and not normalized:
         raise ValueError(
             f"observed site {site['name']!r} has a density that is not normalised: its likelihood is known up to a "
@@ -230,18 +211,7 @@ def _sample_site(site: dict) -> SampleSite:
 
 def _innermost(fn: Any) -> Any:
     """The distribution inside of its wrappers."""
-    while getattr(fn, "base_dist", None) is not None:
-        fn = fn.base_dist
-    return fn
-
-
-def _is_normalized(fn: Any) -> bool:
-    """Whether a distribution and, where it wraps others, all of these are normalised."""
-    while fn is not None:
-        if not getattr(fn, "is_normalized", True):
-            return False
-        fn = getattr(fn, "base_dist", None)
-    return True
+    return list(layers(fn))[-1]
 
 
 def _parameter_site(site: dict) -> ParameterSite:
@@ -264,19 +234,7 @@ def check_parameter_names(structure: ModelStructure, params: dict) -> None:
 def find_data_plate(
     structure: ModelStructure, num_rows: set[int], plate: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The plate that holds every latent site, and the latent sites outside it (then there is no data plate).
-
-    Args:
-        structure: the model's structure.
-        num_rows: leading axes of the positional data.
-        plate: the user's choice, if any.
-
-    Returns:
-        The name of the plate or None, and the names of the latent sites outside.
-
-    Raises:
-        ValueError: where the plate does not exist, or several would do and none fits the data alone.
-    """
+    """The plate that holds every latent site, or None and the latent sites outside of what comes nearest to one."""
     latents = structure.latent_sites
     if plate is not None and plate not in structure.plates:
         raise ValueError(f"plate={plate!r} is no plate of the model; it has {sorted(structure.plates)}")

@@ -16,12 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.labels import Labels
-from numpyro_kaem.posterior.predictive import (
-    constant_data,
-    pointwise_density,
-    predictive_draws,
-    prior_draws,
-)
+from numpyro_kaem.posterior.predictive import constant_data, pointwise_density, predictive_draws, prior_draws
 from numpyro_kaem.posterior.result import Posterior
 
 _IS_ARVIZ_0 = version("arviz").startswith("0.")
@@ -161,9 +156,9 @@ def to_arviz(
     if is_weighted:
         variables["log_weights"] = labels.by_datum(posterior.log_weights, ["particle"])
     if log_likelihood:
-        density = pointwise_density(model, draws.latents)
-        variables["lp"] = labels.by_draw(density.log_prior + draws.log_likelihood, num_chains)
-        groups["log_likelihood"] = labels.dataset(labels.terms_by_draw(density.log_likelihood, num_chains))
+        log_prior, terms = pointwise_density(model, draws.latents)
+        variables["lp"] = labels.by_draw(log_prior + draws.log_likelihood, num_chains)
+        groups["log_likelihood"] = labels.dataset(labels.terms_by_draw(terms, num_chains))
     groups["sample_stats"] = labels.dataset(variables)
 
     observed = posterior.observed

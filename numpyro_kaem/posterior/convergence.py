@@ -12,19 +12,12 @@ MIN_DRAWS = 4
 
 
 def rank_rhat(series: Float[np.ndarray, "num_data num_chains num_draws *element"]) -> Float[np.ndarray, " num_data"]:
-    r"""The largest rank-normalised split R-hat over the elements of a series, as ArviZ computes it.
+    """The largest rank-normalised split R-hat over the elements of a series, as ArviZ computes it.
 
-    Each chain is split into halves, whose draws are replaced by normal quantiles of their ranks among all; R-hat is
-    the square root of the variance of all over that within the halves. Of the draws and of their distances from the
-    median the larger counts, so that chains of different spread are found as those of different place are. Elements
-    that never move do not count (1 where none moves).
-
-    Args:
-        series: at least two chains of at least four draws.
-
-    References:
-        A. Vehtari et al., Rank-normalization, folding, and localization: an improved R-hat for assessing convergence of
-        MCMC, Bayesian Analysis 16(2), 2021.
+    Each chain is split into halves, whose draws are replaced by normal quantiles of their ranks among all; R-hat is the
+    square root of the variance of all over that within the halves. Of the draws and of their distances from the median
+    the larger counts. Elements that never move do not count (1 where none moves). See A. Vehtari et al., Bayesian
+    Analysis 16(2), 2021.
     """
     num_data, num_chains, num_draws = series.shape[:3]
     half = num_draws // 2
@@ -65,15 +58,11 @@ _LEAST, _CELLS = 40, 12
 
 
 def has_two_lumps(series: Float[np.ndarray, "*batch n"], *, rare_upper: bool = False) -> Bool[np.ndarray, "*batch"]:
-    """Whether draws gather in two lumps with a gap between them, whatever their spread.
+    """Whether draws gather in two lumps with a gap between them, the upper one with a twentieth at most if it is rare.
 
     Between the medians of the draws below and above a threshold, a density of one lump is nowhere lower than at the
     lower of the two. Where a sixth of the way has less than a twentieth of what it would have with as many draws as lie
-    around either median, there are two lumps.
-
-    Args:
-        series: draws; those that are not finite do not count.
-        rare_upper: whether the upper lump must have a twentieth of the draws at most.
+    around either median, there are two lumps. Draws that are not finite do not count.
     """
     series = np.asarray(series, float)
     most_above = 1.0 - _RARE if rare_upper else 1.0

@@ -35,11 +35,7 @@ def _warn(text: str, stacklevel: int = 4) -> None:
 
 
 def check_call(key: Any, params: Any) -> dict[str, Any]:
-    """The parameters, numbers as arrays: these are arguments of compiled programs.
-
-    Raises:
-        TypeError: unless a sampler was called with a random key and parameters, outside of transformations.
-    """
+    """The parameters, with arrays for numbers: these are arguments of compiled programs."""
     if isinstance(key, Tracer):
         raise TypeError(
             "key must be known: samplers compile what they run, and cannot be called inside of jax.jit, vmap or grad; "
@@ -60,11 +56,7 @@ def check_call(key: Any, params: Any) -> dict[str, Any]:
 
 
 def check_observations(latent_model: LatentModel) -> None:
-    """Refuse a model that sees some of its data only, and warn of one that observes nothing.
-
-    Raises:
-        ValueError: where a plate other than the data's own has fewer rows at hand than its size.
-    """
+    """Refuse a model that sees some of its data only, and warn of one that observes nothing."""
     for name, (size, num_rows) in latent_model.structure.plates.items():
         if name != latent_model.plate and num_rows != size:
             raise ValueError(
@@ -72,11 +64,7 @@ def check_observations(latent_model: LatentModel) -> None:
                 "needs all of them, leave subsample_size out (with a minibatch of the data, train by SVI instead)"
             )
     if not (latent_model.observed_names or latent_model.global_names):
-        warnings.warn(
-            "the model observes nothing, so that its posterior is its prior: were all data passed?",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _warn("the model observes nothing, so that its posterior is its prior: were all data passed?")
 
 
 def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, source: str = "prior") -> None:
@@ -114,9 +102,6 @@ def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
     """Refuse priors with much of their mass on the very end of their support, where it underflows, or warn of some.
 
     Chains move where numbers are finite, and would take the share that is not there for another.
-
-    Raises:
-        ValueError: where a tenth of the draws from a prior lie there.
     """
     counts = np.asarray(flaws.at_end).reshape(-1, target.dim).sum(0)
     num_draws = int(np.sum(flaws.num_draws))
@@ -143,7 +128,7 @@ def warn_if_impossible(impossible: np.ndarray, where: str, latent_model: LatentM
         first = int(np.argmax(impossible))
         _warn(
             f"{impossible.sum()} of {len(impossible)} data have likelihood zero {where}, the first at index "
-            f"{first}{_reason(latent_model, first)}: their ess is 0 and their log_evidence, where there is one, -inf",
+            f"{first}{_reason(latent_model, first)}: their ess is 0 and their log_evidence, where there is one, -inf"
         )
 
 
@@ -166,13 +151,13 @@ def _reason(latent_model: LatentModel, datum: int) -> str:
 
 def warn_if_runs_disagree(share: np.ndarray) -> None:
     """Warn of data for which few of the independent runs carry the evidence, of which these are the shares."""
-    num_runs = share.shape[1]
+    num_data, num_runs = share.shape
     few = share.sum(1) ** 2 / np.sum(share**2, 1) < num_runs / 2
     if few.any():
         _warn(
-            f"the evidences of the {num_runs} runs of {few.sum()} of {len(few)} data, the first at index "
+            f"the evidences of the {num_runs} runs of {few.sum()} of {num_data} data, the first at index "
             f"{np.argmax(few)}, are so different that fewer than half of the runs count: use more particles or more "
-            "moves per rung",
+            "moves per rung"
         )
 
 
@@ -182,9 +167,9 @@ def warn_if_outside(outside: np.ndarray) -> None:
     if some.any():
         first = int(np.argmax(some))
         _warn(
-            f"{some.sum()} of {len(some)} data have draws of likelihood zero, the first at index {first} "
+            f"{some.sum()} of {len(outside)} data have draws of likelihood zero, the first at index {first} "
             f"{int(outside[first].sum())} of {outside.shape[1]}: its chains have not found where it is positive, and "
-            "these draws have no weight; take more steps, or a temperature ladder",
+            "these draws have no weight; take more steps, or a temperature ladder"
         )
 
 
@@ -198,7 +183,7 @@ def warn_if_chains_disagree(posterior: Any, kind: str) -> None:
         worst = int(np.argmax(np.where(apart, rhat, 0.0)))
         _warn(
             f"the {kind} of {apart.sum()} of {len(apart)} data disagree: R-hat is {rhat[worst]:.2f} at index {worst} "
-            f"(`rhat` has all), above {_RHAT_LIMIT}. {_CURES[kind]}",
+            f"(`rhat` has all), above {_RHAT_LIMIT}. {_CURES[kind]}"
         )
 
 
@@ -211,5 +196,5 @@ def warn_if_in_lumps(lumps: np.ndarray, temperatures: np.ndarray) -> None:
             f"pass between, the first at index {datum}, temperature {temperatures[datum, rung]:.3g}: the sign of a "
             "phase transition, across which tempering finds the share of either lump slowly or never, and errors that "
             "it reports are too small. Compare several runs from other keys, start with a guide that knows both, or "
-            "reparameterise the model",
+            "reparameterise the model"
         )

@@ -267,7 +267,7 @@ class ImportanceSampling(Sampler):
                 )
         raw_log_weights = log_weights
         if self.pareto_smoothed:
-            log_weights = pareto_smooth(raw_log_weights)
+            log_weights, _ = pareto_smooth(raw_log_weights)
             log_sums = _log_sums(log_weights)
         ess = _effective_sample_size(log_sums)
         with np.errstate(divide="ignore"):

@@ -18,12 +18,8 @@ Variable = tuple[list[str], np.ndarray]
 class Labels:
     """Dimensions and coordinates of what a sampler and its model give.
 
-    Arrays lead with the data axis, which the datasets have only where the model has a data plate.
-
-    Args:
-        latent_model: the model, whose plates name axes.
-        coords: coordinate values of dimensions.
-        dims: names of a variable's axes without plate, or of all after that of the data.
+    Arrays lead with the data axis, which the datasets have only where the model has a data plate. `dims` names a
+    variable's axes without plate, or all after that of the data.
     """
 
     def __init__(
@@ -34,19 +30,12 @@ class Labels:
         self.data_dims = [] if latent_model.plate is None else [latent_model.plate]
 
     def of_site(self, name: str, num_axes: int) -> list[str]:
-        """Names of the axes of a site's value, after that of the data.
-
-        Raises:
-            ValueError: where the user's names are too few or too many.
-        """
+        """Names of the axes of a site's value, after that of the data."""
         structure = self.latent_model.structure
         # The shape of a deterministic site is not known to have event dimensions.
         deterministic = structure.deterministic.get(name)
-        site_plates, event_dim = (
-            (structure.sites[name].plates, structure.sites[name].event_dim)
-            if deterministic is None
-            else (deterministic, 0)
-        )
+        site_plates = structure.sites[name].plates if deterministic is None else deterministic
+        event_dim = structure.sites[name].event_dim if deterministic is None else 0
         plates: list[str | None] = [None] * num_axes
         data_dim = site_plates.get(self.latent_model.plate)
         for plate, dim in site_plates.items():
@@ -108,5 +97,5 @@ class Labels:
         import xarray as xr
 
         data = xr.Dataset(variables)
-        numbered = {dim: coords.get(dim, np.arange(size)) for dim, size in data.sizes.items()}
-        return data.assign_coords({dim: self.coords.get(dim, numbers) for dim, numbers in numbered.items()})
+        known: dict[Any, Any] = {**coords, **self.coords}
+        return data.assign_coords({dim: known.get(dim, np.arange(size)) for dim, size in data.sizes.items()})

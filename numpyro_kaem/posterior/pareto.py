@@ -13,27 +13,14 @@ from scipy.special import softmax
 _LEAST_PARTICLES, _LEAST_EXCESSES = 25, 5
 
 
-def pareto_k(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float[np.ndarray, " num_data"]:
-    """Shape k-hat of the generalised Pareto distribution fitted to the largest weights of each datum.
-
-    It is inf where so few weights differ from zero that a tail cannot be fitted, -inf where the largest weights are all
-    equal (the tail ends at once), NaN below 25 particles.
-    """
-    return _smooth(log_weights)[1]
-
-
 def pareto_smooth(
     log_weights: Float[np.ndarray, "num_data num_particles"],
-) -> Float[np.ndarray, "num_data num_particles"]:
-    """Log-weights whose largest are quantiles of the Pareto distribution fitted to them, and at most the largest.
+) -> tuple[Float[np.ndarray, "num_data num_particles"], Float[np.ndarray, " num_data"]]:
+    """Log-weights whose largest are quantiles of the Pareto law fitted to them, at most the largest, and its shape k.
 
-    Others, and those without a tail that can be fitted (see `pareto_k`), are as they were.
+    k is inf where so few weights differ from zero that a tail cannot be fitted, -inf where the largest weights are all
+    equal (the tail ends at once), NaN below 25 particles; then all weights are as they were.
     """
-    return _smooth(log_weights)[0]
-
-
-def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto-smoothed log-weights and k-hat of each row."""
     num_data, num_particles = log_weights.shape
     smoothed, k = log_weights.copy(), np.full(num_data, np.nan)
     if num_particles < _LEAST_PARTICLES:

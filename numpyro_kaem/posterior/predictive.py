@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +22,6 @@ from numpyro_kaem.models.structure import scaled_log_prob
 # Runs of the model that are held at once, and numbers that they may give.
 _RUNS_AT_ONCE = 2**10
 _NUMBERS_AT_ONCE = 2**22
-
-
-class PointwiseDensity(NamedTuple):
-    """Log-densities of draws.
-
-    Attributes:
-        log_prior: log p(z) of each datum's draws.
-        log_likelihood: by observed site, the terms of log p(x | z): one for each element of the site's batch shape,
-            without the axis of the data plate.
-    """
-
-    log_prior: Float[np.ndarray, "num_data num_draws"]
-    log_likelihood: dict[str, Float[np.ndarray, "num_data num_draws ..."]]
 
 
 def prior_draws(
@@ -55,20 +42,7 @@ def prior_draws(
 def predictive_draws(
     latent_model: LatentModel, key: PRNGKeyArray, latents: dict[str, np.ndarray], observed: dict[str, np.ndarray]
 ) -> dict[str, Shaped[np.ndarray, "num_data num_draws ..."]]:
-    """Draw each observed site from its distribution in the model run at each draw of the latents.
-
-    Args:
-        latent_model: the model.
-        key: a random key.
-        latents: draws by site, `(num_data, num_draws, *shape)`.
-        observed: values of the observed sites, `(num_data, *shape)`, whose shapes the draws have.
-
-    Returns:
-        Draws by site, `(num_data, num_draws, *shape)`.
-
-    Warns:
-        RuntimeWarning: where the distribution of a site cannot be sampled: the site is left out.
-    """
+    """Draws of each observed site at each draw of the latents, without sites that cannot be sampled."""
     axes = {name: latent_model.row_axis(name) for name in observed}
 
     def draw_site(name: str, fn: Any, key: Array) -> Array | None:
@@ -103,18 +77,20 @@ def predictive_draws(
     return _map_draws(latent_model, run, key, latents, sum(value[0].size for value in observed.values()))
 
 
-def pointwise_density(latent_model: LatentModel, latents: dict[str, np.ndarray]) -> PointwiseDensity:
-    """The log-densities of draws of the latents, `(num_data, num_draws, *shape)`, term by term."""
+def pointwise_density(
+    latent_model: LatentModel, latents: dict[str, np.ndarray]
+) -> tuple[Float[np.ndarray, "num_data num_draws"], dict[str, Float[np.ndarray, "num_data num_draws ..."]]]:
+    """The log-prior of draws, and by observed site the terms of log p(x | z): one for each element of its batch."""
     plate, structure = latent_model.plate, latent_model.structure
 
     def terms(sites: dict[str, dict], name: str) -> Array:
         log_prob = scaled_log_prob(sites[name])
         return log_prob if plate is None else jnp.squeeze(log_prob, structure.sites[name].plates[plate])
 
-    def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> PointwiseDensity:
+    def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> tuple[Array, dict[str, Array]]:
         sites, _ = latent_model.run(latent_model.lead(z), latent_model.lead(row))
-        log_prior = sum(jnp.sum(latent_model.draw_terms(sites, name)) for name in z)
-        return PointwiseDensity(log_prior, {name: terms(sites, name) for name in latent_model.observed_names})
+        log_prior = jnp.asarray(sum(jnp.sum(latent_model.draw_terms(sites, name)) for name in z))
+        return log_prior, {name: terms(sites, name) for name in latent_model.observed_names}
 
     size = sum(math.prod(structure.sites[name].shape) for name in latent_model.observed_names)
     return _map_draws(latent_model, run, jax.random.key(0), latents, size // latent_model.num_data)
@@ -167,15 +143,11 @@ def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) ->
     for path, leaf in jax.tree.leaves_with_path(arguments):
         value = np.asarray(leaf)
         by_datum = value[None] if latent_model.plate is None else value
-        if not any(_same(by_datum, other) for other in observed.values()):
+        equal_nan = np.issubdtype(value.dtype, np.floating)
+        if not any(np.array_equal(by_datum, other, equal_nan=equal_nan) for other in observed.values()):
             name = jax.tree_util.keystr(path, simple=True, separator="_")
             constants[f"{name}_value" if name == latent_model.plate else name] = by_datum
     return constants
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    missing = [np.isnan(x) if np.issubdtype(x.dtype, np.floating) else np.zeros(x.shape, bool) for x in (a, b)]
-    return a.shape == b.shape and bool(np.all((a == b) | (missing[0] & missing[1])))
 
 
 def _rows(latent_model: LatentModel) -> tuple:

@@ -21,16 +21,7 @@ def check_guide(guide: Callable | None, guide_params: dict[str, Any] | None) -> 
 def read_guide(
     guide: Callable | None, guide_params: dict[str, Any] | None, latent_model: LatentModel
 ) -> LatentModel | None:
-    """A guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x).
-
-    Args:
-        guide: NumPyro guide, called with the model's arguments; None for none.
-        guide_params: constrained values of its parameter sites.
-        latent_model: the model, whose data plate, rows and sub-sample are those of the guide.
-
-    Raises:
-        ValueError: where the guide cannot be read, observes anything, or has not the model's latent sites.
-    """
+    """A guide on the data of a model: its `sample_prior` draws from q(z | x), its `log_prior` is log q(z | x)."""
     if guide is None:
         return None
     options = {"plate": latent_model.plate, "rng_key": latent_model.rng_key, **latent_model.model_kwargs}

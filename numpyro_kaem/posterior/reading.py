@@ -32,16 +32,6 @@ def read_model(
 
     A model that calls NumPy on its data, or has an `if` that depends on them, needs their values. What no data plate
     divides is then given to it as it was passed; programs are compiled for these values, and for others anew.
-
-    Args:
-        model: a NumPyro model.
-        params: constrained values of its parameter sites.
-        data: its positional arguments.
-        model_kwargs: its keyword arguments.
-        plate: name of the data plate, if chosen.
-
-    Raises:
-        TypeError: naming the line of a model that cannot be traced, and what to do; for data that are no numbers.
     """
     params = compiler_sharded(params)
 
@@ -55,7 +45,8 @@ def read_model(
             # As arguments of compiled programs, like arrays, unless the model makes of them what is none, such as the
             # domain of a basis. (Integers and flags shape a model.)
             with contextlib.suppress(Exception):
-                return read(model, *jax.tree.map(_float_as_array, arrays))
+                floats = jax.tree.map(lambda leaf: jnp.asarray(leaf) if type(leaf) is float else leaf, arrays)
+                return read(model, *floats)
         return read(model, *arrays)
     except (*NEEDS_VALUES, AttributeError, TypeError) as error:
         first: Exception = error
@@ -70,10 +61,6 @@ def read_model(
             continue
     better = explained(first)
     raise first if better is first else better from first
-
-
-def _float_as_array(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if type(leaf) is float else leaf
 
 
 def _of_numpy(given: Any) -> Any:
@@ -96,11 +83,7 @@ def explained(error: Exception) -> Exception:
 
 
 def first_data(latent_model: LatentModel, indices: np.ndarray) -> LatentModel:
-    """The model with some of its data alone, for what an interrupted run has to tell.
-
-    Raises:
-        KeyboardInterrupt: where the model cannot be read with fewer rows.
-    """
+    """The model with some of its data alone, for what an interrupted run has to tell."""
     rows = jax.tree.map(lambda leaf: leaf[indices], latent_model.rows)
     try:
         return latent_model.at(data=eqx.combine(rows, latent_model.data))

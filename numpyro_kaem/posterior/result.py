@@ -18,13 +18,13 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, rank_rhat
 from numpyro_kaem.posterior.evidence import Evidence
-from numpyro_kaem.posterior.pareto import pareto_k
+from numpyro_kaem.posterior.pareto import pareto_smooth
 from numpyro_kaem.posterior.predictive import deterministic_values
 
 RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
 
 # jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.
-_ENABLE_X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+_ENABLE_X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # type: ignore[attr-defined]
 
 
 @partial(jax.jit, static_argnames=("num_samples", "method"))
@@ -242,7 +242,7 @@ class Posterior:
         Above 0.7 neither the draws nor the evidence of that datum can be trusted, however large the ESS. None for
         samplers that are not importance samplers.
         """
-        return None if self.proposal_log_weights is None else pareto_k(self.proposal_log_weights)
+        return None if self.proposal_log_weights is None else pareto_smooth(self.proposal_log_weights)[1]
 
     def expectation(self, function: Callable[[dict[str, Array]], Any]) -> Any:
         """Posterior mean of a function of the latents, for each datum: the weighted mean over its particles.

@@ -20,11 +20,7 @@ from numpyro_kaem.models.latent_model import LatentModel
 class Point(NamedTuple):
     """A position with the parts of its log-density, from which that at any temperature follows.
 
-    Attributes:
-        position: unconstrained coordinates of all latents of a datum.
-        log_prior: log p(z), with the log-determinant of the transform.
-        log_likelihood: log p(x | z).
-        prior_gradient, likelihood_gradient: their gradients; zero where a kernel needs none.
+    The log-prior has the log-determinant of the transform in it. Gradients are zero where a kernel needs none.
     """
 
     position: Float[Array, "*batch dim"]
@@ -55,13 +51,7 @@ def tempered(log_likelihood: Array, temperature: Array | float) -> Array:
 
 
 class Flaws(NamedTuple):
-    """What is wrong with draws that chains or particles start from.
-
-    Attributes:
-        invalid: draws of each datum at which the log-likelihood is NaN or +inf, or the log-prior NaN.
-        at_end: draws of each datum that lie on the very end of their support, by coordinate.
-        num_draws: draws of each datum that these are among.
-    """
+    """How many of the draws of each datum have no valid density, and lie on the very end of their support."""
 
     invalid: Int[Array, "*batch"]
     at_end: Int[Array, "*batch dim"]
@@ -89,11 +79,8 @@ def fenced(function: Callable, number: Array) -> Callable:
     """A function that XLA compiles for CPUs once, apart from what leads to it and from what follows.
 
     Otherwise it copies all that it deems cheap into all that uses it: a proposal into every part of the model, and the
-    model into every part of the test for acceptance. A branch is left where it is.
-
-    Args:
-        function: of an array.
-        number: traced, and not negative, which the compiler does not know.
+    model into every part of the test for acceptance. A branch is left where it is. The compiler does not know that
+    `number`, which is traced, is not negative.
     """
 
     def apart(x: Array) -> Any:
@@ -110,21 +97,9 @@ def fenced(function: Callable, number: Array) -> Callable:
 class Target:
     """The posterior of one datum at any temperature, over a flat vector of unconstrained coordinates.
 
-    Args:
-        latent_model: the model.
-        batch_size: points of a datum at which the model is evaluated at once; 0 for all.
-        whiten: whether the coordinates are eps with z = F^-1(Phi(eps)), in which the prior is standard normal,
-            and not those of `LatentModel.unconstrain`.
-        gradients: whether `evaluate` computes gradients.
-
-    Attributes:
-        model: the model as it was given.
-        latent_model: the model whose latents are the coordinates, rows given one at a time.
-        dim: number of coordinates.
-        dtype: of the coordinates.
-
-    Raises:
-        ValueError: with `whiten`, for a latent site whose distribution has no icdf, or which is masked or scaled.
+    With `whiten` these are eps with z = F^-1(Phi(eps)), in which the prior is standard normal. `model` is the model as
+    it was given, `latent_model` that whose latents are the coordinates. At most `batch_size` points are evaluated at
+    once.
     """
 
     def __init__(self, latent_model: LatentModel, batch_size: int = 0, *, whiten: bool = False, gradients: bool = True):
@@ -156,7 +131,7 @@ class Target:
         flat = jax.eval_shape(example)
         self.dim, self.dtype = flat.size, flat.dtype
         # Traced once, however often a program evaluates.
-        self.evaluate_raw = jax.jit(self.evaluate_raw)
+        self.evaluate_raw = jax.jit(self._evaluate_raw)
 
     def draw(self, key: PRNGKeyArray, row: tuple) -> Float[Array, " dim"]:
         """One exact draw from the prior of a datum, in flat coordinates."""
@@ -200,15 +175,15 @@ class Target:
         """The point at a position; a log-likelihood that is NaN or +inf counts as zero likelihood."""
         return count_invalid(self.evaluate_raw(position, row))[0]
 
-    def evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
+    def _evaluate_raw(self, position: Float[Array, " dim"], row: tuple) -> Point:
         """The point at a position, with the log-likelihood as the model gives it."""
 
         def parts(u):
             return self.latent_model.log_parts(self.unravel(u), *row, unconstrained=True)
 
         if not self.gradients:
-            zero = jnp.zeros_like(position)
-            return Point(position, *parts(position), zero, zero)
+            prior, likelihood = parts(position)
+            return Point(position, prior, likelihood, jnp.zeros_like(position), jnp.zeros_like(position))
 
         def with_gradients(u):
             values, push = jax.linearize(parts, u)

@@ -8,7 +8,6 @@ where the prior depends on the data), otherwise all data share the same draws.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from numpyro_kaem._numerics.sharding import spread
+from numpyro_kaem.models.dependence import output
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.models.pairwise import pairwise_log_likelihood
 from numpyro_kaem.posterior.proposal import in_support
@@ -32,16 +32,9 @@ def draws_differ_by_datum(latent_model: LatentModel) -> bool:
 def sample_prior(
     latent_model: LatentModel, key: PRNGKeyArray, num_samples: int, by_datum: bool | None = None
 ) -> dict[str, Array]:
-    """Draw S latents.
+    """S latents, `(num_samples, *shape)` for each site, or `(num_samples, num_data, *shape)` by datum.
 
-    Args:
-        latent_model: a model, or a guide in place of its prior.
-        key: JAX random key.
-        num_samples: number of draws S.
-        by_datum: whether every datum has draws of its own; None for `draws_differ_by_datum`.
-
-    Returns:
-        For each latent site `(num_samples, *shape)`, or `(num_samples, num_data, *shape)` by datum.
+    `by_datum` says whether every datum has draws of its own; None for `draws_differ_by_datum`.
     """
     if not (draws_differ_by_datum(latent_model) if by_datum is None else by_datum):
         return latent_model.sample_prior(key, num_samples)
@@ -62,14 +55,8 @@ def negative_phase(latent_model: LatentModel, draws: dict[str, Array]) -> Float[
 
         mean_s [ log p~(z_s) - stop_gradient(log p~(z_s)) ],   grad log Z = E_p[grad log p~(z)].
 
-    Maximum likelihood subtracts it from log p~ of every datum. The draws carry no gradient.
-
-    Args:
-        latent_model: the model; without unnormalised sites the result is a constant zero.
-        draws: as from `sample_prior`, S of them.
-
-    Returns:
-        A scalar; where the prior depends on the data, one number for each datum.
+    Maximum likelihood subtracts it from log p~ of every datum, for each of which there is one where the prior depends
+    on the data. The draws carry no gradient.
     """
     if not latent_model.unnormalized_sites:
         return jnp.zeros(())
@@ -191,16 +178,12 @@ def observed_values(latent_model: LatentModel) -> dict[str, Array]:
     Factors have none, and those that depend on latents, such as what is imputed, are no data.
     """
     names = [
-        name
-        for name in latent_model.observed_names
-        if not latent_model.depends_on_latents(lambda out, name=name: out["observed"][name])
+        name for name in latent_model.observed_names if not latent_model.depends_on_latents(output("observed", name))
     ]
 
     def observed(_, row):
-        def select(out: dict[str, dict]) -> dict[str, Any]:
-            return {name: out["observed"][name] for name in names}
-
-        values = latent_model.evaluate(select, None, latent_model.lead(row))
+        datum = latent_model.lead(row)
+        values = latent_model.evaluate(lambda out: {name: out["observed"][name] for name in names}, None, datum)
         return {name: value for name, value in values.items() if value.size}
 
     axis = None if latent_model.plate is None else 0
