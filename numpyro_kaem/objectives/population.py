@@ -25,40 +25,24 @@ _GAIN, _GAIN_POWER = 4.0, 0.75
 
 
 class ChainRun(NamedTuple):
-    """Where the chains of B data, C chains and K rungs went.
-
-    Attributes:
-        points: the last points.
-        acceptance: mean acceptance by rung.
-        swap_acceptance: mean probability with which neighbouring rungs were exchanged; NaN for a single rung.
-        log_likelihood: after every step.
-        log_step_size: logarithm of the step size to which each datum's chains have come, averaged over the last half.
-        mean, variance: of the positions of each datum's chains.
-        stuck: share of chains at t = 1 that are where they started.
-    """
+    """Where the chains of B data, C chains and K rungs went: their last points, and what they have met."""
 
     points: Point
     acceptance: Float[Array, " K"]
-    swap_acceptance: Float[Array, ""]
+    swap_acceptance: Float[Array, ""]  # NaN for a single rung
     log_likelihood: Float[Array, "T B C K"]
-    log_step_size: Float[Array, "B K"]
-    mean: Float[Array, "B K dim"]
+    log_step_size: Float[Array, "B K"]  # mean over the last half
+    mean: Float[Array, "B K dim"]  # of positions
     variance: Float[Array, "B K dim"]
-    stuck: Float[Array, ""]
+    stuck: Float[Array, ""]  # share of chains at t = 1 that are where they started
 
 
 class Adaptation(NamedTuple):
-    """What step sizes and preconditioners have come to, of each datum's chains at each rung.
-
-    Attributes:
-        log_step_size: logarithm of the kernel's step size.
-        scale: preconditioner.
-        age: steps that have already gone into a step size.
-    """
+    """What step sizes and preconditioners have come to, of each datum's chains at each rung."""
 
     log_step_size: Float[Array, "B K"]
     scale: Float[Array, "B K dim"]
-    age: Float[Array, " B"]
+    age: Float[Array, " B"]  # steps that have already gone into a step size
 
 
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
@@ -71,17 +55,11 @@ def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
 
 
 class PriorDraws(NamedTuple):
-    """All the draws from the prior that chains need, made in one call: that call is long to compile.
-
-    Attributes:
-        starts: for every chain.
-        lowest: for the rung that is the prior, at every step; None where there is no such rung.
-        scale: preconditioner, the spread of each coordinate under the prior.
-    """
+    """All the draws from the prior that chains need, made in one call: that call is long to compile."""
 
     starts: Float[Array, "B C K dim"]
-    lowest: Float[Array, "T B C dim"] | None
-    scale: Float[Array, " dim"]
+    lowest: Float[Array, "T B C dim"] | None  # for the rung that is the prior, if there is one
+    scale: Float[Array, " dim"]  # spread of each coordinate, by which chains are preconditioned
 
 
 def draw_prior(
@@ -105,14 +83,9 @@ def draw_prior(
 
 
 class ImportanceDraws(NamedTuple):
-    """Draws from the prior, with the likelihoods of the data there.
+    """Draws from the prior, with the likelihoods of the data there."""
 
-    Attributes:
-        positions: shared by the data (B is then 1), or each datum's own.
-        log_likelihood: log p(x_b | z_s).
-    """
-
-    positions: Float[Array, "_ S dim"]
+    positions: Float[Array, "_ S dim"]  # each datum's own, or one for all
     log_likelihood: Float[Array, "B S"]
 
     def choose(
@@ -122,12 +95,10 @@ class ImportanceDraws(NamedTuple):
         current: Float[Array, "B C K dim"],
         log_likelihood: Float[Array, "B C K"],
     ) -> Float[Array, "B C K dim"]:
-        """Where chains go on: each at one of the draws or where it is, by p(x | z)^t at its rung t.
+        """Where chains go on: each at a draw or where it is, by p(x | z)^t at its rung t (-inf: it has not started).
 
-        This leaves p_t invariant whatever the number of draws (iterated sampling importance resampling; Andrieu, Doucet
-        and Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
-
-        The log-likelihood is that of the chains, -inf for those that have not started.
+        Iterated sampling importance resampling leaves p_t invariant whatever the number of draws (Andrieu, Doucet and
+        Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
         """
         num_data, num_draws = self.log_likelihood.shape
         positions = jnp.broadcast_to(self.positions, (num_data, num_draws, self.positions.shape[-1]))
@@ -148,10 +119,9 @@ class ImportanceDraws(NamedTuple):
         )
 
     def gap(self, log_likelihood: Float[Array, "B C"]) -> Float[Array, ""]:
-        """How far chains are, in nats, from what importance sampling says of E[log p(x | z)], the mean over data.
+        """How far chains are, in nats, from what importance sampling says of E[log p(x | z)], mean over trusted data.
 
-        Of data whose weights have an effective sample size of `_TRUSTED` at least, if they are a tenth of all; or of
-        all, where the chains are below: too few draws say too little, and not too much. NaN where neither is.
+        Or over all, where the chains are below: too few draws say too little, and not too much. NaN where neither is.
         """
         weights = jax.nn.softmax(self.log_likelihood)
         expected = jnp.sum(jnp.where(weights > 0, weights * self.log_likelihood, 0.0), -1)
@@ -192,10 +162,9 @@ def run_chains(
     lowest: Float[Array, "T B C dim"] | None,
     num_steps: int,
 ) -> ChainRun:
-    """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
+    """Move all chains, exchanging neighbouring rungs after each step; the prior's rung is at `lowest`, if there is one.
 
-    The lowest rung, if it is the prior, is at `lowest` at every step. Step sizes that adapt do so by datum and rung, by
-    stochastic approximation whose gain fades.
+    Step sizes that adapt do so by datum and rung, by stochastic approximation whose gain fades.
     """
     num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
@@ -269,10 +238,10 @@ def log_likelihood_at(target: Target, positions: Float[Array, "B C K dim"]) -> F
     """Log p(x | z) of chains; what is not a number counts as zero likelihood."""
 
     def of_datum(positions, row):
-        latent_model = target.latent_model
-        return jax.vmap(jax.vmap(lambda u: latent_model.log_likelihood(target.unravel(u), *row, unconstrained=True)))(
-            positions
-        )
+        def of_chain(u):
+            return target.latent_model.log_likelihood(target.unravel(u), *row, unconstrained=True)
+
+        return jax.vmap(jax.vmap(of_chain))(positions)
 
     values = jax.vmap(of_datum)(positions, target.latent_model.rows)
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)

@@ -15,27 +15,16 @@ from numpyro_kaem.posterior.target import Target
 
 
 class ParticleRun(NamedTuple):
-    """What a run of tempered SMC on B data leaves, rungs counted from the prior.
-
-    Attributes:
-        positions: of the N equally weighted particles at the posterior.
-        log_evidence: log Z.
-        temperatures: of every rung; 1 from the last on.
-        log_likelihood_mean: of the particles at every rung.
-        at_rung: their positions at every rung; None unless asked for.
-        acceptance: mean over rungs.
-        num_rungs: rungs above the prior.
-        arrived: whether t = 1 was reached.
-    """
+    """What a run of tempered SMC on B data leaves, rungs counted from the prior."""
 
     positions: Float[Array, "*B N dim"]
     log_evidence: Float[Array, "*B"]
-    temperatures: Float[Array, "*B K"]
+    temperatures: Float[Array, "*B K"]  # 1 from the last rung on
     log_likelihood_mean: Float[Array, "*B K"]
-    at_rung: Float[Array, "*B K N dim"] | None
-    acceptance: Float[Array, "*B"]
-    num_rungs: Int[Array, "*B"]
-    arrived: Bool[Array, "*B"]
+    at_rung: Float[Array, "*B K N dim"] | None  # positions, if asked for
+    acceptance: Float[Array, "*B"]  # mean over rungs
+    num_rungs: Int[Array, "*B"]  # above the prior
+    arrived: Bool[Array, "*B"]  # at t = 1
 
 
 def run_particles(
@@ -46,11 +35,7 @@ def run_particles(
     num_particles: int,
     keep_rungs: bool,
 ) -> ParticleRun:
-    """Take particles of every datum from the prior to the posterior.
-
-    Temperatures are those of the rungs, the prior's t = 0 first; with `target_ess` in the settings they are None, and
-    each datum finds its own.
-    """
+    """Take particles of every datum from the prior to the posterior; without temperatures each datum finds its own."""
     num_rungs = settings.max_rungs + 1
 
     def of_datum(key, row):

@@ -171,13 +171,8 @@ class ThermodynamicMLE(ChainObjective):
         if self.sampler == "smc":
             names = ("log_evidence_smc", "log_evidence_thermodynamic", "acceptance", "num_rungs")
             return dict.fromkeys(names, ())
-        names = (
-            "log_evidence_steppingstone",
-            "log_evidence_thermodynamic",
-            "swap_acceptance",
-            "stuck",
-            "importance_gap",
-        )
+        evidence = ("log_evidence_steppingstone", "log_evidence_thermodynamic")
+        names = (*evidence, "swap_acceptance", "stuck", "importance_gap")
         by_rung = ("acceptance", "step_size", "temperatures")
         return dict.fromkeys(names, ()) | dict.fromkeys(by_rung, (self.num_rungs,))
 
@@ -185,7 +180,7 @@ class ThermodynamicMLE(ChainObjective):
         """The state before the first step."""
         state = super().initial_state(latent_model, num_data)
         if self.adapt:
-            temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+            temperatures = jnp.asarray(as_ladder(self.ladder).temperatures, jnp.result_type(float))
             state["shared"] |= {"temperatures": temperatures, "mean_log_likelihood": jnp.zeros_like(temperatures)}
         return state
 
@@ -211,7 +206,7 @@ class ThermodynamicMLE(ChainObjective):
         if self.adapt:
             return state["shared"]["temperatures"]
         if self.schedule is None:
-            return jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+            return jnp.asarray(as_ladder(self.ladder).temperatures, jnp.result_type(float))
         exponent = self.schedule(state["shared"]["step"]) if callable(self.schedule) else self.schedule
         # An exponent that has fallen to zero leaves the prior at t = 0.
         return ((jnp.arange(self.num_rungs) / self.max_rungs) ** exponent).at[0].set(0.0)
@@ -243,8 +238,7 @@ class ThermodynamicMLE(ChainObjective):
     def _moved(self, shared: dict[str, Array], temperatures: Array, by_rung: Array) -> dict[str, Array]:
         """Rungs equally far apart, by a running mean of the log-likelihood at every rung.
 
-        Its derivative by t is the variance whose root is the speed of thermodynamic length. Deviations of each datum's
-        own chains would give it too, but not where these are one or slow.
+        Its derivative by t is the variance whose root is the speed of thermodynamic length, also where chains are slow.
         """
         means = jnp.mean(by_rung, axis=(0, 1, 2), where=jnp.isfinite(by_rung))
         means = jnp.where(jnp.isfinite(means), means, shared["mean_log_likelihood"])

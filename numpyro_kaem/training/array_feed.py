@@ -18,10 +18,7 @@ from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
 
 class ArrayFeed:
-    """Minibatches of arrays that are on the device, shuffled there; an epoch's steps are one compiled call or a few.
-
-    `data` are the model's positional arguments, with `num_data` rows. `layout` is None for one device.
-    """
+    """Minibatches of arrays that are on the device, shuffled there; an epoch's steps are one compiled call or a few."""
 
     def __init__(self, data: tuple, num_data: int, batch_size: int, layout: Layout | None):
         self.num_data, self.batch_size, self.layout = num_data, batch_size, layout
@@ -60,10 +57,9 @@ class ArrayFeed:
     def advance(
         self, state: TrainState, first: int, last: int, interrupted: list[bool]
     ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
-        """Take the steps from `first` to before `last` of the epoch; the arrays of the state are given up.
+        """Take the steps from `first` to before `last`: the state (the old is given up), records, and if the epoch ends.
 
-        Returns the state, the records of the steps, and whether the epoch ends here. `interrupted` is no longer empty
-        after Ctrl-C; steps on the device do not wait, and do not look at it.
+        `interrupted` is no longer empty after Ctrl-C; steps on the device do not wait, and do not look at it.
         """
         kept = (self._records, self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
         state, self._records, end = self._take_steps((self._static, kept), state)

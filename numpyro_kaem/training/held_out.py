@@ -79,17 +79,7 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """The score of held-out data as a function of parameters.
-
-    Attributes:
-        settings: with the data as they were given.
-        model: of the training step.
-        plate: name of the data plate.
-        by_datum: where data are; None for one device.
-        data: as `place_held_out` returns them.
-        num_data: their number, without those that fill up the last device.
-        kwargs: of the model.
-    """
+    """The score of held-out data, as `place_held_out` returns them, as a function of parameters."""
 
     settings: HeldOut
     model: SameProgram

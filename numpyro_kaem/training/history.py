@@ -11,23 +11,14 @@ from numpyro_kaem.training.result import BY_EPOCH, epoch_row
 
 @dataclass(eq=False)
 class History:
-    """What a run has recorded so far.
-
-    Attributes:
-        epoch: number of the epoch at hand, from 1.
-        step_in_epoch: how many steps of it have been taken.
-        seconds: that they took.
-        by_step: what steps have recorded, in chunks.
-        by_epoch: what is known of every whole epoch.
-        scores: epoch, mean and standard error of every held-out score.
-    """
+    """What a run has recorded so far; `epoch` is the one at hand, from 1, whose steps have taken `seconds`."""
 
     epoch: int = 1
     step_in_epoch: int = 0
     seconds: float = 0.0
-    by_step: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    by_step: dict[str, list[np.ndarray]] = field(default_factory=dict)  # in chunks
     by_epoch: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*BY_EPOCH, "steps")})
-    scores: list[tuple[float, float, float]] = field(default_factory=list)
+    scores: list[tuple[float, float, float]] = field(default_factory=list)  # epoch, mean, standard error
 
     def add_steps(self, records: dict[str, np.ndarray], seconds: float) -> int:
         """Take down what some steps have recorded; returns their number."""
@@ -96,16 +87,13 @@ class History:
         by_step = {name: np.concatenate(values) for name, values in self.by_step.items() if name != "is_finite"}
         by_epoch = {name: np.array(values) for name, values in self.by_epoch.items()}
         scores = np.array(self.scores, float).reshape(-1, 3)
-        return (
-            by_step
-            | by_epoch
-            | {
-                "held_out_epoch": scores[:, 0].astype(int),
-                "held_out_log_likelihood": scores[:, 1],
-                "held_out_std_error": scores[:, 2],
-                "compile_seconds": np.array(compile_seconds),
-            }
-        )
+        whole_run = {
+            "held_out_epoch": scores[:, 0].astype(int),
+            "held_out_log_likelihood": scores[:, 1],
+            "held_out_std_error": scores[:, 2],
+            "compile_seconds": np.array(compile_seconds),
+        }
+        return by_step | by_epoch | whole_run
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All of it, for a checkpoint."""

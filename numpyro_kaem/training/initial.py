@@ -52,15 +52,9 @@ def check_suits(objective: ELBO, latent_model: LatentModel) -> None:
 
 
 class Sites(NamedTuple):
-    """The parameter and mutable sites of a model and its guide, and their constrained values.
+    """Names of the parameter and mutable sites of a model and its guide; families of the model's sample sites."""
 
-    Attributes:
-        svi: NumPyro's algorithm, which has learned by its `init` how parameters are constrained.
-        of_model, of_guide: names, sorted.
-        distributions: families of the model's sample sites, by name.
-    """
-
-    svi: SVI
+    svi: SVI  # has learned by its `init` how parameters are constrained
     of_model: tuple[str, ...]
     of_guide: tuple[str, ...]
     distributions: dict[str, str]

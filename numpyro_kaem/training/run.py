@@ -31,20 +31,7 @@ _SECONDS = 1.0
 
 @dataclass(eq=False)
 class Run:
-    """A training run.
-
-    Attributes:
-        num_epochs: how long it is.
-        feed: gives batches, and takes steps on them.
-        stepper: what a step is.
-        sites: of model and guide.
-        scorer: of held-out data; None without.
-        store: of checkpoints; None without.
-        checkpoint_every: steps between checkpoints; None for one at the end of every epoch.
-        description: facts that a checkpoint and its continuation have in common.
-        callbacks: called at the end of every epoch.
-        progress: whether to show a progress bar.
-    """
+    """A training run; the feed gives batches and takes steps on them."""
 
     num_epochs: int
     feed: ArrayFeed | StreamFeed
@@ -52,8 +39,8 @@ class Run:
     sites: Sites
     scorer: Scorer | None
     store: CheckpointStore | None
-    checkpoint_every: int | None
-    description: dict[str, Any]
+    checkpoint_every: int | None  # in steps; None for the end of every epoch
+    description: dict[str, Any]  # facts that a checkpoint and its continuation have in common
     callbacks: tuple[Callable, ...]
     progress: bool
 
@@ -159,7 +146,9 @@ class Run:
                 reason = "patience"
         # The books are closed before callbacks are called: if one raises, the run goes on with the next epoch.
         row = self.history.end_epoch()
-        answers = [callback(number, row, _copied(self._params())) for callback in self.callbacks]
+        answers = [
+            callback(number, row, _copied(self.sites.model_values(self.state.svi))) for callback in self.callbacks
+        ]
         if self.callbacks and self._anywhere(any(_is_true(answer) for answer in answers)):
             reason = "callback"
         return reason
@@ -173,9 +162,6 @@ class Run:
         patience = None if self.scorer is None else self.scorer.settings.patience
         return patience is not None and self.history.scores_since_best() >= patience
 
-    def _params(self) -> dict[str, Any]:
-        return self.sites.model_values(self.state.svi)
-
     def _scored_params(self) -> dict[str, Any]:
         """Model parameters to be scored: moving averages where there are any."""
         return self.sites.model_values(self.state.svi, self.state.average)
@@ -183,7 +169,7 @@ class Run:
     def _result(self, reason: str) -> FitResult:
         scored = self._scored_params()
         return FitResult(
-            params=self._params(),
+            params=self.sites.model_values(self.state.svi),
             history=self.history.for_result(self.compile_seconds),
             state=self.state.svi,
             guide_params=self.sites.guide_values(self.state.svi),

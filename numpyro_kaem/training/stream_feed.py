@@ -29,8 +29,7 @@ _SECONDS = 0.5
 class StreamFeed:
     """Batches from an iterable on the host, checked, and brought to the device while the step before runs.
 
-    The iterable is iterated anew at every epoch, which is `steps_per_epoch` batches or a pass, unless it is an iterator
-    itself. Of several processes each gives its own share of the rows.
+    Of several processes each gives its own share of the rows.
     """
 
     def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout | None):
@@ -82,10 +81,9 @@ class StreamFeed:
     def advance(
         self, state: TrainState, first: int, last: int, interrupted: list[bool]
     ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
-        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`.
+        """See `ArrayFeed.advance`; after Ctrl-C no batch is waited for.
 
-        What is wrong with the data is raised when no step was taken before it; otherwise by the next call, so that the
-        steps are not lost. After Ctrl-C no batch is waited for.
+        What is wrong with the data is raised by the next call if steps were taken before it, so that they are not lost.
         """
         records, ended = [], False
         for number in range(first, last):
