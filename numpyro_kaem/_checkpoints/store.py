@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from numpyro_kaem._checkpoints.arrays import leaves_by_path, read_arrays, signature, to_device, to_host, write_arrays
 from numpyro_kaem._checkpoints.manifest import MANIFEST, DamagedError, flush, is_whole, to_json, verify, write_manifest
-from numpyro_kaem._checkpoints.processes import any_process, of_first_process
 from numpyro_kaem.checks import check_count
 
 try:
@@ -234,6 +234,23 @@ class CheckpointStore:
                 "another model or run; take another directory, or the same model, data and settings. It differs:\n- "
                 + "\n- ".join(listed)
             )
+
+
+def any_process(value: bool) -> bool:
+    """Whether the value is true in any process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.array([value], np.uint8))))
+
+
+def of_first_process(names: list[str]) -> list[str]:
+    """The names that the first process has."""
+    if jax.process_count() == 1:
+        return names
+    text = "\n".join(names).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(text), np.int32)))
+    padded = np.frombuffer(text[:size].ljust(size, b"\0"), np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(padded)).decode().split("\n") if size else []
 
 
 def _write_history(path: Path, history: dict[str, np.ndarray]) -> None:

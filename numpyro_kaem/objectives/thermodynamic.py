@@ -1,4 +1,4 @@
-"""Maximum likelihood over a ladder of temperatures."""
+"""Maximum likelihood over a ladder of temperatures, and schedules of its exponent over training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpyro_kaem.checks import check_count, check_flag, check_positive
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
-from numpyro_kaem.objectives.tempered_particles import run_particles
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.particles import Settings
@@ -259,7 +258,7 @@ class ThermodynamicMLE(ChainObjective):
         temperatures = None if self.ladder is None else self._temperatures(state)
         is_path = self.gradient == "path"
         run = jax.lax.stop_gradient(
-            run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
+            population.run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
         )
         steps = jnp.diff(run.temperatures)
         means = run.log_likelihood_mean
@@ -295,3 +294,30 @@ class ThermodynamicMLE(ChainObjective):
         steps = jnp.diff(jnp.broadcast_to(temperatures, (num_data, num_rungs)))
         weights = 0.5 * (jnp.pad(steps, ((0, 0), (0, 1))) + jnp.pad(steps, ((0, 0), (1, 0))))
         return jnp.sum(weights * likelihood, -1) + prior[:, -1]
+
+
+def cyclic_schedule(low: float, high: float, period: int) -> Callable[[ArrayLike], Float[Array, ""]]:
+    r"""An exponent that goes to and fro between two values,
+
+    $$r(i) = \text{low} + (\text{high} - \text{low}) \tfrac12 (1 - \cos(2 \pi i / \text{period})).$$
+
+    It is a schedule for `ThermodynamicMLE`, as are those of Optax: `optax.constant_schedule`, and
+    `optax.cosine_decay_schedule`, which falls once.
+
+    Args:
+        low: exponent at the start of a cycle, positive.
+        high: exponent in its middle, positive.
+        period: training steps of a cycle, at least 1.
+
+    Returns:
+        A function of the number of the training step.
+
+    Example:
+        ```python
+        from numpyro_kaem import Ladder, ThermodynamicMLE, cyclic_schedule
+
+        objective = ThermodynamicMLE(Ladder.power(5), schedule=cyclic_schedule(1.0, 8.0, period=500))
+        ```
+    """
+    low, high, period = check_positive("low", low), check_positive("high", high), check_count("period", period, 1)
+    return lambda step: low + (high - low) * 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * step / period))

@@ -24,19 +24,24 @@ from numpyro_kaem.models.fingerprint import model_fingerprint
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior.description import describe_settings
-from numpyro_kaem.training.array_feed import ArrayFeed
-from numpyro_kaem.training.checkpointing import Checkpointing
 from numpyro_kaem.training.data import check_data, is_stream
+from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.held_out import HeldOut, Scorer, check_held_out, place_held_out
-from numpyro_kaem.training.initial import check_suits, guide_for, initial_state, read_sites, with_objective_state
-from numpyro_kaem.training.moved_keywords import with_moved_keywords
-from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint
+from numpyro_kaem.training.held_out import Scorer, check_held_out, place_held_out
+from numpyro_kaem.training.initial import (
+    build_optimizer,
+    check_suits,
+    guide_for,
+    initial_state,
+    optimizer_fingerprint,
+    read_sites,
+    with_objective_state,
+)
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
+from numpyro_kaem.training.settings import Checkpointing, HeldOut, with_moved_keywords
 from numpyro_kaem.training.sharding import Layout, check_same_in_all_processes, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
-from numpyro_kaem.training.stream_feed import StreamFeed
 
 
 def fit(

@@ -13,17 +13,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from numpyro_kaem._checkpoints.processes import any_process
-from numpyro_kaem._checkpoints.store import CheckpointStore
+from numpyro_kaem._checkpoints.store import CheckpointStore, any_process
 from numpyro_kaem._compilation.interrupts import interrupts
-from numpyro_kaem.training.alarms import Alarms
-from numpyro_kaem.training.array_feed import ArrayFeed
+from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.held_out import Scorer
-from numpyro_kaem.training.history import History
+from numpyro_kaem.training.history import Alarms, History
 from numpyro_kaem.training.initial import Sites
 from numpyro_kaem.training.result import FitResult, TrainingFailed
 from numpyro_kaem.training.step import Stepper, TrainState
-from numpyro_kaem.training.stream_feed import StreamFeed
 
 # Seconds of compiled steps between two looks at the progress bar and the keyboard.
 _SECONDS = 1.0
