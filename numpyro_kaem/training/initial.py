@@ -109,15 +109,8 @@ class Sites(NamedTuple):
     of_guide: tuple[str, ...]
     distributions: dict[str, str]
 
-    def model_values(self, state: SVIState, params: PyTree = None) -> dict[str, Any]:
-        """Those of the model; of other unconstrained parameters than the state's where they are given."""
-        return self._values(self.of_model, state, params)
-
-    def guide_values(self, state: SVIState) -> dict[str, Any]:
-        """Those of the guide."""
-        return self._values(self.of_guide, state, None)
-
-    def _values(self, names: tuple[str, ...], state: SVIState, params: PyTree) -> dict[str, Any]:
+    def values(self, names: tuple[str, ...], state: SVIState, params: PyTree = None) -> dict[str, Any]:
+        """Constrained values; of other unconstrained parameters than the state's where they are given."""
         params = self.svi.optim.get_params(state.optim_state) if params is None else params
         constrained = self.svi.constrain_fn(params) | (state.mutable_state or {})
         return {name: constrained[name] for name in names}

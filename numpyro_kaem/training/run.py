@@ -135,7 +135,7 @@ class Run:
         """Score, close the books of the epoch, and call back; tells whether and why the run ends."""
         number, reason = self.history.epoch, "finished"
         if self.scorer is not None and (number % self.scorer.settings.every == 0 or number == self.num_epochs):
-            params = self._scored_params()
+            params = self._params(self.state.average)
             self.history.scores.append((number, *self.scorer(params, self.keys["score"])))
             if self.history.scores_since_best() == 0:
                 self.best = _copied(params)
@@ -143,9 +143,7 @@ class Run:
                 reason = "patience"
         # The books are closed before callbacks are called: if one raises, the run goes on with the next epoch.
         row = self.history.end_epoch()
-        answers = [
-            callback(number, row, _copied(self.sites.model_values(self.state.svi))) for callback in self.callbacks
-        ]
+        answers = [callback(number, row, _copied(self._params())) for callback in self.callbacks]
         if self.callbacks and self._anywhere(any(_is_true(answer) for answer in answers)):
             reason = "callback"
         return reason
@@ -159,17 +157,17 @@ class Run:
         patience = None if self.scorer is None else self.scorer.settings.patience
         return patience is not None and self.history.scores_since_best() >= patience
 
-    def _scored_params(self) -> dict[str, Any]:
-        """Model parameters to be scored: moving averages where there are any."""
-        return self.sites.model_values(self.state.svi, self.state.average)
+    def _params(self, unconstrained: PyTree = None) -> dict[str, Any]:
+        """Parameters of the model; those that are scored are of moving averages, where there are any."""
+        return self.sites.values(self.sites.of_model, self.state.svi, unconstrained)
 
     def _result(self, reason: str) -> FitResult:
-        scored = self._scored_params()
+        scored = self._params(self.state.average)
         return FitResult(
-            params=self.sites.model_values(self.state.svi),
+            params=self._params(),
             history=self.history.for_result(self.compile_seconds),
             state=self.state.svi,
-            guide_params=self.sites.guide_values(self.state.svi),
+            guide_params=self.sites.values(self.sites.of_guide, self.state.svi),
             best_params=scored if self.best is None else self.best,
             averaged_params=None if self.state.average is None else scored,
             stop_reason=reason,
@@ -201,7 +199,7 @@ class Run:
             self.store.save(self.step, self._kept(), self.history.to_arrays(), self.description)
 
     def _kept(self) -> PyTree:
-        best = self._scored_params() if self.best is None else self.best
+        best = self._params(self.state.average) if self.best is None else self.best
         return {"train": self.state, "best": best, "keys": self.keys}
 
     def _resume(self) -> None:

@@ -56,7 +56,7 @@ class Stepper(NamedTuple):
 
         What the optimiser has accumulated counts too: a gradient that is not finite may wait there for its turn.
         """
-        before = _take(state.svi, rows)
+        before = _with_chains(state.svi, lambda chains: jax.tree.map(lambda x: x[rows], chains))
         after, loss = svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
         is_finite = jnp.isfinite(loss) & _all_finite(svi.get_params(after))
@@ -125,11 +125,6 @@ def empty_records(state: TrainState, num_steps: int) -> dict[str, Array]:
     metrics = (state.svi.mutable_state or {}).get(STATE, {}).get("metrics", {})
     record = {"loss": jnp.zeros(()), "is_finite": jnp.zeros((), bool), **metrics}
     return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), record)
-
-
-def _take(state: SVIState, rows: Any) -> SVIState:
-    """The state with the chains of some rows alone."""
-    return _with_chains(state, lambda chains: jax.tree.map(lambda x: x[rows], chains))
 
 
 def _put(state: SVIState, new: SVIState, rows: Any) -> SVIState:
