@@ -149,7 +149,7 @@ class ChainObjective(ByValue, Objective):
         return run, {"metrics": metrics, "shared": shared, "per_datum": per_datum}
 
     def _rows_of(self, latent_model: LatentModel, per_datum: dict[str, Array]) -> Array | slice | None:
-        """Where the rows of the batch are among the data whose chains are kept; None where none are, or nothing tells."""
+        """Where the rows of the batch are among the data whose chains are kept; None if none are, or nothing tells."""
         if not per_datum:
             return None
         num_kept = len(per_datum["started"])

@@ -39,12 +39,11 @@ class ArrayFeed:
     def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
         """Compile the steps of an epoch, or find them compiled; returns the seconds that it took."""
         layout, self._kwargs = self.layout, kwargs
-        records = empty_records(state, self.num_steps)
-        self._empty = records if layout is None else layout.place(records)
+        self._empty = self._placed(empty_records(state, self.num_steps))
         self._static = stepper, None if layout is None else (layout.by_datum, layout.replicated), shardings
         self.begin(jax.random.key(0))
         start = time.perf_counter()
-        bound = self._bound(0)
+        bound = self._placed(jnp.asarray(0))
         kept = (self._empty, self._order, bound, bound, self.data, kwargs)
         self._take_steps = _take_steps.compiled((self._static, kept), state)
         return time.perf_counter() - start
@@ -58,9 +57,7 @@ class ArrayFeed:
 
     def begin(self, key: PRNGKeyArray) -> None:
         """Begin an epoch."""
-        self._order = _shuffle(key, self.num_data, self.num_steps, self.batch_size)
-        if self.layout is not None:
-            self._order = self.layout.place(self._order)
+        self._order = self._placed(_shuffle(key, self.num_data, self.num_steps, self.batch_size))
         self._records = self._empty
 
     def advance(
@@ -70,14 +67,14 @@ class ArrayFeed:
 
         The state is given up. `interrupted` is no longer empty after Ctrl-C, to which steps on the device do not look.
         """
-        kept = (self._records, self._order, self._bound(first), self._bound(last), self.data, self._kwargs)
+        bounds = self._placed((jnp.asarray(first), jnp.asarray(last)))
+        kept = (self._records, self._order, *bounds, self.data, self._kwargs)
         state, self._records, end = self._take_steps((self._static, kept), state)
         end = int(end)
         return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
 
-    def _bound(self, value: int) -> Array:
-        bound = jnp.asarray(value)
-        return bound if self.layout is None else self.layout.place(bound)
+    def _placed(self, tree: PyTree) -> PyTree:
+        return tree if self.layout is None else self.layout.place(tree)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -126,11 +123,10 @@ class StreamFeed:
         self.is_iterator, self._count, self._batches = isinstance(data, Iterator), 0, self._load(data)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="numpyro_kaem-batches")
         self._submit()
-        loaded = self._next.result()
-        if loaded is None:
+        self._first = self._next.result()
+        if self._first is None:
             raise ValueError("data gives no batch: an iterable must give at least one")
-        first, self.indices = loaded
-        self._first = loaded
+        first, self.indices = self._first
         self.batch_size = self.num_data = len(jax.tree.leaves(first)[0])
         # A model that is read for its structure needs values, and what its parameters start from is to be the same in
         # every process.

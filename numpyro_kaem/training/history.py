@@ -75,10 +75,6 @@ class History:
         finite = self.by_step.get("is_finite", [])
         return not finite or any(values.any() for values in finite)
 
-    def last_losses(self, number: int) -> np.ndarray:
-        """The losses of the last steps."""
-        return np.concatenate(self.by_step["loss"])[-number:]
-
     def postfix(self) -> str:
         """What a progress bar shows: of the last whole epoch, or of the last steps in one that is under way."""
         loss = self.by_step["loss"][-1].mean() if self.by_step and len(self.by_step["loss"][-1]) else np.nan

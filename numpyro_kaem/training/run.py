@@ -175,7 +175,8 @@ class Run:
 
     def _failure(self) -> str:
         number = int(self.state.bad_in_a_row)
-        losses = ", ".join(f"{loss:.3g}" for loss in self.history.last_losses(number)[:3])
+        last = np.concatenate(self.history.by_step["loss"])[-number:]
+        losses = ", ".join(f"{loss:.3g}" for loss in last[:3])
         return (
             f"the last {number} steps, up to step {self.step} of the run, were not finite (losses {losses}, ...) and "
             "were skipped: take a smaller learning rate, clip gradients, or see whether the likelihood can be zero or "
