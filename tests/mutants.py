@@ -804,7 +804,7 @@ MUTANTS = [
     Mutant(
         "optimisers with other learning rates are taken for the same",
         "training/fit.py",
-        "optimizer_fingerprint(svi.optim, params)",
+        "initial.optimizer_fingerprint(svi.optim, params)",
         "'the optimiser'",
         "test_programs.py::test_another_learning_rate_is_another_program",
     ),

@@ -257,9 +257,8 @@ class ThermodynamicMLE(ChainObjective):
         settings = Settings(self.kernel, self.target_ess, self.num_steps, self.max_rungs)
         temperatures = None if self.ladder is None else self._temperatures(state)
         is_path = self.gradient == "path"
-        run = jax.lax.stop_gradient(
-            population.run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
-        )
+        run = population.run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
+        run = jax.lax.stop_gradient(run)
         steps = jnp.diff(run.temperatures)
         means = run.log_likelihood_mean
         thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)

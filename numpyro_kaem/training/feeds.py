@@ -18,7 +18,7 @@ from numpyro_kaem._checkpoints.arrays import to_host
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import spreading
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.training.data import IndexedBatch, check_data, check_indices
+from numpyro_kaem.training.data import IndexedBatch, check_data
 from numpyro_kaem.training.sharding import Layout
 from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
@@ -253,7 +253,10 @@ class StreamFeed:
         if indices is not None:
             if self.layout is not None:
                 raise ValueError("an IndexedBatch needs one device: with a mesh pass all data as arrays")
-            indices = check_indices(name, indices, num_rows)
+            indices = np.asarray(indices)
+            if indices.shape != (num_rows,) or indices.dtype.kind not in "iu" or len(np.unique(indices)) != num_rows:
+                raise ValueError(f"indices of {name} must be {num_rows} different whole numbers, got {indices!r}")
+            indices = indices.astype(np.int32)
         return batch, indices, num_rows
 
     def _place(self, batch: tuple, num_rows: int) -> tuple:
