@@ -13,18 +13,7 @@ import jax.numpy as jnp
 
 import numpyro_kaem
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "numpyro",
-    "blackjax",
-    "equinox",
-    "optax",
-    "orbax-checkpoint",
-    "arviz",
-    "numpy",
-    "scipy",
-)
+PACKAGES = ["jax", "jaxlib", "numpyro", "blackjax", "equinox", "optax", "orbax-checkpoint", "arviz", "numpy", "scipy"]
 
 
 def info() -> str:

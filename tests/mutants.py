@@ -704,21 +704,21 @@ MUTANTS = [
     ),
     Mutant(
         "accumulated minibatches make a step of their sum, not of their mean",
-        "training/optimizers.py",
+        "training/initial.py",
         "return optax.MultiSteps(optimizer, accumulate).gradient_transformation()",
         "return optax.MultiSteps(optimizer, accumulate, use_grad_mean=False).gradient_transformation()",
         "test_training_features.py::test_accumulated_minibatches_make_one_step_on_their_mean_gradient",
     ),
     Mutant(
         "an epoch draws its rows with replacement",
-        "training/array_feed.py",
+        "training/feeds.py",
         "jax.random.permutation(key, num_data)[",
         "jax.random.randint(key, (num_data,), 0, num_data)[",
         "test_fit.py::test_an_epoch_takes_disjoint_batches_of_a_fresh_permutation",
     ),
     Mutant(
         "a resumed stream begins at its first batch again",
-        "training/stream_feed.py",
+        "training/feeds.py",
         "for number in range(used):",
         "for number in range(0 * used):",
         "test_training_streams.py::test_steps_per_epoch_cut_a_stream_and_ctrl_c_in_an_epoch_is_made_good",
@@ -739,7 +739,7 @@ MUTANTS = [
     ),
     Mutant(
         "a keyword of fit that has moved is heard and not heeded",
-        "training/moved_keywords.py",
+        "training/settings.py",
         "return replace(given, **fields) if isinstance(given, HeldOut | Checkpointing) else kind(given, **fields)",
         "return given if isinstance(given, HeldOut | Checkpointing) else kind(given)",
         "test_fit_settings.py::test_keywords_that_have_moved_do_what_they_did_and_say_where_they_are_now",
@@ -804,7 +804,7 @@ MUTANTS = [
     Mutant(
         "optimisers with other learning rates are taken for the same",
         "training/fit.py",
-        "optimizer_fingerprint(svi.optim, params)",
+        "initial.optimizer_fingerprint(svi.optim, params)",
         "'the optimiser'",
         "test_programs.py::test_another_learning_rate_is_another_program",
     ),

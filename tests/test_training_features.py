@@ -22,11 +22,10 @@ from training_cases import DATA, KeptChains, Squares, model, run, saved_arrays
 
 from numpyro_kaem import BSpline, GridAdaptation, TensorBoardLogger, UnivariateEnergy, adapt_svi_grid, energy_module
 from numpyro_kaem.training import Checkpointing, HeldOut
-from numpyro_kaem.training.array_feed import ArrayFeed
+from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.history import History
-from numpyro_kaem.training.optimizers import build_optimizer
+from numpyro_kaem.training.initial import build_optimizer
 from numpyro_kaem.training.result import FitResult
-from numpyro_kaem.training.stream_feed import StreamFeed
 
 RATE, DECAY = 0.02, 0.8
 

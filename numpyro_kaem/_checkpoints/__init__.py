@@ -2,7 +2,6 @@
 
 Each file imports from those above it and from earlier rooms only.
 
-processes: what the processes of a run on several hosts tell each other
 arrays: pytrees of arrays to and from a folder
 manifest: what a checkpoint holds, with checksums
 store: a folder of checkpoints: save, restore, the newest that is whole

@@ -23,9 +23,7 @@ class DamagedError(Exception):
 def verify(folder: Path, checksums: bool = True) -> dict[str, Any]:
     """The manifest of a checkpoint, after all files have been compared with it (without checksums: their sizes).
 
-    Raises:
-        DamagedError: if a file is missing or altered.
-        ValueError: if a newer version of this library wrote it.
+    A DamagedError says that one is missing or altered, a ValueError that a newer version of this library wrote it.
     """
     try:
         text = (folder / MANIFEST).read_bytes().decode()

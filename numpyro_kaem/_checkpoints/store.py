@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from numpyro_kaem._checkpoints.arrays import leaves_by_path, read_arrays, signature, to_device, to_host, write_arrays
 from numpyro_kaem._checkpoints.manifest import MANIFEST, DamagedError, flush, is_whole, to_json, verify, write_manifest
-from numpyro_kaem._checkpoints.processes import any_process, of_first_process
 from numpyro_kaem.checks import check_count
 
 try:
@@ -36,32 +36,17 @@ MAX_DIFFERENCES = 20
 
 
 class CheckpointStore:
-    """A folder of checkpoints, of which the newest whole one is restored.
+    """A folder of checkpoints; `name` is how the caller calls the argument that names it.
 
-    A checkpoint is a folder named by its step:
-
-        0000001200/state/          the arrays, by leaf path (Orbax)
-        0000001200/history.npz     NumPy's format without pickle
-        0000001200/manifest.json   step, description, shapes and dtypes; size and SHA-256 of every other file
-
-    It is written under the name `0000001200.writing`, its manifest last, flushed to the disk and renamed: a
-    process that is killed leaves a whole checkpoint or a folder that is ignored, and removed by the next `save`.
-    A checkpoint is used only after every byte has been checked against the manifest, and the manifest against
-    its own checksum. Nothing on the disk depends on classes, and reading runs no code.
-
-    Where JAX runs in several processes, all of them call `save` and `restore`, with a folder that they share;
-    the first process writes. At any time one run writes to a folder; others may read it.
-
-    Orbax writes the arrays, but its `CheckpointManager` does not keep the folder: it counts damaged checkpoints among
-    those to keep, refuses a step that is there (a kill after its removal would lose it), leaves its draft on a disk
-    that is full, and makes a folder anew that has vanished.
-
-    Args:
-        directory: folder on a file system; it is created where it does not exist.
-        keep: how many checkpoints to keep, at least 1.
-        name: how the caller calls the argument that names the folder.
+    A checkpoint is a folder named by its step: `0000001200/state/`, the arrays (Orbax), `history.npz` and
+    `manifest.json`. It is written as `0000001200.writing`, its manifest last, flushed to the disk and renamed: a killed
+    process leaves a whole checkpoint or a folder that is ignored, and removed by the next `save`. Nothing on the disk
+    depends on classes, and reading runs no code. Of several processes all call `save` and `restore`, with a folder
+    that they share; the first one writes.
     """
 
+    # Orbax's `CheckpointManager` counts damaged checkpoints among those to keep, refuses a step that is there (a kill
+    # after its removal would lose it), leaves its draft on a full disk, and makes a folder anew that has vanished.
     def __init__(self, directory: str | os.PathLike, keep: int = 3, name: str = "checkpoint_dir"):
         self._keep, self._name = check_count("keep", keep, 1), name
         if "://" in os.fspath(directory):
@@ -104,22 +89,9 @@ class CheckpointStore:
         return sorted({step for step, folder in self._candidates() if is_whole(folder)})
 
     def save(self, step: int, state: PyTree, history: dict[str, np.ndarray], description: dict[str, Any]) -> bool:
-        """Write a checkpoint, and then remove the oldest ones beyond `keep`.
+        """Write a checkpoint, or replace that of the same step, and then remove the oldest ones beyond `keep`.
 
-        Args:
-            step: steps taken so far; a checkpoint of the same step is replaced.
-            state: pytree of JAX and NumPy arrays, typed PRNG keys and numbers.
-            history: NumPy arrays of any shapes, which may differ between checkpoints.
-            description: facts about the run that must be the same at `restore`, as JSON has them.
-
-        Returns:
-            Whether it has been written: the same on all processes.
-
-        Warns:
-            RuntimeWarning: if it could not be written, by reason of the file system.
-
-        Raises:
-            TypeError: for a leaf, a history or a description that cannot be written.
+        Whether it was written is the same on all processes; a warning tells what the file system has refused.
         """
         leaves = leaves_by_path(state)
         arrays = {path: to_host(leaf) for path, leaf in leaves.items() if np.size(leaf)}
@@ -142,23 +114,9 @@ class CheckpointStore:
         return not any_process(not written)
 
     def restore(self, like: PyTree, description: dict[str, Any]) -> tuple[int, PyTree, dict[str, np.ndarray]] | None:
-        """The newest undamaged checkpoint.
+        """The newest undamaged checkpoint, its arrays placed where those of `like` are; None where there is none.
 
-        Args:
-            like: a state of the same structure, shapes and dtypes: its JAX arrays say where to place the restored.
-            description: facts that must agree with those saved, where the checkpoint has them.
-
-        Returns:
-            Step, state and history, or None where there is no checkpoint.
-
-        Warns:
-            RuntimeWarning: for every damaged checkpoint that is passed over (the folder and the damage are
-                named), and if none is left.
-
-        Raises:
-            ValueError: if the checkpoint is of another model or run (what differs is listed) or was written
-                by a newer version of this library.
-            RuntimeError: if this version of Orbax cannot read it.
+        The description must agree with the one saved, where the checkpoint has its facts.
         """
         leaves = leaves_by_path(like)
         names = of_first_process([folder.name for _, folder in self._candidates()])
@@ -276,6 +234,23 @@ class CheckpointStore:
                 "another model or run; take another directory, or the same model, data and settings. It differs:\n- "
                 + "\n- ".join(listed)
             )
+
+
+def any_process(value: bool) -> bool:
+    """Whether the value is true in any process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.array([value], np.uint8))))
+
+
+def of_first_process(names: list[str]) -> list[str]:
+    """The names that the first process has."""
+    if jax.process_count() == 1:
+        return names
+    text = "\n".join(names).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(text), np.int32)))
+    padded = np.frombuffer(text[:size].ljust(size, b"\0"), np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(padded)).decode().split("\n") if size else []
 
 
 def _write_history(path: Path, history: dict[str, np.ndarray]) -> None:

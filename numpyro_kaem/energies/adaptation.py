@@ -37,13 +37,9 @@ def with_points(basis: SomeBasis, points: Float[Array, "*batch num_points"]) -> 
 
 
 def adapted_basis(basis: SomeBasis, z: Array, weights: Array, uniform_fraction: float) -> SomeBasis:
-    """The basis on a domain that covers the samples, with the knots of a B-spline towards their quantiles.
+    """The basis on a domain that covers the samples that count, with the knots of a B-spline towards their quantiles.
 
-    Args:
-        basis: with a grid that broadcasts against the batch shape of the samples.
-        z: samples, shape (num_samples, *batch).
-        weights: not negative, of the same shape; zero for samples that do not count.
-        uniform_fraction: share of the evenly spaced knots in the mean of both.
+    Samples and weights have shape (num_samples, *batch); `uniform_fraction` is the share of evenly spaced knots.
     """
     points = _movable(basis)
     first, last = (
@@ -57,9 +53,8 @@ def adapted_basis(basis: SomeBasis, z: Array, weights: Array, uniform_fraction: 
     if isinstance(basis, BSpline):
         # Evenly spaced knots go where most samples are: over a range that one outlier has extended they would all be
         # far from the others.
-        inner = [
-            jnp.clip(end, low, high) for end in _quantiles(z, weights, jnp.array([_MARGIN, 1.0 - _MARGIN], z.dtype))
-        ]
+        ends = _quantiles(z, weights, jnp.array([_MARGIN, 1.0 - _MARGIN], z.dtype))
+        inner = [jnp.clip(end, low, high) for end in ends]
         inner = jnp.minimum(first, inner[0]), jnp.maximum(last, inner[1])
         even = inner[0][..., None] + (inner[1] - inner[0])[..., None] * shares
         # Where the domain is extended, three intervals go to the old end: without, one wide interval could have to bend
@@ -113,8 +108,7 @@ def least_squares(
 ) -> Float[Array, "... num_basis"]:
     """Coefficients c that minimise the weighted squares of design c - values, by an orthogonal factorisation.
 
-    A ridge of the size of rounding errors decides what the points leave open; one step of iterative refinement gives
-    back its bias.
+    A ridge of the size of rounding errors decides what the points leave open; iterative refinement undoes its bias.
     """
     num_points, num_basis = design.shape[-2:]
     ridge = 10.0 * float(jnp.finfo(design.dtype).eps)

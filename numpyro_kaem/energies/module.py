@@ -157,19 +157,9 @@ def adapt_svi_grid(
 def on_adapted_grid(
     name: str, energy: UnivariateEnergy, params: dict[str, Any], old: SVIState, new: SVIState
 ) -> dict[str, Any]:
-    """Parameters other than those of a state, whose energy is refitted on the grid that the state has got.
+    """Parameters other than those of a state, whose energy is refitted on the grid that `adapt_svi_grid` has given it.
 
     Coefficients are those of a function on one grid: a moving average of them has to move with the grid.
-
-    Args:
-        name: the name under which the model declares the energy.
-        energy: the energy that was passed to `energy_module`.
-        params: parameters by site, whose energy is on the grid of the old state.
-        old: the state before `adapt_svi_grid`.
-        new: the state after it.
-
-    Returns:
-        The parameters with the coefficients of the same function, as nearly as the new grid can.
     """
     site, grid_site = f"{name}$params", f"{name}$grid"
     before, after = (_energy(energy, params[site], s.mutable_state[grid_site]["points"]) for s in (old, new))

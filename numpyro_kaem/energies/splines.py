@@ -208,8 +208,7 @@ class BSpline(Basis):
     def _in_cells(self, coefficients, rest):
         """The spline in each interval as c_m + p_0 + p_1 x + p_2 x^2 + ..., x the place: c_m, and all p, on a new axis.
 
-        The functions sum to one, so that the polynomial is made from differences to the interval's middle coefficient
-        c_m, which are smaller numbers with smaller rounding errors.
+        The functions sum to one: all p are made from differences to the middle coefficient c_m, which are rounded less.
         """
         windows = np.arange(self.num_intervals)[:, None] + np.arange(self.degree + 1)
         near = coefficients[..., windows]
@@ -230,10 +229,7 @@ class BSpline(Basis):
         return xp.concatenate([knots[..., :1] - first * beyond[::-1], knots, knots[..., -1:] + last * beyond], axis=-1)
 
     def _local_polynomials(self) -> np.ndarray | Array:
-        """The degree + 1 functions of each interval as polynomials of the place in it.
-
-        The last axes are interval, power and function. Those of a uniform spline are made once for all intervals.
-        """
+        """The functions of each interval, or of all if uniform, in powers of the place: interval, power, function."""
         if self.uniform:
             knots, num_intervals = np.arange(-self.degree, self.degree + 2.0), 1
         else:

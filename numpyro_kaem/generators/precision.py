@@ -28,11 +28,10 @@ def check_compute_dtype(compute_dtype: Any) -> np.dtype | None:
 def contract(
     subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."], compute_dtype: np.dtype | None
 ) -> Float[Array, "..."]:
-    """Contract a with b, as `jnp.einsum` does, their elements rounded to `compute_dtype` and then multiplied.
+    """Contract a with b as `jnp.einsum` does, elements rounded to `compute_dtype`, sums in the dtype of a and b.
 
-    Sums are accumulated, and returned, in the dtype that a and b have in common. With u = 2^-p for a `compute_dtype` of
-    p significant bits (8 of bfloat16), rounding the factors moves the result by at most (2 u + u^2) sum |a| |b|.
-    Derivatives have the dtypes of a and b, and are rounded to `compute_dtype` once more.
+    With u = 2^-p for p significant bits (8 of bfloat16), rounding the factors moves the result by at most
+    (2 u + u^2) sum |a| |b|. Derivatives have the dtypes of a and b, and are rounded to `compute_dtype` once more.
     """
     if compute_dtype is None:
         return jnp.einsum(subscripts, a, b)

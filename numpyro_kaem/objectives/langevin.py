@@ -149,15 +149,24 @@ class ChainObjective(ByValue, Objective):
         return run, {"metrics": metrics, "shared": shared, "per_datum": per_datum}
 
     def _rows_of(self, latent_model: LatentModel, per_datum: dict[str, Array]) -> Array | slice | None:
-        """Where the rows of the batch are among the data whose chains are kept; None where none are."""
+        """Where the rows of the batch are among the data whose chains are kept; None if none are, or nothing tells."""
         if not per_datum:
             return None
-        try:
-            return _rows_of(latent_model, len(per_datum["started"]))
-        except ValueError:
-            if self.persistent:
-                raise
+        num_kept = len(per_datum["started"])
+        if num_kept == latent_model.num_data:
+            return slice(None)
+        size, _ = latent_model.structure.plates[latent_model.plate]
+        lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.uncut_rows)}
+        if num_kept == size and not lengths - {size}:
+            return latent_model.plate_indices[latent_model.plate]
+        if not self.persistent:
             return None
+        raise ValueError(
+            f"chains are kept for {num_kept} data, but plate {latent_model.plate!r} has size {size} and the data at "
+            f"hand {latent_model.num_data} rows, of which nothing tells which data they are: train with fit, or pass "
+            f"all {num_kept} rows to a model whose plate subsamples them, numpyro.plate(..., {num_kept}, "
+            "subsample_size=...)"
+        )
 
     def _num_weighed(self, model: LatentModel) -> int:
         """Draws that are weighed: where the model has to run for each of them and each datum, no more than steps."""
@@ -213,22 +222,6 @@ class ChainObjective(ByValue, Objective):
             return jnp.zeros(latent_model.num_data)
         draws = sample_prior(target.model, key, self.num_draws)
         return jnp.broadcast_to(negative_phase(latent_model, draws), latent_model.num_data)
-
-
-def _rows_of(latent_model: LatentModel, num_kept: int) -> Array | slice:
-    """Where the rows of a batch are among the data whose chains are kept."""
-    if num_kept == latent_model.num_data:
-        return slice(None)
-    size, _ = latent_model.structure.plates[latent_model.plate]
-    lengths = {len(leaf) for leaf in jax.tree.leaves(latent_model.uncut_rows)}
-    if num_kept != size or lengths - {size}:
-        raise ValueError(
-            f"chains are kept for {num_kept} data, but plate {latent_model.plate!r} has size {size} and the data at "
-            f"hand {latent_model.num_data} rows, of which nothing tells which data they are: train with fit, or pass "
-            f"all {num_kept} rows to a model whose plate subsamples them, numpyro.plate(..., {num_kept}, "
-            "subsample_size=...)"
-        )
-    return latent_model.plate_indices[latent_model.plate]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,17 +1,19 @@
-"""Chains of every datum of a batch at every rung of a ladder, as a step of training runs them."""
+"""Chains at every rung of a ladder, and particles of tempered SMC, of every datum of a batch in a training step."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.chains import half_spread
 from numpyro_kaem.posterior.kernel import Kernel, ProposalKernel, Tuning
 from numpyro_kaem.posterior.moves import move_or_draw, move_or_place, propose_swaps
+from numpyro_kaem.posterior.particles import Settings, at_prior, to_next_rung
 from numpyro_kaem.posterior.target import Point, Target
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 
@@ -25,40 +27,24 @@ _GAIN, _GAIN_POWER = 4.0, 0.75
 
 
 class ChainRun(NamedTuple):
-    """Where the chains of B data, C chains and K rungs went.
-
-    Attributes:
-        points: the last points.
-        acceptance: mean acceptance by rung.
-        swap_acceptance: mean probability with which neighbouring rungs were exchanged; NaN for a single rung.
-        log_likelihood: after every step.
-        log_step_size: logarithm of the step size to which each datum's chains have come, averaged over the last half.
-        mean, variance: of the positions of each datum's chains.
-        stuck: share of chains at t = 1 that are where they started.
-    """
+    """Where the chains of B data, C chains and K rungs went: their last points, and what they have met."""
 
     points: Point
     acceptance: Float[Array, " K"]
-    swap_acceptance: Float[Array, ""]
+    swap_acceptance: Float[Array, ""]  # NaN for a single rung
     log_likelihood: Float[Array, "T B C K"]
-    log_step_size: Float[Array, "B K"]
-    mean: Float[Array, "B K dim"]
+    log_step_size: Float[Array, "B K"]  # mean over the last half
+    mean: Float[Array, "B K dim"]  # of positions
     variance: Float[Array, "B K dim"]
-    stuck: Float[Array, ""]
+    stuck: Float[Array, ""]  # share of chains at t = 1 that are where they started
 
 
 class Adaptation(NamedTuple):
-    """What step sizes and preconditioners have come to, of each datum's chains at each rung.
-
-    Attributes:
-        log_step_size: logarithm of the kernel's step size.
-        scale: preconditioner.
-        age: steps that have already gone into a step size.
-    """
+    """What step sizes and preconditioners have come to, of each datum's chains at each rung."""
 
     log_step_size: Float[Array, "B K"]
     scale: Float[Array, "B K dim"]
-    age: Float[Array, " B"]
+    age: Float[Array, " B"]  # steps that have already gone into a step size
 
 
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
@@ -71,17 +57,11 @@ def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
 
 
 class PriorDraws(NamedTuple):
-    """All the draws from the prior that chains need, made in one call: that call is long to compile.
-
-    Attributes:
-        starts: for every chain.
-        lowest: for the rung that is the prior, at every step; None where there is no such rung.
-        scale: preconditioner, the spread of each coordinate under the prior.
-    """
+    """All the draws from the prior that chains need, made in one call: that call is long to compile."""
 
     starts: Float[Array, "B C K dim"]
-    lowest: Float[Array, "T B C dim"] | None
-    scale: Float[Array, " dim"]
+    lowest: Float[Array, "T B C dim"] | None  # for the rung that is the prior, if there is one
+    scale: Float[Array, " dim"]  # spread of each coordinate, by which chains are preconditioned
 
 
 def draw_prior(
@@ -105,14 +85,9 @@ def draw_prior(
 
 
 class ImportanceDraws(NamedTuple):
-    """Draws from the prior, with the likelihoods of the data there.
+    """Draws from the prior, with the likelihoods of the data there."""
 
-    Attributes:
-        positions: shared by the data (B is then 1), or each datum's own.
-        log_likelihood: log p(x_b | z_s).
-    """
-
-    positions: Float[Array, "_ S dim"]
+    positions: Float[Array, "_ S dim"]  # each datum's own, or one for all
     log_likelihood: Float[Array, "B S"]
 
     def choose(
@@ -122,12 +97,10 @@ class ImportanceDraws(NamedTuple):
         current: Float[Array, "B C K dim"],
         log_likelihood: Float[Array, "B C K"],
     ) -> Float[Array, "B C K dim"]:
-        """Where chains go on: each at one of the draws or where it is, by p(x | z)^t at its rung t.
+        """Where chains go on: each at a draw or where it is, by p(x | z)^t at its rung t (-inf: it has not started).
 
-        This leaves p_t invariant whatever the number of draws (iterated sampling importance resampling; Andrieu, Doucet
-        and Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
-
-        The log-likelihood is that of the chains, -inf for those that have not started.
+        Iterated sampling importance resampling leaves p_t invariant whatever the number of draws (Andrieu, Doucet and
+        Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
         """
         num_data, num_draws = self.log_likelihood.shape
         positions = jnp.broadcast_to(self.positions, (num_data, num_draws, self.positions.shape[-1]))
@@ -148,10 +121,9 @@ class ImportanceDraws(NamedTuple):
         )
 
     def gap(self, log_likelihood: Float[Array, "B C"]) -> Float[Array, ""]:
-        """How far chains are, in nats, from what importance sampling says of E[log p(x | z)], the mean over data.
+        """How far chains are, in nats, from what importance sampling says of E[log p(x | z)], mean over trusted data.
 
-        Of data whose weights have an effective sample size of `_TRUSTED` at least, if they are a tenth of all; or of
-        all, where the chains are below: too few draws say too little, and not too much. NaN where neither is.
+        Or over all, where the chains are below: too few draws say too little, and not too much. NaN where neither is.
         """
         weights = jax.nn.softmax(self.log_likelihood)
         expected = jnp.sum(jnp.where(weights > 0, weights * self.log_likelihood, 0.0), -1)
@@ -192,10 +164,9 @@ def run_chains(
     lowest: Float[Array, "T B C dim"] | None,
     num_steps: int,
 ) -> ChainRun:
-    """Move all chains by `num_steps` steps, exchanging neighbouring rungs after each.
+    """Move all chains, exchanging neighbouring rungs after each step; the prior's rung is at `lowest`, if there is one.
 
-    The lowest rung, if it is the prior, is at `lowest` at every step. Step sizes that adapt do so by datum and rung, by
-    stochastic approximation whose gain fades.
+    Step sizes that adapt do so by datum and rung, by stochastic approximation whose gain fades.
     """
     num_data, num_chains, num_rungs, dim = positions.shape
     rows, dtype = target.latent_model.rows, positions.dtype
@@ -265,14 +236,72 @@ def run_chains(
     )
 
 
+class ParticleRun(NamedTuple):
+    """What a run of tempered SMC on B data leaves, rungs counted from the prior."""
+
+    positions: Float[Array, "*B N dim"]
+    log_evidence: Float[Array, "*B"]
+    temperatures: Float[Array, "*B K"]  # 1 from the last rung on
+    log_likelihood_mean: Float[Array, "*B K"]
+    at_rung: Float[Array, "*B K N dim"] | None  # positions, if asked for
+    acceptance: Float[Array, "*B"]  # mean over rungs
+    num_rungs: Int[Array, "*B"]  # above the prior
+    arrived: Bool[Array, "*B"]  # at t = 1
+
+
+def run_particles(
+    key: PRNGKeyArray,
+    target: Target,
+    settings: Settings,
+    temperatures: Float[Array, " K"] | None,
+    num_particles: int,
+    keep_rungs: bool,
+) -> ParticleRun:
+    """Take particles of every datum from the prior to the posterior; without temperatures each datum finds its own."""
+    num_rungs = settings.max_rungs + 1
+
+    def of_datum(key, row):
+        evaluate = partial(target.evaluate, row=row)
+        key_draw, key_move = jax.random.split(key)
+        keys = jax.random.split(key_draw, num_particles)
+        state = at_prior(jax.vmap(lambda k: evaluate(target.draw(k, row)))(keys), settings.kernel)
+        zero, position = state.temperature, state.points.position
+        # Beyond the last rung the temperature stays at 1, which takes no part in sums over intervals.
+        reached = jnp.ones(num_rungs, zero.dtype).at[0].set(0.0)
+        means = jnp.zeros(num_rungs, zero.dtype).at[0].set(state.points.log_likelihood.mean())
+        positions = jnp.zeros((num_rungs, *position.shape), position.dtype).at[0].set(position) if keep_rungs else None
+
+        def is_below(carry):
+            number, state, *_ = carry
+            return (number < settings.max_rungs) & (state.temperature < 1.0)
+
+        def climb(carry):
+            number, state, reached, means, positions, acceptance = carry
+            temperature = None if temperatures is None else temperatures[number + 1].astype(zero.dtype)
+            state, rung = to_next_rung(key_move, number, evaluate, settings, state, Tuning(temperature))
+            number = number + 1
+            reached = reached.at[number].set(state.temperature)
+            means = means.at[number].set(state.points.log_likelihood.mean())
+            positions = jax.tree.map(lambda x: x.at[number].set(state.points.position), positions)
+            return number, state, reached, means, positions, acceptance + rung.acceptance
+
+        carry = jnp.zeros((), int), state, reached, means, positions, zero
+        number, state, reached, means, positions, acceptance = jax.lax.while_loop(is_below, climb, carry)
+        at_end, log_evidence, arrived = state.points.position, state.log_evidence, state.temperature >= 1.0
+        return ParticleRun(at_end, log_evidence, reached, means, positions, acceptance / number, number, arrived)
+
+    keys = jax.random.split(key, target.latent_model.num_data)
+    return jax.vmap(of_datum)(keys, target.latent_model.rows)
+
+
 def log_likelihood_at(target: Target, positions: Float[Array, "B C K dim"]) -> Float[Array, "B C K"]:
     """Log p(x | z) of chains; what is not a number counts as zero likelihood."""
 
     def of_datum(positions, row):
-        latent_model = target.latent_model
-        return jax.vmap(jax.vmap(lambda u: latent_model.log_likelihood(target.unravel(u), *row, unconstrained=True)))(
-            positions
-        )
+        def of_chain(u):
+            return target.latent_model.log_likelihood(target.unravel(u), *row, unconstrained=True)
+
+        return jax.vmap(jax.vmap(of_chain))(positions)
 
     values = jax.vmap(of_datum)(positions, target.latent_model.rows)
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Maximum likelihood over a ladder of temperatures."""
+"""Maximum likelihood over a ladder of temperatures, and schedules of its exponent over training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpyro_kaem.checks import check_count, check_flag, check_positive
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
-from numpyro_kaem.objectives.tempered_particles import run_particles
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.particles import Settings
@@ -171,13 +170,8 @@ class ThermodynamicMLE(ChainObjective):
         if self.sampler == "smc":
             names = ("log_evidence_smc", "log_evidence_thermodynamic", "acceptance", "num_rungs")
             return dict.fromkeys(names, ())
-        names = (
-            "log_evidence_steppingstone",
-            "log_evidence_thermodynamic",
-            "swap_acceptance",
-            "stuck",
-            "importance_gap",
-        )
+        evidence = ("log_evidence_steppingstone", "log_evidence_thermodynamic")
+        names = (*evidence, "swap_acceptance", "stuck", "importance_gap")
         by_rung = ("acceptance", "step_size", "temperatures")
         return dict.fromkeys(names, ()) | dict.fromkeys(by_rung, (self.num_rungs,))
 
@@ -185,7 +179,7 @@ class ThermodynamicMLE(ChainObjective):
         """The state before the first step."""
         state = super().initial_state(latent_model, num_data)
         if self.adapt:
-            temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+            temperatures = jnp.asarray(as_ladder(self.ladder).temperatures, jnp.result_type(float))
             state["shared"] |= {"temperatures": temperatures, "mean_log_likelihood": jnp.zeros_like(temperatures)}
         return state
 
@@ -211,7 +205,7 @@ class ThermodynamicMLE(ChainObjective):
         if self.adapt:
             return state["shared"]["temperatures"]
         if self.schedule is None:
-            return jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
+            return jnp.asarray(as_ladder(self.ladder).temperatures, jnp.result_type(float))
         exponent = self.schedule(state["shared"]["step"]) if callable(self.schedule) else self.schedule
         # An exponent that has fallen to zero leaves the prior at t = 0.
         return ((jnp.arange(self.num_rungs) / self.max_rungs) ** exponent).at[0].set(0.0)
@@ -243,8 +237,7 @@ class ThermodynamicMLE(ChainObjective):
     def _moved(self, shared: dict[str, Array], temperatures: Array, by_rung: Array) -> dict[str, Array]:
         """Rungs equally far apart, by a running mean of the log-likelihood at every rung.
 
-        Its derivative by t is the variance whose root is the speed of thermodynamic length. Deviations of each datum's
-        own chains would give it too, but not where these are one or slow.
+        Its derivative by t is the variance whose root is the speed of thermodynamic length, also where chains are slow.
         """
         means = jnp.mean(by_rung, axis=(0, 1, 2), where=jnp.isfinite(by_rung))
         means = jnp.where(jnp.isfinite(means), means, shared["mean_log_likelihood"])
@@ -264,9 +257,8 @@ class ThermodynamicMLE(ChainObjective):
         settings = Settings(self.kernel, self.target_ess, self.num_steps, self.max_rungs)
         temperatures = None if self.ladder is None else self._temperatures(state)
         is_path = self.gradient == "path"
-        run = jax.lax.stop_gradient(
-            run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
-        )
+        run = population.run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
+        run = jax.lax.stop_gradient(run)
         steps = jnp.diff(run.temperatures)
         means = run.log_likelihood_mean
         thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
@@ -301,3 +293,30 @@ class ThermodynamicMLE(ChainObjective):
         steps = jnp.diff(jnp.broadcast_to(temperatures, (num_data, num_rungs)))
         weights = 0.5 * (jnp.pad(steps, ((0, 0), (0, 1))) + jnp.pad(steps, ((0, 0), (1, 0))))
         return jnp.sum(weights * likelihood, -1) + prior[:, -1]
+
+
+def cyclic_schedule(low: float, high: float, period: int) -> Callable[[ArrayLike], Float[Array, ""]]:
+    r"""An exponent that goes to and fro between two values,
+
+    $$r(i) = \text{low} + (\text{high} - \text{low}) \tfrac12 (1 - \cos(2 \pi i / \text{period})).$$
+
+    It is a schedule for `ThermodynamicMLE`, as are those of Optax: `optax.constant_schedule`, and
+    `optax.cosine_decay_schedule`, which falls once.
+
+    Args:
+        low: exponent at the start of a cycle, positive.
+        high: exponent in its middle, positive.
+        period: training steps of a cycle, at least 1.
+
+    Returns:
+        A function of the number of the training step.
+
+    Example:
+        ```python
+        from numpyro_kaem import Ladder, ThermodynamicMLE, cyclic_schedule
+
+        objective = ThermodynamicMLE(Ladder.power(5), schedule=cyclic_schedule(1.0, 8.0, period=500))
+        ```
+    """
+    low, high, period = check_positive("low", low), check_positive("high", high), check_count("period", period, 1)
+    return lambda step: low + (high - low) * 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * step / period))

@@ -56,14 +56,6 @@ class IndexedBatch(NamedTuple):
     indices: Any
 
 
-def check_indices(name: str, indices: Any, num_rows: int) -> np.ndarray:
-    """The indices of a batch, or an error that names what is wrong with them."""
-    indices = np.asarray(indices)
-    if indices.shape != (num_rows,) or indices.dtype.kind not in "iu" or len(np.unique(indices)) != num_rows:
-        raise ValueError(f"indices of {name} must be {num_rows} different whole numbers, got {indices!r}")
-    return indices.astype(np.int32)
-
-
 def is_stream(data: Any) -> bool:
     """Whether data are an iterable of batches, and not arrays (or what NumPy can make one of) or a tuple of them."""
     return isinstance(data, Iterable) and not (

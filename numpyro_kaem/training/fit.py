@@ -24,19 +24,16 @@ from numpyro_kaem.models.fingerprint import model_fingerprint
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior.description import describe_settings
-from numpyro_kaem.training.array_feed import ArrayFeed
-from numpyro_kaem.training.checkpointing import Checkpointing
+from numpyro_kaem.training import initial
 from numpyro_kaem.training.data import check_data, is_stream
+from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.held_out import HeldOut, Scorer, check_held_out, place_held_out
-from numpyro_kaem.training.initial import check_suits, guide_for, initial_state, read_sites, with_objective_state
-from numpyro_kaem.training.moved_keywords import with_moved_keywords
-from numpyro_kaem.training.optimizers import build_optimizer, optimizer_fingerprint
+from numpyro_kaem.training.held_out import Scorer, check_held_out, place_held_out
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
+from numpyro_kaem.training.settings import Checkpointing, HeldOut, with_moved_keywords
 from numpyro_kaem.training.sharding import Layout, check_same_in_all_processes, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
-from numpyro_kaem.training.stream_feed import StreamFeed
 
 
 def fit(
@@ -171,8 +168,8 @@ def fit(
     check_count("max_bad_steps", max_bad_steps, 1)
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
-    guide = guide_for(objective, guide)
-    svi = SVI(model, guide, build_optimizer(optimizer, labels, accumulate), objective)
+    guide = initial.guide_for(objective, guide)
+    svi = SVI(model, guide, initial.build_optimizer(optimizer, labels, accumulate), objective)
     store = None if checkpoints is None else CheckpointStore(checkpoints.path, checkpoints.keep, "checkpoints")
 
     # Where data are, and their batches come from.
@@ -189,29 +186,29 @@ def fit(
         )
 
     # What the model is, at its initial parameters.
-    state = initial_state(svi, init_key, batch, init_params, kwargs)
-    sites = read_sites(svi, batch, kwargs)
+    state = initial.initial_state(svi, init_key, batch, init_params, kwargs)
+    sites = initial.read_sites(svi, batch, kwargs)
     if unknown := set(init_params or {}) - {*sites.of_model, *sites.of_guide}:
         raise ValueError(f"init_params names no parameter site: {sorted(unknown)}")
     plate = getattr(objective, "plate", None) if plate is None else plate
-    at_initial = partial(LatentModel, model, sites.model_values(state), plate=plate, **kwargs)
+    at_initial = partial(LatentModel, model, sites.values(sites.of_model, state), plate=plate, **kwargs)
     latent_model = at_initial(*batch, rng_key=check_key)
     latent_model.require_per_datum("fit")
-    check_suits(objective, latent_model)
+    initial.check_suits(objective, latent_model)
     if scored is not None:
         check_held_out(partial(at_initial, check=False), scored[0])
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
     if isinstance(objective, Objective):
-        state = with_objective_state(state, objective, latent_model, feed.num_chains(latent_model))
+        state = initial.with_objective_state(state, objective, latent_model, feed.num_chains(latent_model))
 
     # What a step does, told by what it computes: another call of the same finds it compiled.
     params = svi.optim.get_params(state.optim_state)
-    guide_computes = model_fingerprint(guide, sites.guide_values(state), batch, kwargs, check_key, {})
+    guide_computes = model_fingerprint(guide, sites.values(sites.of_guide, state), batch, kwargs, check_key, {})
     stepper = Stepper(
         model=latent_model.as_argument,
         guide=SameProgram(guide, guide_computes),
-        optim=SameProgram(svi.optim, optimizer_fingerprint(svi.optim, params)),
+        optim=SameProgram(svi.optim, initial.optimizer_fingerprint(svi.optim, params)),
         objective=SameProgram.of_fields(objective) if is_known_by_value(objective) else objective,
         plate=plate,
         model_sites=sites.of_model,

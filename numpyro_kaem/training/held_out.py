@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,80 +16,16 @@ from numpyro_kaem._compilation.fingerprint import SameProgram
 from numpyro_kaem._compilation.options import LOOP
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import spreading
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.weights import log_evidence
 from numpyro_kaem.training.data import check_data
+from numpyro_kaem.training.settings import HeldOut
 from numpyro_kaem.training.sharding import Layout
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Data that `fit` scores but does not train on: `fit(..., held_out=HeldOut(x_test, every=10))`.
-
-    The score is importance sampling from the prior: log 1/S sum_s p(x | z_s) per datum, a lower bound of log p(x) in
-    expectation. The draws are the same at every epoch, so that scores can be compared.
-
-    Args:
-        data: arrays like the `data` of `fit`.
-        every: epochs between scores, at least 1; the last epoch is always scored.
-        num_samples: prior draws S of a score, at least 1.
-        patience: number of scores in a row without a new best after which the run ends; None for never.
-
-    Raises:
-        ValueError: for numbers out of range.
-
-    Example:
-        ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
-        from numpyro_kaem import HeldOut, ImportanceMLE, fit
-
-
-        def model(x):
-            location = numpyro.param("location", 0.0)
-            with numpyro.plate("data", x.shape[0]):
-                z = numpyro.sample("z", dist.Normal(location, 1.0))
-                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-
-        x = 2.0 + jax.random.normal(jax.random.key(0), (250,))
-        held_out = HeldOut(x[200:], every=5, num_samples=2000, patience=3)
-        options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
-        result = fit(jax.random.key(1), model, x[:200], num_epochs=20, batch_size=50, held_out=held_out, **options)
-        assert set(result.history["held_out_epoch"]) <= {5, 10, 15, 20}
-        ```
-    """
-
-    data: Any
-    _: KW_ONLY
-    every: int = 1
-    num_samples: int = 1000
-    patience: int | None = None
-
-    def __post_init__(self):
-        check_count("HeldOut.every", self.every, 1)
-        check_count("HeldOut.num_samples", self.num_samples, 1)
-        if self.patience is not None:
-            check_count("HeldOut.patience", self.patience, 1)
-
-
-@dataclass(frozen=True, eq=False)
 class Scorer:
-    """The score of held-out data as a function of parameters.
-
-    Attributes:
-        settings: with the data as they were given.
-        model: of the training step.
-        plate: name of the data plate.
-        by_datum: where data are; None for one device.
-        data: as `place_held_out` returns them.
-        num_data: their number, without those that fill up the last device.
-        kwargs: of the model.
-    """
+    """The score of held-out data, as `place_held_out` returns them, as a function of parameters."""
 
     settings: HeldOut
     model: SameProgram

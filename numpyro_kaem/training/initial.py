@@ -1,19 +1,24 @@
-"""What a training run begins with: an objective that suits the model, the sites of model and guide, the state."""
+"""What a training run begins with: an optimiser, an objective that suits the model, sites of both, and the state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from numpyro.infer.svi import SVIState
+from numpyro.optim import _NumPyroOptim
 
+from numpyro_kaem._compilation.fingerprint import fingerprint
 from numpyro_kaem._compilation.options import RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_program
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.description import describe_distributions
@@ -21,6 +26,51 @@ from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
 
 # NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
 _NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
+
+
+def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:
+    """The optimiser that NumPyro's `SVI` is given, from what `fit` is given."""
+    check_count("accumulate", accumulate, 1)
+    if isinstance(optimizer, Mapping):
+        optimizer = _by_label(dict(optimizer), labels or (lambda site: site.removesuffix("$params")))
+    elif labels is not None:
+        raise ValueError("labels need a dict of optimisers: optimizer={'energy': optax.adam(1e-3), ...}")
+    if accumulate == 1:
+        return optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError("accumulate needs an optimiser of Optax, got one of NumPyro")
+    return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def optimizer_fingerprint(optim: _NumPyroOptim, params: dict[str, Any]) -> Hashable:
+    """What an optimiser computes for parameters of these shapes: two of `optax.adam(1e-3)` are two closures."""
+
+    def use(params: dict[str, Any]) -> Any:
+        def loss(params: dict[str, Any]) -> tuple[Array, None]:
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), None
+
+        state = optim.init(params)
+        return state, optim.eval_and_update(loss, state)
+
+    return fingerprint(jax.make_jaxpr(use)(params))
+
+
+def _by_label(optimizers: dict[str, Any], labels: Callable[[str], str]) -> Any:
+    def label_sites(params: dict[str, Any]) -> dict[str, str]:
+        chosen = {site: labels(site) for site in params}
+        if unknown := {site: label for site, label in chosen.items() if label not in optimizers}:
+            raise ValueError(
+                f"optimizer has entries for {sorted(optimizers)}, but parameter sites have labels {unknown}: add an "
+                "entry, or pass labels, a function from the name of a site to a key"
+            )
+        if unused := set(optimizers) - set(chosen.values()):
+            raise ValueError(
+                f"optimizer has entries for {sorted(unused)}, but parameter sites have only the labels "
+                f"{sorted(set(chosen.values()))}: remove them, or see whether they are spelt as the model does"
+            )
+        return chosen
+
+    return optax.multi_transform(optimizers, label_sites)
 
 
 def guide_for(objective: Any, guide: Callable | None) -> Callable:
@@ -52,28 +102,15 @@ def check_suits(objective: ELBO, latent_model: LatentModel) -> None:
 
 
 class Sites(NamedTuple):
-    """The parameter and mutable sites of a model and its guide, and their constrained values.
+    """Names of the parameter and mutable sites of a model and its guide; families of the model's sample sites."""
 
-    Attributes:
-        svi: NumPyro's algorithm, which has learned by its `init` how parameters are constrained.
-        of_model, of_guide: names, sorted.
-        distributions: families of the model's sample sites, by name.
-    """
-
-    svi: SVI
+    svi: SVI  # has learned by its `init` how parameters are constrained
     of_model: tuple[str, ...]
     of_guide: tuple[str, ...]
     distributions: dict[str, str]
 
-    def model_values(self, state: SVIState, params: PyTree = None) -> dict[str, Any]:
-        """Those of the model; of other unconstrained parameters than the state's where they are given."""
-        return self._values(self.of_model, state, params)
-
-    def guide_values(self, state: SVIState) -> dict[str, Any]:
-        """Those of the guide."""
-        return self._values(self.of_guide, state, None)
-
-    def _values(self, names: tuple[str, ...], state: SVIState, params: PyTree) -> dict[str, Any]:
+    def values(self, names: tuple[str, ...], state: SVIState, params: PyTree = None) -> dict[str, Any]:
+        """Constrained values; of other unconstrained parameters than the state's where they are given."""
         params = self.svi.optim.get_params(state.optim_state) if params is None else params
         constrained = self.svi.constrain_fn(params) | (state.mutable_state or {})
         return {name: constrained[name] for name in names}

@@ -13,17 +13,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from numpyro_kaem._checkpoints.processes import any_process
-from numpyro_kaem._checkpoints.store import CheckpointStore
+from numpyro_kaem._checkpoints.store import CheckpointStore, any_process
 from numpyro_kaem._compilation.interrupts import interrupts
-from numpyro_kaem.training.alarms import Alarms
-from numpyro_kaem.training.array_feed import ArrayFeed
+from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.held_out import Scorer
-from numpyro_kaem.training.history import History
+from numpyro_kaem.training.history import Alarms, History
 from numpyro_kaem.training.initial import Sites
 from numpyro_kaem.training.result import FitResult, TrainingFailed
 from numpyro_kaem.training.step import Stepper, TrainState
-from numpyro_kaem.training.stream_feed import StreamFeed
 
 # Seconds of compiled steps between two looks at the progress bar and the keyboard.
 _SECONDS = 1.0
@@ -31,20 +28,7 @@ _SECONDS = 1.0
 
 @dataclass(eq=False)
 class Run:
-    """A training run.
-
-    Attributes:
-        num_epochs: how long it is.
-        feed: gives batches, and takes steps on them.
-        stepper: what a step is.
-        sites: of model and guide.
-        scorer: of held-out data; None without.
-        store: of checkpoints; None without.
-        checkpoint_every: steps between checkpoints; None for one at the end of every epoch.
-        description: facts that a checkpoint and its continuation have in common.
-        callbacks: called at the end of every epoch.
-        progress: whether to show a progress bar.
-    """
+    """A training run; the feed gives batches and takes steps on them."""
 
     num_epochs: int
     feed: ArrayFeed | StreamFeed
@@ -52,8 +36,8 @@ class Run:
     sites: Sites
     scorer: Scorer | None
     store: CheckpointStore | None
-    checkpoint_every: int | None
-    description: dict[str, Any]
+    checkpoint_every: int | None  # in steps; None for the end of every epoch
+    description: dict[str, Any]  # facts that a checkpoint and its continuation have in common
     callbacks: tuple[Callable, ...]
     progress: bool
 
@@ -151,7 +135,7 @@ class Run:
         """Score, close the books of the epoch, and call back; tells whether and why the run ends."""
         number, reason = self.history.epoch, "finished"
         if self.scorer is not None and (number % self.scorer.settings.every == 0 or number == self.num_epochs):
-            params = self._scored_params()
+            params = self._params(self.state.average)
             self.history.scores.append((number, *self.scorer(params, self.keys["score"])))
             if self.history.scores_since_best() == 0:
                 self.best = _copied(params)
@@ -173,20 +157,17 @@ class Run:
         patience = None if self.scorer is None else self.scorer.settings.patience
         return patience is not None and self.history.scores_since_best() >= patience
 
-    def _params(self) -> dict[str, Any]:
-        return self.sites.model_values(self.state.svi)
-
-    def _scored_params(self) -> dict[str, Any]:
-        """Model parameters to be scored: moving averages where there are any."""
-        return self.sites.model_values(self.state.svi, self.state.average)
+    def _params(self, unconstrained: PyTree = None) -> dict[str, Any]:
+        """Parameters of the model; those that are scored are of moving averages, where there are any."""
+        return self.sites.values(self.sites.of_model, self.state.svi, unconstrained)
 
     def _result(self, reason: str) -> FitResult:
-        scored = self._scored_params()
+        scored = self._params(self.state.average)
         return FitResult(
             params=self._params(),
             history=self.history.for_result(self.compile_seconds),
             state=self.state.svi,
-            guide_params=self.sites.guide_values(self.state.svi),
+            guide_params=self.sites.values(self.sites.of_guide, self.state.svi),
             best_params=scored if self.best is None else self.best,
             averaged_params=None if self.state.average is None else scored,
             stop_reason=reason,
@@ -194,7 +175,8 @@ class Run:
 
     def _failure(self) -> str:
         number = int(self.state.bad_in_a_row)
-        losses = ", ".join(f"{loss:.3g}" for loss in self.history.last_losses(number)[:3])
+        last = np.concatenate(self.history.by_step["loss"])[-number:]
+        losses = ", ".join(f"{loss:.3g}" for loss in last[:3])
         return (
             f"the last {number} steps, up to step {self.step} of the run, were not finite (losses {losses}, ...) and "
             "were skipped: take a smaller learning rate, clip gradients, or see whether the likelihood can be zero or "
@@ -218,7 +200,7 @@ class Run:
             self.store.save(self.step, self._kept(), self.history.to_arrays(), self.description)
 
     def _kept(self) -> PyTree:
-        best = self._scored_params() if self.best is None else self.best
+        best = self._params(self.state.average) if self.best is None else self.best
         return {"train": self.state, "best": best, "keys": self.keys}
 
     def _resume(self) -> None:

@@ -20,35 +20,16 @@ from numpyro_kaem.training.grids import GridAdaptation
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
-
-    Attributes:
-        svi: NumPyro's state: parameters, optimiser, mutable sites, random key.
-        average: exponential moving average of the unconstrained parameters; None without.
-        step: number of steps so far.
-        bad_in_a_row: how many of the last steps were not finite.
-    """
+    """Everything that a step changes."""
 
     svi: SVIState
-    average: PyTree
+    average: PyTree  # moving, of the unconstrained parameters; None without
     step: Int[Array, ""]
     bad_in_a_row: Int[Array, ""]
 
 
 class Stepper(NamedTuple):
-    """What a training step is made of; all of it static, and compared by value.
-
-    Attributes:
-        model, guide: which compute the same as others that are equal to them.
-        optim: optimiser of NumPyro, and what it computes.
-        objective: the loss.
-        plate: name of the data plate, where the model has several.
-        model_sites: names of the model's parameter and mutable sites.
-        data_per_step: by which losses are divided.
-        ema_decay: weight of the past in the moving average; None without.
-        grid_adaptation: of the grid of an energy; None without.
-        max_bad_steps: after how many bad steps in a row to stop.
-    """
+    """What a training step is made of; all of it static, and compared by value."""
 
     model: SameProgram
     guide: SameProgram
@@ -56,7 +37,7 @@ class Stepper(NamedTuple):
     objective: SameProgram | ELBO
     plate: str | None
     model_sites: tuple[str, ...]
-    data_per_step: float
+    data_per_step: float  # by which losses are divided
     ema_decay: float | None
     grid_adaptation: GridAdaptation | None
     max_bad_steps: int
@@ -73,12 +54,9 @@ class Stepper(NamedTuple):
     ) -> tuple[TrainState, dict[str, Array]]:
         """Take a step on a batch, or stay where everything was if what comes out of it is not finite.
 
-        That is the loss, the new parameters, or what the optimiser has accumulated: the parameters may still be finite
-        while a gradient that is not waits there for its turn.
-        `rows` is where the rows of the batch are among the data, whose chains are kept. What is recorded are `loss`,
-        `is_finite` and the objective's metrics.
+        What the optimiser has accumulated counts too: a gradient that is not finite may wait there for its turn.
         """
-        before = _take(state.svi, rows)
+        before = _with_chains(state.svi, lambda chains: jax.tree.map(lambda x: x[rows], chains))
         after, loss = svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
         is_finite = jnp.isfinite(loss) & _all_finite(svi.get_params(after))
@@ -120,10 +98,9 @@ class Stepper(NamedTuple):
         cut: Callable[[tuple, Array], tuple],
         place: Callable[[TrainState], TrainState],
     ) -> tuple[TrainState, dict[str, Array], Array]:
-        """Take the steps `first` to `last` of an epoch, or as many as there are before too many bad ones.
+        """Take the steps `first` to `last` of an epoch, or up to too many bad ones; returns the next step's number too.
 
-        The bounds are values, so that one compiled program serves epochs that are broken off anywhere. Returns the
-        records of the epoch with those of the steps filled in, and the number of the step after the last.
+        The bounds are values, so that one compiled program serves epochs that are broken off anywhere.
         """
         svi = self.svi(state, cut(data, order[0]), kwargs)
 
@@ -148,11 +125,6 @@ def empty_records(state: TrainState, num_steps: int) -> dict[str, Array]:
     metrics = (state.svi.mutable_state or {}).get(STATE, {}).get("metrics", {})
     record = {"loss": jnp.zeros(()), "is_finite": jnp.zeros((), bool), **metrics}
     return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), record)
-
-
-def _take(state: SVIState, rows: Any) -> SVIState:
-    """The state with the chains of some rows alone."""
-    return _with_chains(state, lambda chains: jax.tree.map(lambda x: x[rows], chains))
 
 
 def _put(state: SVIState, new: SVIState, rows: Any) -> SVIState:

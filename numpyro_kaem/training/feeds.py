@@ -1,4 +1,4 @@
-"""Batches from an iterable on the host."""
+"""Where batches come from: arrays, cut and shuffled on the device, or an iterable on the host."""
 
 from __future__ import annotations
 
@@ -12,25 +12,105 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from numpyro_kaem._checkpoints.arrays import to_host
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import spreading
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.training.data import IndexedBatch, check_data, check_indices
+from numpyro_kaem.training.data import IndexedBatch, check_data
 from numpyro_kaem.training.sharding import Layout
-from numpyro_kaem.training.step import Stepper, TrainState
+from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
 # Seconds between two looks at the keyboard while a batch is waited for.
 _SECONDS = 0.5
 
 
+class ArrayFeed:
+    """Minibatches of arrays that are on the device, shuffled there; an epoch's steps are one compiled call or a few."""
+
+    def __init__(self, data: tuple, num_data: int, batch_size: int, layout: Layout | None):
+        self.num_data, self.batch_size, self.layout = num_data, batch_size, layout
+        self.num_steps = num_data // batch_size
+        self.data = jax.tree.map(jnp.asarray, data) if layout is None else layout.place_data(data)
+        self.first_batch = jax.tree.map(lambda array: jnp.asarray(array[:batch_size]), data)
+        self.of_all_processes = data
+
+    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
+        """Compile the steps of an epoch, or find them compiled; returns the seconds that it took."""
+        layout, self._kwargs = self.layout, kwargs
+        self._empty = self._placed(empty_records(state, self.num_steps))
+        self._static = stepper, None if layout is None else (layout.by_datum, layout.replicated), shardings
+        self.begin(jax.random.key(0))
+        start = time.perf_counter()
+        bound = self._placed(jnp.asarray(0))
+        kept = (self._empty, self._order, bound, bound, self.data, kwargs)
+        self._take_steps = _take_steps.compiled((self._static, kept), state)
+        return time.perf_counter() - start
+
+    def num_chains(self, latent_model: LatentModel) -> int:
+        """For how many data chains are kept: for those that fill up the last device as well."""
+        return self.num_data if self.layout is None else self.layout.padded(self.num_data)
+
+    def resume(self, step: int, step_in_epoch: int) -> None:
+        """Nothing to pass over: an epoch's batches are a function of its key."""
+
+    def begin(self, key: PRNGKeyArray) -> None:
+        """Begin an epoch."""
+        self._order = self._placed(_shuffle(key, self.num_data, self.num_steps, self.batch_size))
+        self._records = self._empty
+
+    def advance(
+        self, state: TrainState, first: int, last: int, interrupted: list[bool]
+    ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
+        """Take the steps from `first` to before `last`: the state after them, their records, whether the epoch ends.
+
+        The state is given up. `interrupted` is no longer empty after Ctrl-C, to which steps on the device do not look.
+        """
+        bounds = self._placed((jnp.asarray(first), jnp.asarray(last)))
+        kept = (self._records, self._order, *bounds, self.data, self._kwargs)
+        state, self._records, end = self._take_steps((self._static, kept), state)
+        end = int(end)
+        return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
+
+    def _placed(self, tree: PyTree) -> PyTree:
+        return tree if self.layout is None else self.layout.place(tree)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+# The state goes into the memory of the one before it, which may be most of what there is.
+@partial(jit_by_value, first_donated=1)
+def _take_steps(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Array], Array]:
+    """Steps of an epoch on arrays, as `Stepper.run` takes them, on the devices of a layout if there is one."""
+    (stepper, placement, shardings), (records, order, first, last, data, kwargs) = kept
+    by_datum, replicated = placement or (None, None)
+
+    def cut(data, rows):
+        batch = jax.tree.map(lambda array: array[rows], data)
+        return batch if by_datum is None else jax.lax.with_sharding_constraint(batch, by_datum)
+
+    def place(state):
+        return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings)
+
+    with spreading(by_datum):
+        state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+    if by_datum is not None:
+        others = jax.lax.with_sharding_constraint(others, replicated)
+    return place(state), *others
+
+
+@jit_by_value
+def _shuffle(key: PRNGKeyArray, num_data: int, num_steps: int, batch_size: int) -> Int[Array, "num_steps batch_size"]:
+    """The rows of the batches of an epoch."""
+    return jax.random.permutation(key, num_data)[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+
 class StreamFeed:
     """Batches from an iterable on the host, checked, and brought to the device while the step before runs.
 
-    The iterable is iterated anew at every epoch, which is `steps_per_epoch` batches or a pass, unless it is an iterator
-    itself. Of several processes each gives its own share of the rows.
+    Of several processes each gives its own share of the rows.
     """
 
     def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout | None):
@@ -43,11 +123,10 @@ class StreamFeed:
         self.is_iterator, self._count, self._batches = isinstance(data, Iterator), 0, self._load(data)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="numpyro_kaem-batches")
         self._submit()
-        loaded = self._next.result()
-        if loaded is None:
+        self._first = self._next.result()
+        if self._first is None:
             raise ValueError("data gives no batch: an iterable must give at least one")
-        first, self.indices = loaded
-        self._first = loaded
+        first, self.indices = self._first
         self.batch_size = self.num_data = len(jax.tree.leaves(first)[0])
         # A model that is read for its structure needs values, and what its parameters start from is to be the same in
         # every process.
@@ -82,10 +161,9 @@ class StreamFeed:
     def advance(
         self, state: TrainState, first: int, last: int, interrupted: list[bool]
     ) -> tuple[TrainState, dict[str, np.ndarray], bool]:
-        """Take up to `last` steps of the epoch; see `ArrayFeed.advance`.
+        """See `ArrayFeed.advance`; after Ctrl-C no batch is waited for.
 
-        What is wrong with the data is raised when no step was taken before it; otherwise by the next call, so that the
-        steps are not lost. After Ctrl-C no batch is waited for.
+        What is wrong with the data is raised by the next call if steps were taken before it, so that they are not lost.
         """
         records, ended = [], False
         for number in range(first, last):
@@ -175,7 +253,10 @@ class StreamFeed:
         if indices is not None:
             if self.layout is not None:
                 raise ValueError("an IndexedBatch needs one device: with a mesh pass all data as arrays")
-            indices = check_indices(name, indices, num_rows)
+            indices = np.asarray(indices)
+            if indices.shape != (num_rows,) or indices.dtype.kind not in "iu" or len(np.unique(indices)) != num_rows:
+                raise ValueError(f"indices of {name} must be {num_rows} different whole numbers, got {indices!r}")
+            indices = indices.astype(np.int32)
         return batch, indices, num_rows
 
     def _place(self, batch: tuple, num_rows: int) -> tuple:

@@ -1,0 +1,157 @@
+"""Settings of `fit` that are several: what is held out, and where checkpoints go. And what they were called before."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
+
+from numpyro_kaem.checks import check_count
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Data that `fit` scores but does not train on: `fit(..., held_out=HeldOut(x_test, every=10))`.
+
+    The score is importance sampling from the prior: log 1/S sum_s p(x | z_s) per datum, a lower bound of log p(x) in
+    expectation. The draws are the same at every epoch, so that scores can be compared.
+
+    Args:
+        data: arrays like the `data` of `fit`.
+        every: epochs between scores, at least 1; the last epoch is always scored.
+        num_samples: prior draws S of a score, at least 1.
+        patience: number of scores in a row without a new best after which the run ends; None for never.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        import optax
+        from numpyro_kaem import HeldOut, ImportanceMLE, fit
+
+
+        def model(x):
+            location = numpyro.param("location", 0.0)
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(location, 1.0))
+                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+        x = 2.0 + jax.random.normal(jax.random.key(0), (250,))
+        held_out = HeldOut(x[200:], every=5, num_samples=2000, patience=3)
+        options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
+        result = fit(jax.random.key(1), model, x[:200], num_epochs=20, batch_size=50, held_out=held_out, **options)
+        assert set(result.history["held_out_epoch"]) <= {5, 10, 15, 20}
+        ```
+    """
+
+    data: Any
+    _: KW_ONLY
+    every: int = 1
+    num_samples: int = 1000
+    patience: int | None = None
+
+    def __post_init__(self):
+        check_count("HeldOut.every", self.every, 1)
+        check_count("HeldOut.num_samples", self.num_samples, 1)
+        if self.patience is not None:
+            check_count("HeldOut.patience", self.patience, 1)
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where `fit` keeps checkpoints, and how often: `fit(..., checkpoints=Checkpointing("runs/first", every=500))`.
+
+    If there is a checkpoint of this run it is gone on with: the random keys are then those of the checkpoint, and an
+    iterator has to begin where it began at first.
+
+    Args:
+        path: of a folder on a file system, one for each run; it is created where it does not exist.
+        every: steps between checkpoints, at least 1; None for one at the end of every epoch.
+        keep: number of checkpoints kept, at least 1.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Example:
+        ```python
+        import tempfile
+
+        import jax
+        import numpyro
+        import numpyro.distributions as dist
+        import optax
+        from numpyro_kaem import Checkpointing, ImportanceMLE, fit
+
+
+        def model(x):
+            location = numpyro.param("location", 0.0)
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(location, 1.0))
+                numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+        x = jax.random.normal(jax.random.key(0), (200,))
+        options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
+        checkpoints = Checkpointing(tempfile.mkdtemp(), every=10)
+        half = fit(jax.random.key(1), model, x, num_epochs=5, batch_size=50, checkpoints=checkpoints, **options)
+        whole = fit(jax.random.key(1), model, x, num_epochs=10, batch_size=50, checkpoints=checkpoints, **options)
+        assert (whole.history["loss"][:20] == half.history["loss"]).all()
+        ```
+    """
+
+    path: str | os.PathLike
+    _: KW_ONLY
+    every: int | None = None
+    keep: int = 3
+
+    def __post_init__(self):
+        check_count("Checkpointing.keep", self.keep, 1)
+        if self.every is not None:
+            check_count("Checkpointing.every", self.every, 1)
+
+
+# The keyword that each has moved to, the field there, and how that is written.
+_MOVED = {
+    "held_out_num_samples": ("held_out", "num_samples", "held_out=HeldOut(data, num_samples=...)"),
+    "held_out_every": ("held_out", "every", "held_out=HeldOut(data, every=...)"),
+    "patience": ("held_out", "patience", "held_out=HeldOut(data, patience=...)"),
+    "checkpoint_dir": ("checkpoints", "path", "checkpoints=path"),
+    "checkpoint_every": ("checkpoints", "every", "checkpoints=Checkpointing(path, every=...)"),
+    "keep_checkpoints": ("checkpoints", "keep", "checkpoints=Checkpointing(path, keep=...)"),
+}
+
+
+def with_moved_keywords(
+    held_out: Any, checkpoints: Any, moved: dict[str, Any]
+) -> tuple[HeldOut | None, Checkpointing | None]:
+    """The settings of `fit`, from plain data and paths, and from keywords that have moved into them."""
+    fields: dict[str, dict[str, Any]] = {"held_out": {}, "checkpoints": {}}
+    for name, value in moved.items():
+        if name not in _MOVED:
+            raise TypeError(f"fit() got an unexpected keyword argument {name!r}")
+        keyword, field, new = _MOVED[name]
+        message = f"{name} of fit is deprecated and works in this version only: write {new}"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+        fields[keyword][field] = value
+    if held_out is None and fields["held_out"].get("patience") is not None:
+        raise ValueError("patience needs held_out data, whose score it waits for")
+    checkpoints = fields["checkpoints"].pop("path", checkpoints)
+    return (
+        _settings(HeldOut, held_out, fields["held_out"]),
+        _settings(Checkpointing, checkpoints, fields["checkpoints"]),
+    )
+
+
+def _settings(kind: Callable, given: Any, fields: dict[str, Any]) -> Any:
+    """Settings with fields changed; None where there is nothing that they are for."""
+    if given is None:
+        return None
+    return replace(given, **fields) if isinstance(given, HeldOut | Checkpointing) else kind(given, **fields)
