@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem._densities.density import Density
-from numpyro_kaem._fitting.penalised_fit import PenalisedFit
+from numpyro_kaem._fitting.smoothing import PenalisedFit
 from numpyro_kaem._fitting.ties import Sample
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
@@ -76,7 +76,7 @@ def check_weights(weights: ArrayLike | Sequence | None, shape: tuple[int, ...]) 
 
 def sample_range(flat: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least and largest sample of positive weight, by coordinate."""
-    present = weights.reshape(len(flat), -1) > 0
+    present = weights > 0
     return np.where(present, flat, np.inf).min(axis=0), np.where(present, flat, -np.inf).max(axis=0)
 
 
@@ -114,9 +114,8 @@ def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Dis
     """Raise where the reference has no density at a sample."""
     # In the dtype of the prior: a sample at the end of a support is to be inside however the end was rounded.
     outside = ~np.asarray(reference.support(jnp.asarray(z, jnp.result_type(float))))
-    present = (weights.reshape(len(z), *([1] * (z.ndim - 1))) if weights.ndim == 1 else weights.reshape(z.shape)) > 0
     try:
-        outside = np.broadcast_to(outside, z.shape) & present
+        outside = np.broadcast_to(outside, z.shape) & (weights.reshape(z.shape) > 0)
     except ValueError as error:
         raise ValueError(
             f"reference must have a batch shape that broadcasts to that of z, {z.shape[1:]}, "
@@ -134,7 +133,7 @@ def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Dis
 def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batch_shape: tuple[int, ...]) -> None:
     """Raise where no sample lies in the domain of the basis."""
     low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
-    inside = (flat >= low) & (flat <= high) & (weights.reshape(len(flat), -1) > 0)
+    inside = (flat >= low) & (flat <= high) & (weights > 0)
     if not np.all(inside.any(axis=0)):
         at = np.argmin(inside.any(axis=0))
         raise ValueError(

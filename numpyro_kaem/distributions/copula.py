@@ -58,19 +58,10 @@ def _scores_and_log_marginals(density: Density, value: Array) -> tuple[Array, Ar
 def normal_score_copula(
     marginals: TabulatedDistribution, samples: np.ndarray, weights: np.ndarray, event_shape: tuple[int, ...]
 ) -> dist.Distribution:
-    """Couple marginals with the correlation of the samples' normal scores.
+    """Couple marginals with the correlation of the normal scores of samples (num_samples, num_coordinates).
 
     The normal score of a sample is Phi^-1 of its rank, so that the estimate depends on the marginals in no way, and
     neither outliers nor their shape disturb it.
-
-    Args:
-        marginals: of batch shape (num_coordinates,).
-        samples: shape (num_samples, num_coordinates).
-        weights: of the samples, summing to one.
-        event_shape: of the result; its size is the number of coordinates.
-
-    Raises:
-        ValueError: if the correlation matrix is singular.
     """
     ranks = np.empty_like(samples)
     for coordinate, column in enumerate(samples.T):

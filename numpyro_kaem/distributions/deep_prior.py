@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 from numpyro.util import is_prng_key
 
@@ -204,6 +205,14 @@ class DeepKAPrior(dist.Distribution):
         return energy
 
 
+@promote_batch_shape.register
+def _(prior: DeepKAPrior) -> DeepKAPrior:
+    raise NotImplementedError(
+        "a DeepKAPrior cannot be a site inside of NumPyro's scan: its energy may be any function, which knows of no "
+        "time axis; take a KAPrior, or write the loop in Python"
+    )
+
+
 class _Static(eqx.Module):
     """A leaf that JAX does not see, such as an activation function."""
 
@@ -215,10 +224,11 @@ def _hide_static(energy: PyTree) -> PyTree:
 
 
 def _show_static(energy: PyTree) -> PyTree:
-    def is_static(node: Any) -> bool:
-        return isinstance(node, _Static)
-
-    return jax.tree.map(lambda node: node.value if is_static(node) else node, energy, is_leaf=is_static)
+    return jax.tree.map(
+        lambda node: node.value if isinstance(node, _Static) else node,
+        energy,
+        is_leaf=lambda node: isinstance(node, _Static),
+    )
 
 
 def _check_reference(reference: dist.Distribution) -> None:

@@ -33,7 +33,7 @@ class TabulatedDistribution(dist.Distribution):
 
     # The batch shape where it is more than that of the density, after `expand`.
     _expanded_shape: tuple[int, ...] | None = None
-    pytree_aux_fields = ("_expanded_shape",)
+    pytree_aux_fields: tuple[str, ...] = ("_expanded_shape",)
 
     @property
     @abc.abstractmethod
