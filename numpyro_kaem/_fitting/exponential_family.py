@@ -232,17 +232,8 @@ def nearest_energy(family: Family, log_density: np.ndarray, widths: np.ndarray) 
     return np.linalg.solve(normal, weighted @ energy)[..., 0]
 
 
-def log_normalizer(family: Family, coefficients: np.ndarray) -> np.ndarray:
-    """Log Z of coefficients (D, K, G): shape (D, K)."""
-    return _probabilities(family, coefficients)[0]
-
-
-def node_probabilities(family: Family, coefficients: np.ndarray) -> np.ndarray:
-    """Probabilities of nodes and tails at coefficients (D, K, G): shape (D, K, num_nodes + 2); they sum to one."""
-    return _probabilities(family, coefficients)[1]
-
-
-def _probabilities(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def normalised(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log Z of coefficients (D, K, G), shape (D, K), and probabilities of nodes and tails, (D, K, num_nodes + 2)."""
     probability = coefficients @ np.swapaxes(family.design, 1, 2)
     probability += family.log_measure[:, None]
     largest = probability.max(axis=-1, keepdims=True)
@@ -255,5 +246,5 @@ def _probabilities(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray
 
 def _objective(c, m, precision, center, family) -> tuple[np.ndarray, np.ndarray]:
     """The penalised log-likelihood, and the probabilities of nodes and tails."""
-    log_z, probability = _probabilities(family, c)
+    log_z, probability = normalised(family, c)
     return np.sum(c * m, axis=-1) - log_z - 0.5 * np.sum(precision[:, None] * (c - center) ** 2, axis=-1), probability

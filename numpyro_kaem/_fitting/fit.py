@@ -22,7 +22,7 @@ from numpyro_kaem._fitting.exponential_family import (
     Families,
     maximise,
     nearest_energy,
-    node_probabilities,
+    normalised,
 )
 from numpyro_kaem._fitting.sample_checks import (
     check_domain_holds,
@@ -170,7 +170,7 @@ def _nearest(fn, untilted: Density, rule: QuadratureRule, most_steps: int = 200)
     start = nearest_energy(family, log_density, widths)[:, None]
     statistics = target[:, None] @ family.design[:, :-2]
     fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, start, most_steps=most_steps)
-    density = node_probabilities(family, fitted)[:, 0, :-2]
+    density = normalised(family, fitted)[1][:, 0, :-2]
     density /= density.sum(axis=-1, keepdims=True)
     total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(untilted.shape)
     return fitted[:, 0], total_variation

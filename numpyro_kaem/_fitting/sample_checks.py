@@ -82,8 +82,7 @@ def sample_range(flat: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.
 
 def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...], num_intervals: int) -> None:
     """Raise where samples do not vary, or not by more than rounding."""
-    if np.any(low == high):
-        at = np.argmax(low == high)
+    for at in np.flatnonzero(low == high):
         raise ValueError(
             f"z must vary, but all samples{of_coordinate(np.unravel_index(at, batch_shape))} with positive weight "
             f"are {low[at]:.6g}; leave that coordinate out, or give it a distribution of its own"
@@ -92,17 +91,14 @@ def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...]
     # The variance has to be a number of the dtype, with room for sums of it.
     smallest, largest = 10.0 * np.sqrt(float(jnp.finfo(dtype).tiny)), 0.01 * np.sqrt(float(jnp.finfo(dtype).max))
     extreme = (high - low < smallest) | (np.maximum(np.abs(low), np.abs(high)) > largest)
-    if np.any(extreme):
-        at = np.argmax(extreme)
+    for at in np.flatnonzero(extreme):
         raise ValueError(
             f"z must have a range of {smallest:.0e} to {largest:.0e} in {dtype}, but the samples"
             f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.3g} and {high[at]:.3g}; change "
             "their unit"
         )
     resolution = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(low), np.abs(high))
-    narrow = (high - low) / num_intervals < 16 * resolution
-    if np.any(narrow):
-        at = np.argmax(narrow)
+    for at in np.flatnonzero((high - low) / num_intervals < 16 * resolution):
         raise ValueError(
             f"z must vary by more than {dtype} tells apart, but the samples"
             f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.9g} and {high[at]:.9g}; "
@@ -134,8 +130,7 @@ def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batc
     """Raise where no sample lies in the domain of the basis."""
     low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
     inside = (flat >= low) & (flat <= high) & (weights > 0)
-    if not np.all(inside.any(axis=0)):
-        at = np.argmin(inside.any(axis=0))
+    for at in np.flatnonzero(~inside.any(axis=0)):
         raise ValueError(
             f"basis must have a domain that holds samples, but ({low[at]:.6g}, {high[at]:.6g}) holds none"
             f"{of_coordinate(np.unravel_index(at, batch_shape))}, which lie between {flat[:, at].min():.6g} and "

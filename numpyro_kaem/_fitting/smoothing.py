@@ -13,9 +13,8 @@ from numpyro_kaem._fitting.exponential_family import (
     Family,
     compress,
     design_matrix,
-    log_normalizer,
     maximise,
-    node_probabilities,
+    normalised,
     panel_nodes,
 )
 from numpyro_kaem._fitting.ties import Sample
@@ -102,9 +101,9 @@ def cross_validate(
             c, converged = maximise(
                 (fine if use else family)[of], train[of], precision, coefficients[of], tolerance=1e-7, most_steps=50
             )
-            log_z = log_normalizer(fine[of], c)
+            log_z = normalised(fine[of], c)[0]
             if not use:
-                error = np.max(np.abs(log_z - log_normalizer(family[of], c)), axis=1)
+                error = np.max(np.abs(log_z - normalised(family[of], c)[0]), axis=1)
                 is_rough[of] = error > _COARSE_ERROR
             done = converged & (use | ~is_rough[of])
             coefficients[of[done]] = c[done]
@@ -171,7 +170,7 @@ def fit_penalised(
             of_block, gain = smoothness[block], np.full(len(sums), np.nan)
         precision = of_block[:, None] * eigenvalues + RIDGE
         fitted, converged = _fit_to_means(*families, sums.sum(axis=1, keepdims=True), precision)
-        probability = node_probabilities(families[1], fitted)[:, 0]
+        probability = normalised(families[1], fitted)[1][:, 0]
         cdf_error = [
             _cdf_error(*of)
             for of in zip(samples[block], fine.edges[block], fine.nodes[block], probability, strict=True)
@@ -189,7 +188,7 @@ def fit_penalised(
 def _fit_to_means(family, fine, statistics, precision) -> tuple[np.ndarray, np.ndarray]:
     """The maximum, on the nodes of the prior where the fewer ones do not see the same density."""
     fitted, converged = maximise(family, statistics, precision, np.zeros_like(statistics))
-    error = np.abs(log_normalizer(family, fitted) - log_normalizer(fine, fitted))[:, 0]
+    error = np.abs(normalised(family, fitted)[0] - normalised(fine, fitted)[0])[:, 0]
     again = np.flatnonzero(~converged | ~(error < _COARSE_ERROR))
     if len(again):
         start = np.where((converged & (error < 0.1))[again, None, None], fitted[again], 0.0)

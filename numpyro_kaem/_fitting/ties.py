@@ -64,16 +64,15 @@ def untie(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, spread: bool, s
         step = _lattice_step(levels)
         if spread:
             half = np.full(len(levels), 0.5 * step) if step else _half_widths(levels, counts)
-    about = levels, half, masses, step
     if not spread or len(levels) == len(z):
-        return Sample(z, weights, folds, *about)
+        return Sample(z, weights, folds, levels, half, masses, step)
 
     level = np.repeat(np.arange(len(levels)), counts)
     is_spread = half[level] > 0
     # Repetitions share a fold, which is that of one of them.
     whole = z[~is_spread], weights[~is_spread], folds[starts][level][~is_spread]
     if not is_spread.any():
-        return Sample(*whole, *about)
+        return Sample(*whole, levels, half, masses, step)
     of_folds = np.zeros((folds.max() + 1, len(levels)))
     np.add.at(of_folds, (folds[is_spread], level[is_spread]), weights[is_spread])
     points, source, share = _spread(levels, half, (levels[-1] - levels[0]) / 400.0, support)
@@ -82,7 +81,7 @@ def untie(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, spread: bool, s
     spread_out = points[at], of_folds[fold, at], fold
     points, weights, folds = (np.concatenate(pair) for pair in zip(whole, spread_out, strict=True))
     order = np.argsort(points, kind="stable")
-    return Sample(points[order], weights[order], folds[order], *about)
+    return Sample(points[order], weights[order], folds[order], levels, half, masses, step)
 
 
 def _lattice_step(levels: np.ndarray) -> float:

@@ -22,8 +22,7 @@ class OpenGaussianCopula(dist.GaussianCopula):
     """NumPyro's `GaussianCopula` over learned marginals, with both tails from their own side.
 
     Beyond 5.4 standard deviations the normal CDF rounds to one in float32: there NumPyro's density has the correlation
-    of another point, and its draws are the end of the support. Here scores and draws come from the smaller one of the
-    two probabilities on either side of a point, scores from its logarithm.
+    of another point, and its draws are the end of the support.
     """
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
