@@ -224,11 +224,10 @@ def _hide_static(energy: PyTree) -> PyTree:
 
 
 def _show_static(energy: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda node: node.value if isinstance(node, _Static) else node,
-        energy,
-        is_leaf=lambda node: isinstance(node, _Static),
-    )
+    def is_static(node: Any) -> bool:
+        return isinstance(node, _Static)
+
+    return jax.tree.map(lambda node: node.value if is_static(node) else node, energy, is_leaf=is_static)
 
 
 def _check_reference(reference: dist.Distribution) -> None:
