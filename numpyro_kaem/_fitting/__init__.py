@@ -4,11 +4,9 @@ Each file imports from those above it and from earlier rooms only.
 
 ties: Samples with ties: counts, scores, rounded values, atoms, repeated draws
 exponential_family: Fitting the coefficients of a tilted reference: a concave problem of few dimensions per coordinate
-smoothing: How rough a fitted energy is, and how rough it may be: the penalty and its choice by cross-validation
-penalised_fit: The maximum of the penalised likelihood of samples, coordinate by coordinate
+smoothing: The penalised likelihood of samples: how rough an energy is, how rough it may be, and the maximum
 sample_checks: What can be wrong with samples, their weights, and what is asked of a fit to them
 default_shape: The reference and the basis of a prior from samples, where the user gives none
-density_table: Densities that are tabulated on a grid, as smooth log-densities
-fit: A tilted reference, fitted to samples or to a log-density
+fit: A tilted reference, fitted to samples, to a log-density or to densities that are tabulated on a grid
 posterior_draws: Draws of a posterior: reading them from what ArviZ or NumPyro holds them in, without ArviZ
 """

@@ -20,23 +20,16 @@ _DEGREES_OF_FREEDOM = np.array([1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 30.0])
 
 
 class Shape(NamedTuple):
-    """What the samples of one coordinate look like.
-
-    Attributes:
-        low, high: the range.
-        quantiles: at 401 even levels.
-        center, width: the shortest interval with a tenth of the samples, and enough of them for that to mean much.
-    """
+    """What the samples of one coordinate look like."""
 
     low: float
     high: float
-    quantiles: np.ndarray
-    center: float
+    quantiles: np.ndarray  # at _LEVELS
+    center: float  # of the shortest interval with a tenth of the samples, and enough of them for that to mean much
     width: float
 
     @classmethod
     def of(cls, sample: Sample) -> Shape:
-        """Look at sorted samples."""
         below = np.cumsum(sample.weights) - 0.5 * sample.weights
         quantiles = np.interp(_LEVELS, below, sample.points)
         share = np.clip(20.0 * np.sum(sample.weights**2), 0.1, 0.5)
@@ -91,7 +84,7 @@ class Shape(NamedTuple):
         distinct, index = np.unique(self.quantiles, return_index=True)
         shares = 0.5 ** np.arange(1.0, 20.0)
         inside = distinct[:-1, None] + np.diff(distinct)[:, None] * np.concatenate([shares, 1.0 - shares])
-        spaced = from_even(np.linspace(*to_even(np.array([low, high])), 801))
+        spaced = from_even(np.linspace(to_even(low), to_even(high), 801))
         places = np.unique(np.clip(np.concatenate([[low, high], distinct, inside.ravel(), spaced]), low, high))
 
         after = np.clip(np.searchsorted(distinct, places), 1, len(distinct) - 1)
@@ -158,4 +151,4 @@ def default_basis(shapes: list[Shape], supports: np.ndarray, batch_shape: tuple[
         )
     if any(shape.is_uneven for shape in shapes):
         return BSpline.from_knots(knots.reshape(*batch_shape, -1), 3)
-    return BSpline(NUM_INTERVALS, 3, tuple(knots[:, end].reshape(batch_shape) for end in (0, -1)))
+    return BSpline(NUM_INTERVALS, 3, (knots[:, 0].reshape(batch_shape), knots[:, -1].reshape(batch_shape)))

@@ -34,48 +34,37 @@ RIDGE = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The exponential families of some coordinates, on the nodes of their quadrature panels.
+    """The exponential families of some coordinates, on the nodes of their quadrature panels."""
 
-    Attributes:
-        log_measure: logs of the masses that the reference puts on the nodes, and on the two tails in the last two
-            places: (num_coordinates, num_nodes + 2).
-        design: the basis at the nodes and the two ends: (num_coordinates, num_nodes + 2, num_basis), or 1 for a first
-            axis that all coordinates share.
-    """
-
-    log_measure: np.ndarray
-    design: np.ndarray
+    # Logs of the masses that the reference puts on the nodes, and on the two tails in the last two places.
+    log_measure: np.ndarray  # (num_coordinates, num_nodes + 2)
+    # The basis at the nodes and the two ends; the first axis is 1 where all coordinates share it.
+    design: np.ndarray  # (num_coordinates or 1, num_nodes + 2, num_basis)
 
     def __getitem__(self, coordinates) -> Family:
-        """The families of some of the coordinates."""
-        return Family(self.log_measure[coordinates], _of(self.design, coordinates))
+        design = self.design if len(self.design) == 1 else self.design[coordinates]
+        return Family(self.log_measure[coordinates], design)
 
     def rotated(self, rotation: np.ndarray) -> Family:
         """The same families in other bases: matrices of shape (num_coordinates or 1, num_basis, num_basis)."""
-        return dataclasses.replace(self, design=self.design @ rotation)
-
-
-def _of(array: np.ndarray, coordinates) -> np.ndarray:
-    """The part of some coordinates, of an array whose first axis may be shared by all."""
-    return array if len(array) == 1 else array[coordinates]
+        return Family(self.log_measure, self.design @ rotation)
 
 
 class Families:
     """The exponential families of coordinates by a quadrature rule; without tails, restricted to the domain.
 
-    Attributes:
-        breakpoints: of the bases, (num_coordinates, num_cells + 1).
-        edges: of the panels, (num_coordinates, num_panels + 1).
-        nodes: of the panels, (num_coordinates, num_nodes).
-        widths: what the nodes count, of the same shape.
+    Breakpoints of the bases, edges and nodes of the panels and the widths that the nodes count have the coordinates as
+    first axis.
     """
 
     def __init__(self, density: Density, rule: QuadratureRule = COARSE, tails: bool = True):
         self._basis, batch_shape = density.energy.basis, density.shape
-        self.breakpoints = cells(self._basis, batch_shape)
-        bounded = (bool(np.any(np.isfinite(end))) for end in support_ends(density.reference))
-        self.edges = panel_edges(self.breakpoints, *bounded, rule.panels_per_interval)
-        self.nodes, self.widths = panel_nodes(self.edges, rule.nodes_per_panel)
+        breakpoints = np.asarray(self._basis.breakpoints, np.float64)
+        size = breakpoints.shape[-1]
+        self.breakpoints = np.broadcast_to(breakpoints, (*batch_shape, size)).reshape(-1, size)
+        is_bounded = [bool(np.any(np.isfinite(end))) for end in support_ends(density.reference)]
+        self.edges = panel_edges(self.breakpoints, is_bounded[0], is_bounded[1], rule.panels_per_interval)
+        self.nodes, self.widths = panel_nodes(self.edges, len(rule.unit_nodes))
         self._ends = self.breakpoints[:, [0, -1]]
         with in_float64(), np.errstate(divide="ignore"):
             reference = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), density.reference)
@@ -93,7 +82,6 @@ class Families:
         return np.exp(self._log_measure[:, :-2]).sum(axis=1)
 
     def __getitem__(self, coordinates: slice) -> Family:
-        """The families of some of the coordinates."""
         points = np.concatenate([self.nodes, self._ends], axis=1)
         return Family(self._log_measure[coordinates], design_matrix(self._basis, points, coordinates))
 
@@ -103,25 +91,17 @@ def _measure(reference, nodes, low, high):
     return reference.log_prob(nodes), mass_below(reference, low), survival(reference, high)
 
 
-def cells(basis: Basis, batch_shape: tuple[int, ...]) -> np.ndarray:
-    """Breakpoints of the basis for every coordinate, (num_coordinates, num_cells + 1)."""
-    breakpoints = np.asarray(basis.breakpoints, np.float64)
-    size = breakpoints.shape[-1]
-    return np.broadcast_to(breakpoints, (*batch_shape, size)).reshape(-1, size)
-
-
 def in_float64():
     """Context in which JAX computes in float64, whatever its default, within this thread."""
     # jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.
-    return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)
+    return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)  # type: ignore[attr-defined]
 
 
 def design_matrix(basis: Basis, points: np.ndarray, coordinates: slice = slice(None)) -> np.ndarray:
-    """The basis at points (num_coordinates, num_points) of some of the coordinates, in float64.
+    """The basis at points (num_coordinates, num_points), in float64: (num_coordinates, num_points, num_basis).
 
-    Returns:
-        Shape (num_coordinates, num_points, num_basis). Where the bases of the coordinates are one, moved and stretched,
-        the points lie at the same places of each, and the first axis is 1.
+    Where the bases of the coordinates are one, moved and stretched, the points lie at the same places of each, and the
+    first axis is 1.
     """
 
     def on(grid: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -161,17 +141,7 @@ def compress(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, num_folds: i
 
     On each panel the masses have the weighted moments of the samples up to degree five. So the mean of a function
     that is such a polynomial there, as every spline is, is exact; of others it is as good as interpolation at six
-    points of half a cell.
-
-    Args:
-        z: samples of one coordinate; those beyond the domain are moved to its ends.
-        weights: of the samples.
-        folds: the fold of each sample.
-        num_folds: number of folds.
-        edges: of the panels.
-
-    Returns:
-        Masses of shape (num_folds, num_nodes).
+    points of half a cell. Samples beyond the domain are moved to its ends.
     """
     num_nodes, num_panels = COARSE.nodes_per_panel, len(edges) - 1
     orders = np.arange(num_nodes)
@@ -202,20 +172,10 @@ def maximise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maximise c . m - log Z(c) - 1/2 sum_g precision_g (c_g - center_g)^2 by Newton's method with step halving.
 
-    Of several data sets they are the folds of one: near each other, so that they can share a Hessian.
-
-    Args:
-        family: the families, of D coordinates and G basis functions.
-        statistics: the means m, (D, K, G) for K data sets.
-        precision: diagonal penalty, (D, G), positive.
-        start: coefficients to start from, (D, K, G).
-        center: where the penalty vanishes.
-        tolerance: stop where the squared Newton decrement, twice the gain that is left, is below it.
-        most_steps: to give up after.
-
-    Returns:
-        The coefficients, (D, K, G), and for each coordinate whether they are the maximum's, (D,): within 1e-8 nats or
-        the tolerance.
+    The means m have shape (D, K, G) for D coordinates, K data sets and G basis functions, the precision (D, G). The
+    data sets are the folds of one: near each other, so that they can share a Hessian. It ends where the squared Newton
+    decrement, twice the gain that is left, is below the tolerance. Returned are the coefficients, (D, K, G), and for
+    each coordinate whether they are the maximum's, within 1e-8 nats or the tolerance.
     """
     coefficients = start.copy()
     center = np.broadcast_to(center, start.shape)
@@ -258,16 +218,7 @@ def maximise(
 
 
 def nearest_energy(family: Family, log_density: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The energy that is nearest, by least squares under the density, to what tilts the reference into a density.
-
-    Args:
-        family: of the reference and the basis.
-        log_density: up to a constant, at the nodes: (num_coordinates, num_nodes).
-        widths: what the nodes count.
-
-    Returns:
-        Coefficients, (num_coordinates, num_basis).
-    """
+    """Coefficients nearest, by least squares under a density at the nodes, to what tilts the reference into it."""
     share = np.exp(log_density - log_density.max(axis=-1, keepdims=True)) * widths
     # A little everywhere, which settles the energy where there is next to no density.
     share = share / share.sum(axis=-1, keepdims=True) + 1e-6 * widths / widths.sum(axis=-1, keepdims=True)
@@ -281,17 +232,8 @@ def nearest_energy(family: Family, log_density: np.ndarray, widths: np.ndarray) 
     return np.linalg.solve(normal, weighted @ energy)[..., 0]
 
 
-def log_normalizer(family: Family, coefficients: np.ndarray) -> np.ndarray:
-    """Log Z of coefficients (D, K, G): shape (D, K)."""
-    return _probabilities(family, coefficients)[0]
-
-
-def node_probabilities(family: Family, coefficients: np.ndarray) -> np.ndarray:
-    """Probabilities of nodes and tails at coefficients (D, K, G): shape (D, K, num_nodes + 2); they sum to one."""
-    return _probabilities(family, coefficients)[1]
-
-
-def _probabilities(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def normalised(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log Z of coefficients (D, K, G), shape (D, K), and probabilities of nodes and tails, (D, K, num_nodes + 2)."""
     probability = coefficients @ np.swapaxes(family.design, 1, 2)
     probability += family.log_measure[:, None]
     largest = probability.max(axis=-1, keepdims=True)
@@ -304,5 +246,5 @@ def _probabilities(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray
 
 def _objective(c, m, precision, center, family) -> tuple[np.ndarray, np.ndarray]:
     """The penalised log-likelihood, and the probabilities of nodes and tails."""
-    log_z, probability = _probabilities(family, c)
+    log_z, probability = normalised(family, c)
     return np.sum(c * m, axis=-1) - log_z - 0.5 * np.sum(precision[:, None] * (c - center) ** 2, axis=-1), probability

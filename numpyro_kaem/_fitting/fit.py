@@ -1,4 +1,4 @@
-"""A tilted reference, fitted to samples or to a log-density."""
+"""A tilted reference, fitted to samples, to a log-density or to densities that are tabulated on a grid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from scipy.interpolate import PchipInterpolator
 
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.reference import check_reference, support_ends
@@ -19,12 +20,10 @@ from numpyro_kaem._fitting.exponential_family import (
     COARSE,
     RIDGE,
     Families,
-    cells,
     maximise,
     nearest_energy,
-    node_probabilities,
+    normalised,
 )
-from numpyro_kaem._fitting.penalised_fit import fit_penalised
 from numpyro_kaem._fitting.sample_checks import (
     check_domain_holds,
     check_fit,
@@ -39,9 +38,10 @@ from numpyro_kaem._fitting.sample_checks import (
     real_array,
     sample_range,
 )
-from numpyro_kaem._fitting.smoothing import penalty_axes
+from numpyro_kaem._fitting.smoothing import fit_penalised, penalty_axes
 from numpyro_kaem._fitting.ties import untie
 from numpyro_kaem._numerics.quadrature import QuadratureRule
+from numpyro_kaem.checks import check_positive
 from numpyro_kaem.energies import Basis, BSpline
 from numpyro_kaem.energies.energy import UnivariateEnergy
 
@@ -50,34 +50,20 @@ _FLOOR = 30.0  # nats below the largest log-density, at which points of no densi
 
 
 class SampleFit(NamedTuple):
-    """A density fitted to samples.
-
-    Attributes:
-        energy: the fitted energy.
-        reference: as it was given, or chosen.
-        smoothness: the weight of the roughness penalty, of the batch shape; given or chosen.
-        held_out_gain: mean held-out log-likelihood per sample minus the reference's, of the batch shape, from
-            cross-validation; NaN where the smoothness was given.
-    """
+    """A density fitted to samples, with arrays of the batch shape."""
 
     energy: UnivariateEnergy
     reference: dist.Distribution
     smoothness: np.ndarray
-    held_out_gain: np.ndarray
+    held_out_gain: np.ndarray  # mean log-likelihood per sample minus the reference's; NaN for a given smoothness
 
 
 class LogDensityFit(NamedTuple):
-    """A density fitted to a log-density.
-
-    Attributes:
-        energy: the fitted energy.
-        reference: as it was given, or a Uniform on the domain.
-        total_variation: between it and the given density, both normalised on the domain; of the batch shape.
-    """
+    """A density fitted to a log-density."""
 
     energy: UnivariateEnergy
     reference: dist.Distribution
-    total_variation: np.ndarray
+    total_variation: np.ndarray  # from the given density, both normalised on the domain; of the batch shape
 
 
 def fit_samples(
@@ -90,13 +76,7 @@ def fit_samples(
     num_folds: int = 10,
     shuffle: bool = True,
 ) -> SampleFit:
-    """Fit to samples by penalised maximum likelihood: `KAPrior.from_samples` with what it found on the way.
-
-    Args, Raises: see `KAPrior.from_samples`.
-
-    Returns:
-        The energy and the reference, the smoothness, and the gain in held-out log-likelihood over the reference.
-    """
+    """Fit to samples by penalised maximum likelihood: `KAPrior.from_samples` with what it found on the way."""
     z = check_samples(z)
     num_samples, batch_shape = len(z), z.shape[1:]
     flat = z.reshape(num_samples, -1)
@@ -117,7 +97,8 @@ def fit_samples(
     folds = np.random.default_rng(0).permutation(index) % num_folds if shuffle else index * num_folds // num_samples
     ends = (-np.inf, np.inf) if reference is None else support_ends(reference)
     supports = np.stack([np.broadcast_to(end, batch_shape).ravel() for end in ends], axis=-1)
-    samples = [untie(*of, folds, chosen, support) for *of, support in zip(flat.T, weights.T, supports, strict=True)]
+    columns = zip(flat.T, weights.T, supports, strict=True)
+    samples = [untie(column, weight, folds, chosen, support) for column, weight, support in columns]
     check_levels(samples, batch_shape)
     shapes = [Shape.of(sample) for sample in samples]
     density = _untilted(
@@ -125,21 +106,19 @@ def fit_samples(
         default_reference(shapes, samples, batch_shape) if reference is None else reference,
         batch_shape,
     )
-    breakpoints = cells(density.energy.basis, batch_shape)
+    coarse, fine = Families(density), Families(density, density.rule)
+    check_reference_mass(fine.reference_mass, density)
     if basis is None:  # in the coordinate in which its knots are even
         places = np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
-        scale = np.array(
-            [
-                of._replace(points=np.interp(of.points, knots, places)).moments()[1]
-                for of, knots in zip(samples, breakpoints, strict=True)
-            ]
-        )
+        even = [
+            sample._replace(points=np.interp(sample.points, knots, places))
+            for sample, knots in zip(samples, fine.breakpoints, strict=True)
+        ]
+        scale = np.array([sample.moments()[1] for sample in even])
         axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
     else:
-        axes = penalty_axes(basis, breakpoints, np.array([sample.moments()[1] for sample in samples]))
-    families = Families(density), Families(density, density.rule)
-    check_reference_mass(families[1].reference_mass, density)
-    fit = fit_penalised(*families, samples, num_folds, None if chosen else smoothness, axes)
+        axes = penalty_axes(basis, fine.breakpoints, np.array([sample.moments()[1] for sample in samples]))
+    fit = fit_penalised(coarse, fine, samples, num_folds, None if chosen else smoothness, axes)
     check_fit(fit, density, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
     return SampleFit(*_tilted(density, fit.coefficients), smoothness, gain)
@@ -153,13 +132,7 @@ def fit_log_density(
     basis: Basis | None = None,
     batch_shape: tuple[int, ...] = (),
 ) -> LogDensityFit:
-    """Fit to a log-density: `KAPrior.from_log_density` with the error of the fit.
-
-    Args, Raises: see `KAPrior.from_log_density`.
-
-    Returns:
-        The energy and the reference, and the total-variation distance from the given density on the domain.
-    """
+    """Fit to a log-density: `KAPrior.from_log_density` with the error of the fit."""
     dtype = jnp.result_type(float)
     # Rounded at once, so that basis and reference end at the same numbers.
     low, high = (np.asarray(end, dtype) for end in BSpline(NUM_INTERVALS, 3, domain).domain)
@@ -197,7 +170,7 @@ def _nearest(fn, untilted: Density, rule: QuadratureRule, most_steps: int = 200)
     start = nearest_energy(family, log_density, widths)[:, None]
     statistics = target[:, None] @ family.design[:, :-2]
     fitted, _ = maximise(family, statistics, np.full(start[:, 0].shape, RIDGE), start, start, most_steps=most_steps)
-    density = node_probabilities(family, fitted)[:, 0, :-2]
+    density = normalised(family, fitted)[1][:, 0, :-2]
     density /= density.sum(axis=-1, keepdims=True)
     total_variation = (0.5 * np.abs(density - target).sum(axis=-1)).reshape(untilted.shape)
     return fitted[:, 0], total_variation
@@ -214,6 +187,38 @@ def _enough_cells(fn, domain, reference, batch_shape) -> str:
         f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}: it has a jump or a peak that no spline of even "
         "knots follows, so end the domain at the jump, or give BSpline.from_knots with knots that are dense there"
     )
+
+
+def tabulated_log_density(
+    points: ArrayLike | Sequence, density: ArrayLike | Sequence, floor: float
+) -> tuple[Callable[[np.ndarray], np.ndarray], BSpline, tuple[int, ...]]:
+    """The logarithm of a tabulated density, by monotone cubics through it, a basis for it, and its batch shape."""
+    points, density = real_array("points", points), real_array("density", density)
+    if points.ndim != 1 or len(points) < 4 or not np.all(np.isfinite(points)) or not np.all(np.diff(points) > 0):
+        raise ValueError(
+            f"points must be at least 4 finite numbers that increase, got an array of shape {points.shape}"
+        )
+    if density.shape[:1] != points.shape:
+        raise ValueError(
+            f"density must have shape ({len(points)}, *batch), a row for each of the points, got {density.shape}; "
+            "transpose a table of one density a row"
+        )
+    wrong = ~(np.isfinite(density) & (density >= 0))
+    if wrong.any():
+        first = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"density must be finite and not negative, got {density[tuple(first)]} at point {points[first[0]]:.6g}"
+            f"{of_coordinate(first[1:])}; exponentiate log-densities, after subtracting their maximum"
+        )
+    largest = density.max(axis=0)
+    if np.any(largest == 0):
+        raise ValueError(f"density must be positive somewhere, but is not{of_coordinate(np.argwhere(largest == 0)[0])}")
+    if check_positive("floor", floor) >= 1.0:
+        raise ValueError(f"floor must be a share of the largest density, less than 1, got {floor!r}")
+    log_density = PchipInterpolator(points, np.log(np.maximum(density / largest, floor)), axis=0)
+    basis = BSpline(int(np.clip((len(points) - 1) // 2, 40, 160)), 3, (points[0], points[-1]))
+    # The points of all coordinates are the same, for they share the domain.
+    return lambda z: log_density(z.reshape(len(z), -1)[:, 0]), basis, density.shape[1:]
 
 
 # The numbers behind a density ----------------------------------------------------------------------------------------

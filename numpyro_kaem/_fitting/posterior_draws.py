@@ -12,19 +12,12 @@ from numpyro_kaem._fitting.sample_checks import check_samples, check_weights
 
 
 class PosteriorDraws(NamedTuple):
-    """Draws of one variable or several, chains one after the other.
-
-    Attributes:
-        name: of the variable, or a list of them.
-        flat: of shape (num_draws, num_coordinates), variables one after the other.
-        event_shape: of one draw: that of the variable, or (num_coordinates,) for several.
-        weights: of the draws, shape (num_draws,), or what was given instead.
-    """
+    """Draws of one variable or several, chains one after the other."""
 
     name: str | Sequence[str]
-    flat: np.ndarray
-    event_shape: tuple[int, ...]
-    weights: Any
+    flat: np.ndarray  # (num_draws, num_coordinates), variables one after the other
+    event_shape: tuple[int, ...]  # that of the variable, or (num_coordinates,) for several
+    weights: Any  # (num_draws,), or what was given instead
 
     def check_joint(self, cause: str) -> np.ndarray:
         """The weights of the draws, which sum to one, or an error where there is nothing to keep together."""
@@ -39,10 +32,7 @@ class PosteriorDraws(NamedTuple):
 
 
 def posterior_draws(idata: Any, var_name: str | Sequence[str], weights: ArrayLike | Sequence | None) -> PosteriorDraws:
-    """Read the draws of one variable, or of a list of them.
-
-    Args, Raises: see `KAPrior.from_posterior`.
-    """
+    """Read the draws of one variable, or of a list of them, for `KAPrior.from_posterior`."""
     samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
     first = next(iter(samples.values()))
     num_samples = len(first)
@@ -54,28 +44,10 @@ def posterior_draws(idata: Any, var_name: str | Sequence[str], weights: ArrayLik
 
 
 def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read variables of a posterior, chains one after the other.
+    """Arrays (num_chains * num_draws, *shape) of variables of a posterior by name, in their order.
 
-    Args:
-        idata: `arviz.InferenceData` (ArviZ 0.x), `xarray.DataTree` (1.x), the dataset of a posterior, or a dict of
-            arrays with leading axes (chain, draw) such as `mcmc.get_samples(group_by_chain=True)`.
-        var_names: names of variables.
-
-    Returns:
-        Arrays of shape (num_chains * num_draws, *shape) by name, in the order of var_names.
-
-    Raises:
-        TypeError: for another type of idata.
-        ValueError: without a posterior, or without one of the variables (those that there are are listed).
-
-    Example:
-        ```python
-        import numpy as np
-        from numpyro_kaem._fitting.posterior_draws import posterior_samples
-
-        draws = {"beta": np.zeros((4, 100, 3)), "sigma": np.ones((4, 100))}  # 4 chains of 100 draws
-        assert posterior_samples(draws, ["beta"])["beta"].shape == (400, 3)
-        ```
+    It is an `arviz.InferenceData` (ArviZ 0.x), an `xarray.DataTree` (1.x), the dataset of a posterior, or a dict of
+    arrays with leading axes (chain, draw) such as `mcmc.get_samples(group_by_chain=True)`.
     """
     group = _posterior_group(idata)
     present = sorted(str(name) for name in group)

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem._densities.density import Density
-from numpyro_kaem._fitting.penalised_fit import PenalisedFit
+from numpyro_kaem._fitting.smoothing import PenalisedFit
 from numpyro_kaem._fitting.ties import Sample
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
@@ -76,14 +76,13 @@ def check_weights(weights: ArrayLike | Sequence | None, shape: tuple[int, ...]) 
 
 def sample_range(flat: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least and largest sample of positive weight, by coordinate."""
-    present = weights.reshape(len(flat), -1) > 0
+    present = weights > 0
     return np.where(present, flat, np.inf).min(axis=0), np.where(present, flat, -np.inf).max(axis=0)
 
 
 def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...], num_intervals: int) -> None:
     """Raise where samples do not vary, or not by more than rounding."""
-    if np.any(low == high):
-        at = np.argmax(low == high)
+    for at in np.flatnonzero(low == high):
         raise ValueError(
             f"z must vary, but all samples{of_coordinate(np.unravel_index(at, batch_shape))} with positive weight "
             f"are {low[at]:.6g}; leave that coordinate out, or give it a distribution of its own"
@@ -92,17 +91,14 @@ def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...]
     # The variance has to be a number of the dtype, with room for sums of it.
     smallest, largest = 10.0 * np.sqrt(float(jnp.finfo(dtype).tiny)), 0.01 * np.sqrt(float(jnp.finfo(dtype).max))
     extreme = (high - low < smallest) | (np.maximum(np.abs(low), np.abs(high)) > largest)
-    if np.any(extreme):
-        at = np.argmax(extreme)
+    for at in np.flatnonzero(extreme):
         raise ValueError(
             f"z must have a range of {smallest:.0e} to {largest:.0e} in {dtype}, but the samples"
             f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.3g} and {high[at]:.3g}; change "
             "their unit"
         )
     resolution = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(low), np.abs(high))
-    narrow = (high - low) / num_intervals < 16 * resolution
-    if np.any(narrow):
-        at = np.argmax(narrow)
+    for at in np.flatnonzero((high - low) / num_intervals < 16 * resolution):
         raise ValueError(
             f"z must vary by more than {dtype} tells apart, but the samples"
             f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.9g} and {high[at]:.9g}; "
@@ -114,9 +110,8 @@ def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Dis
     """Raise where the reference has no density at a sample."""
     # In the dtype of the prior: a sample at the end of a support is to be inside however the end was rounded.
     outside = ~np.asarray(reference.support(jnp.asarray(z, jnp.result_type(float))))
-    present = (weights.reshape(len(z), *([1] * (z.ndim - 1))) if weights.ndim == 1 else weights.reshape(z.shape)) > 0
     try:
-        outside = np.broadcast_to(outside, z.shape) & present
+        outside = np.broadcast_to(outside, z.shape) & (weights.reshape(z.shape) > 0)
     except ValueError as error:
         raise ValueError(
             f"reference must have a batch shape that broadcasts to that of z, {z.shape[1:]}, "
@@ -134,9 +129,8 @@ def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Dis
 def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batch_shape: tuple[int, ...]) -> None:
     """Raise where no sample lies in the domain of the basis."""
     low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
-    inside = (flat >= low) & (flat <= high) & (weights.reshape(len(flat), -1) > 0)
-    if not np.all(inside.any(axis=0)):
-        at = np.argmin(inside.any(axis=0))
+    inside = (flat >= low) & (flat <= high) & (weights > 0)
+    for at in np.flatnonzero(~inside.any(axis=0)):
         raise ValueError(
             f"basis must have a domain that holds samples, but ({low[at]:.6g}, {high[at]:.6g}) holds none"
             f"{of_coordinate(np.unravel_index(at, batch_shape))}, which lie between {flat[:, at].min():.6g} and "

@@ -1,21 +1,28 @@
-"""How rough a fitted energy is, and how rough it may be: the penalty and its choice by cross-validation."""
+"""The penalised likelihood of samples: how rough an energy is, how rough it may be, and the maximum."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from numpyro_kaem._fitting.exponential_family import (
     RIDGE,
+    Families,
     Family,
+    compress,
     design_matrix,
-    log_normalizer,
     maximise,
+    normalised,
     panel_nodes,
 )
+from numpyro_kaem._fitting.ties import Sample
 from numpyro_kaem.energies import Basis, BSpline
 
+_BLOCK = 64  # coordinates that are fitted at a time, to bound the memory
 _PATH = 10.0 ** np.arange(2.0, -10.5, -0.5)
-COARSE_ERROR = 1e-5  # nats in log Z, from which on the coarse quadrature is not trusted
+_COARSE_ERROR = 1e-5  # nats in log Z, from which on the coarse quadrature is not trusted
 
 
 def roughness(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -23,9 +30,6 @@ def roughness(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> np.nd
 
     Splines of degree 0 and 1 have no second derivative to integrate: there the second differences of the coefficients
     stand for it, as in P-splines (Eilers and Marx 1996).
-
-    Returns:
-        Shape (num_coordinates, num_basis, num_basis).
     """
     if isinstance(basis, BSpline) and basis.degree < 2:
         places = 0.5 * (breakpoints[:, :-1] + breakpoints[:, 1:]) if basis.degree == 0 else breakpoints
@@ -46,9 +50,8 @@ def roughness(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> np.nd
     nodes, weights = panel_nodes(breakpoints, 4)
     step = np.repeat(0.05 * np.diff(breakpoints, axis=1), 4, axis=1)
     below, middle, above = (design_matrix(basis, nodes + shift * step) for shift in (-1, 0, 1))
-    second = (below - 2.0 * middle + above) * ((scale[:, None] / step) ** 2 * np.sqrt(weights / scale[:, None]))[
-        ..., None
-    ]
+    factor = (scale[:, None] / step) ** 2 * np.sqrt(weights / scale[:, None])
+    second = (below - 2.0 * middle + above) * factor[..., None]
     return np.swapaxes(second, 1, 2) @ second
 
 
@@ -68,28 +71,17 @@ def penalty_axes(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> tu
 
 
 def cross_validate(
-    family: Family,
-    fine: Family,
-    fold_sums: np.ndarray,
-    fold_weights: np.ndarray,
-    eigenvalues: np.ndarray,
+    family: Family, fine: Family, fold_sums: np.ndarray, fold_weights: np.ndarray, eigenvalues: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the smoothness of each coordinate by the held-out log-likelihood.
 
     A path from smooth to rough, each fit starting from the one before. That of a coordinate ends where it has not
     gained for four steps, unless all of it has been as flat as it is at its smooth end, where every fit is the
-    reference. Chosen is the smoothest fit that loses less than a quarter of a standard error against the best one.
+    reference. Chosen is the smoothest fit that loses less than a quarter of a standard error against the best one;
+    returned with it is its mean held-out log-likelihood relative to the reference's.
 
-    Args:
-        family: the families, in the eigenvectors of the roughness.
-        fine: the same on the quadrature of the prior, by which the coarse one of `family` is checked, and replaced
-            where densities are too rough for it.
-        fold_sums: weighted sums of the basis functions over each fold, (D, K, G).
-        fold_weights: weights of the folds, (D, K), summing to one over K.
-        eigenvalues: of the roughness, (D, G).
-
-    Returns:
-        The smoothness of each coordinate, (D,), and its mean held-out log-likelihood relative to the reference's, (D,).
+    The families are in the eigenvectors of the roughness, on a coarse quadrature and on that of the prior, which takes
+    over where densities are too rough. Weighted sums of the basis functions over the folds have shape (D, K, G).
     """
     num_coordinates, num_folds = fold_weights.shape
     rest = 1.0 - fold_weights
@@ -109,10 +101,10 @@ def cross_validate(
             c, converged = maximise(
                 (fine if use else family)[of], train[of], precision, coefficients[of], tolerance=1e-7, most_steps=50
             )
-            log_z = log_normalizer(fine[of], c)
+            log_z = normalised(fine[of], c)[0]
             if not use:
-                error = np.max(np.abs(log_z - log_normalizer(family[of], c)), axis=1)
-                is_rough[of] = error > COARSE_ERROR
+                error = np.max(np.abs(log_z - normalised(family[of], c)[0]), axis=1)
+                is_rough[of] = error > _COARSE_ERROR
             done = converged & (use | ~is_rough[of])
             coefficients[of[done]] = c[done]
             held_out = np.sum(fold_sums[of] * c, axis=-1) - fold_weights[of] * log_z
@@ -133,3 +125,87 @@ def cross_validate(
     gain = np.take_along_axis(scores.sum(axis=-1), chosen[None], axis=0)[0]
     # With n samples the best smoothness per sample falls as n^(-4/5), and the folds leave out one in num_folds.
     return _PATH[chosen] * (1.0 - 1.0 / num_folds) ** 0.8, gain
+
+
+class PenalisedFit(NamedTuple):
+    """Fits of all coordinates, the first axis of every array."""
+
+    coefficients: np.ndarray
+    smoothness: np.ndarray  # as it was given or chosen
+    held_out_gain: np.ndarray  # over the reference's log-likelihood; NaN where the smoothness was given
+    converged: np.ndarray  # whether the coefficients are the maximum's
+    cdf_error: np.ndarray  # largest difference from the samples' distribution function at ends of panels
+    log_reference: np.ndarray  # largest absolute log-density of the reference where the fit is not negligible
+    steepness: np.ndarray  # nats by which the log-density changes on a quadrature panel that is not negligible
+
+
+def fit_penalised(
+    coarse: Families,
+    fine: Families,
+    samples: Sequence[Sample],
+    num_folds: int,
+    smoothness: np.ndarray | None,
+    axes: tuple[np.ndarray, np.ndarray],
+) -> PenalisedFit:
+    """Fit the energies of a prior to samples, with the eigenvalues and eigenvectors of the roughness as axes.
+
+    A fit to the families on few nodes will do where those of the prior's own quadrature see the same. Without a
+    smoothness it is chosen by cross-validation.
+    """
+    fits = []
+    for start in range(0, len(samples), _BLOCK):
+        block = slice(start, min(start + _BLOCK, len(samples)))
+        eigenvalues, rotation = axes[0][block], axes[1] if len(axes[1]) == 1 else axes[1][block]
+        families = coarse[block].rotated(rotation), fine[block].rotated(rotation)
+        masses = np.stack(
+            [
+                compress(*sample[:3], num_folds, edges)
+                for sample, edges in zip(samples[block], coarse.edges[block], strict=True)
+            ]
+        )
+        sums = masses @ families[0].design[:, :-2]
+        if smoothness is None:
+            of_block, gain = cross_validate(*families, sums, masses.sum(axis=-1), eigenvalues)
+        else:
+            of_block, gain = smoothness[block], np.full(len(sums), np.nan)
+        precision = of_block[:, None] * eigenvalues + RIDGE
+        fitted, converged = _fit_to_means(*families, sums.sum(axis=1, keepdims=True), precision)
+        probability = normalised(families[1], fitted)[1][:, 0]
+        cdf_error = [
+            _cdf_error(*of)
+            for of in zip(samples[block], fine.edges[block], fine.nodes[block], probability, strict=True)
+        ]
+        log_reference = np.abs(families[1].log_measure[:, :-2] - np.log(fine.widths[block]))
+        log_reference = np.max(np.where(probability[:, :-2] > 1e-9, log_reference, 0.0), axis=1)
+        steepness = _steepness(probability[:, :-2], fine.widths[block], fine.edges.shape[1] - 1)
+        coefficients = (rotation @ fitted[:, 0, :, None])[..., 0]
+        fits.append(
+            PenalisedFit(coefficients, of_block, gain, converged, np.array(cdf_error), log_reference, steepness)
+        )
+    return PenalisedFit(*(np.concatenate(parts) for parts in zip(*fits, strict=True)))
+
+
+def _fit_to_means(family, fine, statistics, precision) -> tuple[np.ndarray, np.ndarray]:
+    """The maximum, on the nodes of the prior where the fewer ones do not see the same density."""
+    fitted, converged = maximise(family, statistics, precision, np.zeros_like(statistics))
+    error = np.abs(normalised(family, fitted)[0] - normalised(fine, fitted)[0])[:, 0]
+    again = np.flatnonzero(~converged | ~(error < _COARSE_ERROR))
+    if len(again):
+        start = np.where((converged & (error < 0.1))[again, None, None], fitted[again], 0.0)
+        fitted[again], converged[again] = maximise(fine[again], statistics[again], precision[again], start)
+    return fitted, converged
+
+
+def _cdf_error(sample: Sample, edges: np.ndarray, nodes: np.ndarray, probability: np.ndarray) -> float:
+    """The largest difference of two distribution functions where panels meet."""
+    fitted = probability[-2] + np.append(0.0, np.cumsum(probability[:-2]))[np.searchsorted(nodes, edges[1:-1])]
+    at_least, at_most = sample.cdf_bounds(edges[1:-1])
+    return float(np.max(np.maximum(at_least - fitted, fitted - at_most), initial=0.0))
+
+
+def _steepness(probability: np.ndarray, widths: np.ndarray, num_panels: int) -> np.ndarray:
+    """The most by which a log-density changes from node to node of a panel with a hundredth of the mass."""
+    log_density = np.log(np.maximum(probability, 1e-300)) - np.log(widths)
+    log_density = log_density.reshape(len(widths), num_panels, -1)
+    mass = probability.reshape(log_density.shape).sum(axis=-1)
+    return np.max(np.where(mass > 0.01, np.ptp(log_density, axis=-1), 0.0), axis=1)

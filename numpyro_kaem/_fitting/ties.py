@@ -11,7 +11,7 @@ cross-validation would choose the roughest fit. What a tie means depends on wher
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,25 +20,15 @@ _MOST_LEVELS = 100_000  # of a lattice
 
 
 class Sample(NamedTuple):
-    """Samples of one coordinate with their weights and folds, sorted.
-
-    Attributes:
-        points: the samples; where they were spread, points that stand for them.
-        weights: summing to one.
-        folds: the fold of each.
-        levels: the distinct samples.
-        half_widths: over how much on either side of it each level was spread; 0 where it was not.
-        masses: weight of each level.
-        step: distance of the values of a lattice, 0 for others.
-    """
+    """Samples of one coordinate with their weights and folds, sorted; where they were spread, points in their place."""
 
     points: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # summing to one
     folds: np.ndarray
-    levels: np.ndarray
-    half_widths: np.ndarray
-    masses: np.ndarray
-    step: float
+    levels: np.ndarray  # the distinct samples
+    half_widths: np.ndarray  # over how much on either side of it each level was spread
+    masses: np.ndarray  # of the levels
+    step: float  # distance of the values of a lattice, 0 for others
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation."""
@@ -52,52 +42,46 @@ class Sample(NamedTuple):
 
     def cdf_bounds(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What lies below z for certain, and what may: a level that was spread may be anywhere in its interval."""
-        return tuple(
-            np.append(0.0, np.cumsum(self.masses[order]))[np.searchsorted(ends[order], z, side)]
-            for ends, side in ((self.levels + self.half_widths, "left"), (self.levels - self.half_widths, "right"))
-            for order in [np.argsort(ends)]
-        )
+
+        def mass(ends: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+            order = np.argsort(ends)
+            return np.append(0.0, np.cumsum(self.masses[order]))[np.searchsorted(ends[order], z, side)]
+
+        return mass(self.levels + self.half_widths, "left"), mass(self.levels - self.half_widths, "right")
 
 
 def untie(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, spread: bool, support: np.ndarray) -> Sample:
-    """Sort the samples of one coordinate, and take ties apart.
-
-    Args:
-        z: samples, (num_samples,).
-        weights: summing to one; samples without weight are left out.
-        folds: the fold of each sample.
-        spread: whether to take ties apart; otherwise they stay as they are.
-        support: ends of what samples are spread over.
-    """
+    """Sort the samples of one coordinate that have weight, and where asked spread ties inside of the support."""
     present = np.flatnonzero(weights > 0)
     order = present[np.argsort(z[present], kind="stable")]
     z, weights, folds = z[order], weights[order], folds[order]
     starts = np.flatnonzero(np.append(True, np.diff(z) > 0))
     levels, masses = z[starts], np.add.reduceat(weights, starts)
-    half, step = np.zeros(len(levels)), 0.0
+    counts = np.diff(np.append(starts, len(z)))
+    half: np.ndarray = np.zeros(len(levels))
+    step = 0.0
     if 1 < len(levels) < len(z):
         step = _lattice_step(levels)
-    if spread and 1 < len(levels) < len(z):
-        half = np.full(len(levels), 0.5 * step) if step else _half_widths(levels, np.diff(np.append(starts, len(z))))
-    about = levels, half, masses, step
+        if spread:
+            half = np.full(len(levels), 0.5 * step) if step else _half_widths(levels, counts)
     if not spread or len(levels) == len(z):
-        return Sample(z, weights, folds, *about)
+        return Sample(z, weights, folds, levels, half, masses, step)
 
-    level = np.repeat(np.arange(len(levels)), np.diff(np.append(starts, len(z))))
+    level = np.repeat(np.arange(len(levels)), counts)
     is_spread = half[level] > 0
     # Repetitions share a fold, which is that of one of them.
-    whole = [z[~is_spread], weights[~is_spread], folds[starts][level][~is_spread]]
+    whole = z[~is_spread], weights[~is_spread], folds[starts][level][~is_spread]
     if not is_spread.any():
-        return Sample(*whole, *about)
+        return Sample(*whole, levels, half, masses, step)
     of_folds = np.zeros((folds.max() + 1, len(levels)))
     np.add.at(of_folds, (folds[is_spread], level[is_spread]), weights[is_spread])
     points, source, share = _spread(levels, half, (levels[-1] - levels[0]) / 400.0, support)
     of_folds = of_folds[:, source] * share
     fold, at = np.nonzero(of_folds)
     spread_out = points[at], of_folds[fold, at], fold
-    parts = [np.concatenate(pair) for pair in zip(whole, spread_out, strict=True)]
-    order = np.argsort(parts[0], kind="stable")
-    return Sample(*(part[order] for part in parts), *about)
+    points, weights, folds = (np.concatenate(pair) for pair in zip(whole, spread_out, strict=True))
+    order = np.argsort(points, kind="stable")
+    return Sample(points[order], weights[order], folds[order], levels, half, masses, step)
 
 
 def _lattice_step(levels: np.ndarray) -> float:

@@ -12,12 +12,10 @@ ka_prior: The tilted reference: a learned, normalised, invertible univariate den
 ka_mixture: Mixtures of tilted references along a component axis, drawn without drawing a component
 deep_prior: The deep prior: an energy of the whole latent vector, neither normalised nor invertible
 reparam: Latent sites with learned densities, sampled in the coordinates of a standard normal
-batching: Priors that NumPyro's `scan` has stacked along time
 divergence: Kullback-Leibler divergences of learned densities, registered with NumPyro's `kl_divergence`
 """
 
-# Imported for what they register with NumPyro.
-from numpyro_kaem.distributions import batching as batching
+# Imported for what it registers with NumPyro.
 from numpyro_kaem.distributions import divergence as divergence
 from numpyro_kaem.distributions.censored import IntervalCensoredPrior, LeftCensoredPrior, RightCensoredPrior
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior

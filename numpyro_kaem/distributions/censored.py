@@ -39,7 +39,7 @@ class _Censored:
 
     def _validate_sample(self, value):
         # NumPyro compares NumPy values by NumPy, which cannot be where the bounds of a support are traced.
-        return super()._validate_sample(jnp.asarray(value))
+        return super()._validate_sample(jnp.asarray(value))  # type: ignore[misc]  # that of NumPyro's class
 
 
 class _OneSided(_Censored):
@@ -173,10 +173,8 @@ class IntervalCensoredPrior(_Censored, dist.IntervalCensoredDistribution):
         low, high = (jnp.asarray(value)[..., end] for end in (0, 1))
         is_left, is_right, is_interval, is_outside, is_exact = self._get_censoring_masks(value)
         base = self.base_dist
-        below, above = (
-            base.log_cdf(jnp.where(is_outside, low, high)),
-            base.log_survival(jnp.where(is_outside, high, low)),
-        )
+        below = base.log_cdf(jnp.where(is_outside, low, high))
+        above = base.log_survival(jnp.where(is_outside, high, low))
         log_prob = jnp.where(is_left, below, jnp.where(is_right, above, log_sum(below, above)))
         log_prob = jnp.where(is_interval, base.log_mass_between(low, jnp.where(is_interval, high, low)), log_prob)
         return jnp.where(is_exact, base.log_prob(low), log_prob)

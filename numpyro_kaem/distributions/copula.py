@@ -22,8 +22,7 @@ class OpenGaussianCopula(dist.GaussianCopula):
     """NumPyro's `GaussianCopula` over learned marginals, with both tails from their own side.
 
     Beyond 5.4 standard deviations the normal CDF rounds to one in float32: there NumPyro's density has the correlation
-    of another point, and its draws are the end of the support. Here scores and draws come from the smaller one of the
-    two probabilities on either side of a point, scores from its logarithm.
+    of another point, and its draws are the end of the support.
     """
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
@@ -58,19 +57,10 @@ def _scores_and_log_marginals(density: Density, value: Array) -> tuple[Array, Ar
 def normal_score_copula(
     marginals: TabulatedDistribution, samples: np.ndarray, weights: np.ndarray, event_shape: tuple[int, ...]
 ) -> dist.Distribution:
-    """Couple marginals with the correlation of the samples' normal scores.
+    """Couple marginals with the correlation of the normal scores of samples (num_samples, num_coordinates).
 
     The normal score of a sample is Phi^-1 of its rank, so that the estimate depends on the marginals in no way, and
     neither outliers nor their shape disturb it.
-
-    Args:
-        marginals: of batch shape (num_coordinates,).
-        samples: shape (num_samples, num_coordinates).
-        weights: of the samples, summing to one.
-        event_shape: of the result; its size is the number of coordinates.
-
-    Raises:
-        ValueError: if the correlation matrix is singular.
     """
     ranks = np.empty_like(samples)
     for coordinate, column in enumerate(samples.T):

@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 from numpyro.util import is_prng_key
 
@@ -202,6 +203,14 @@ class DeepKAPrior(dist.Distribution):
                 f"shape {z.shape} to {energy.shape}"
             )
         return energy
+
+
+@promote_batch_shape.register
+def _(prior: DeepKAPrior) -> DeepKAPrior:
+    raise NotImplementedError(
+        "a DeepKAPrior cannot be a site inside of NumPyro's scan: its energy may be any function, which knows of no "
+        "time axis; take a KAPrior, or write the loop in Python"
+    )
 
 
 class _Static(eqx.Module):

@@ -46,11 +46,15 @@ def _(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "*batch"]:
             f"q must be a univariate continuous distribution, as the {type(p).__name__} p is, got {name} of event "
             f"shape {q.event_shape}; give joint distributions as `.to_event(n)` of both"
         )
+    shape = _batch_shape(p, q)
+    return jnp.broadcast_to(_divergence(p._density, q), shape)
+
+
+def _batch_shape(p: dist.Distribution, q: dist.Distribution) -> tuple[int, ...]:
     try:
-        shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+        return jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
     except ValueError as error:
         raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
-    return jnp.broadcast_to(_divergence(p._density, q), shape)
 
 
 # For each type, because NumPyro has rules for all pairs of some types: next to them one for all would be ambiguous.
@@ -73,10 +77,7 @@ for _kind in (
         Panels end at those of q and at quantiles of p, so that either may be much narrower than the other. It is
         infinite where p's support reaches beyond q's.
         """
-        try:
-            shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
-        except ValueError as error:
-            raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
+        shape = _batch_shape(p, q)
         return jnp.broadcast_to(_divergence_from_learned(p, q._density), shape)
 
 
@@ -149,9 +150,5 @@ def _divergence_from_learned(p: dist.Distribution, q: Density | TruncatedDensity
 
 def _reaches_beyond(support, other):
     """Whether an interval, the support of one distribution, has points outside of another."""
-    low, high = (getattr(support, end, default) for end, default in _ENDS)
-    other_low, other_high = (getattr(other, end, default) for end, default in _ENDS)
-    return (low < other_low) | (high > other_high)
-
-
-_ENDS = (("lower_bound", -jnp.inf), ("upper_bound", jnp.inf))
+    is_below = getattr(support, "lower_bound", -jnp.inf) < getattr(other, "lower_bound", -jnp.inf)
+    return is_below | (getattr(support, "upper_bound", jnp.inf) > getattr(other, "upper_bound", jnp.inf))

@@ -10,7 +10,7 @@ from numpyro.distributions import constraints
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem.checks import check_precision
 from numpyro_kaem.distributions.ka_prior import KAPrior
-from numpyro_kaem.distributions.leaf_shapes import insert_axes, settle, settle_tables, table_rank
+from numpyro_kaem.distributions.leaf_shapes import insert_axes, new_axes, settle, settle_tables, table_rank
 from numpyro_kaem.distributions.truncated import LearnedDistribution
 
 
@@ -107,6 +107,9 @@ class KAMixture(LearnedDistribution):
         settled.logits = insert_axes(self.logits, (self._logits_shape,), [rank])
         settled._logits_shape = settled.logits.shape
         return settle_tables(settled, rank_of_tables, rank - 1)
+
+    def _new_axes(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(self.components._new_axes(), new_axes(self.logits, (self._logits_shape,)))
 
     @property
     def _density(self) -> Density:

@@ -12,12 +12,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_kaem._densities.density import Density, log_normalizer
-from numpyro_kaem._fitting.density_table import tabulated_log_density
-from numpyro_kaem._fitting.fit import fit_log_density, fit_samples
+from numpyro_kaem._fitting.fit import fit_log_density, fit_samples, tabulated_log_density
 from numpyro_kaem._fitting.posterior_draws import posterior_draws
 from numpyro_kaem._numerics.quadrature import QuadratureRule
 from numpyro_kaem.distributions.copula import normal_score_copula
-from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, settle
+from numpyro_kaem.distributions.leaf_shapes import leaf_shapes, new_axes, settle
 from numpyro_kaem.distributions.rotation import estimate_rotation, rotated
 from numpyro_kaem.distributions.truncated import LearnedDistribution
 from numpyro_kaem.energies import Basis
@@ -374,6 +373,9 @@ class KAPrior(LearnedDistribution):
 
     def _settled(self) -> KAPrior:
         return settle(self, len(self.batch_shape))
+
+    def _new_axes(self) -> tuple[int, ...]:
+        return new_axes((self.energy, self.reference), self._leaf_shapes)
 
     @property
     def _density(self) -> Density:

@@ -25,10 +25,10 @@ Shape = tuple[int, ...]
 
 def leaf_shapes(tree: PyTree) -> tuple[Shape, ...]:
     """Shapes of the leaves of a tree, a grid's among them whether it is static or not."""
-    shapes = []
-    for leaf in jax.tree.leaves(tree, is_leaf=_is_grid):
-        shapes.append((*leaf.batch_shape, leaf.num_points) if _is_grid(leaf) else jnp.shape(leaf))
-    return tuple(shapes)
+    return tuple(
+        (*leaf.batch_shape, leaf.num_points) if _is_grid(leaf) else jnp.shape(leaf)
+        for leaf in jax.tree.leaves(tree, is_leaf=_is_grid)
+    )
 
 
 def _is_grid(node: Any) -> bool:
@@ -37,10 +37,8 @@ def _is_grid(node: Any) -> bool:
 
 def new_axes(tree: PyTree, shapes: tuple[Shape, ...]) -> Shape:
     """Sizes of the leading axes that leaves have got since they had the given shapes."""
-    now = leaf_shapes(tree)
-    return jnp.broadcast_shapes(
-        *(shape[: max(len(shape) - len(old), 0)] for shape, old in zip(now, shapes, strict=True))
-    )
+    pairs = zip(leaf_shapes(tree), shapes, strict=True)
+    return jnp.broadcast_shapes(*(now[: max(len(now) - len(old), 0)] for now, old in pairs))
 
 
 def settle(prior: LearnedDistribution, rank: int) -> LearnedDistribution:
@@ -75,12 +73,9 @@ def table_rank(prior: LearnedDistribution) -> int:
 
 
 def settle_tables(distribution, rank_of_tables: int, rank: int):
-    """The distribution, its kept tables with their new axes in front of `rank` batch axes, of which there were less.
-
-    All leaves of the tables have all batch axes.
-    """
+    """The distribution, its kept tables with their new axes in front of `rank` batch axes, of which there were less."""
     kept = distribution._kept_table
-    if kept is not None and (num_new := kept.lower_tail.ndim - rank_of_tables) > 0:
+    if kept is not None and (num_new := kept.lower_tail.ndim - rank_of_tables) > 0:  # all leaves have all batch axes
         for name in ("_kept_table", "_kept_inverse", "_kept_constants"):
             tables = getattr(distribution, name)
             tables = jax.tree.map(lambda leaf: _insert(leaf, num_new, rank - rank_of_tables), tables)

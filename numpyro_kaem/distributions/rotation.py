@@ -19,27 +19,7 @@ _ICA_SAMPLES = 20_000
 
 
 class Rotation(Transform):
-    """The invertible affine map z = loc + A s of vectors, with any invertible matrix A.
-
-    Args:
-        loc: shape (num_coordinates,).
-        matrix: A, shape (num_coordinates, num_coordinates).
-
-    Raises:
-        ValueError: for shapes that do not fit.
-
-    Example:
-        ```python
-        import jax.numpy as jnp
-        from numpyro_kaem.distributions.rotation import Rotation
-
-        rotation = Rotation(jnp.array([1.0, 2.0]), jnp.array([[1.0, -1.0], [1.0, 1.0]]))
-        z = rotation(jnp.array([[0.5, 0.5]]))
-        assert jnp.allclose(z, jnp.array([[1.0, 3.0]]))
-        assert jnp.allclose(rotation.inv(z), 0.5)
-        assert jnp.allclose(rotation.log_abs_det_jacobian(rotation.inv(z), z), jnp.log(2.0))
-        ```
-    """
+    """The invertible affine map z = loc + A s of vectors, with any invertible matrix A."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -65,17 +45,12 @@ class Rotation(Transform):
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same shape."""
-        return self._check(shape)
-
-    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same shape."""
-        return self._check(shape)
-
-    def _check(self, shape):
         size = jnp.shape(self.loc)[0]
         if len(shape) < 1 or shape[-1] != size:
             raise ValueError(f"a rotation of {size} coordinates needs an array with a last axis of {size}, got {shape}")
         return shape
+
+    inverse_shape = forward_shape
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """Loc and matrix are leaves."""
@@ -103,15 +78,6 @@ def estimate_rotation(samples: np.ndarray, weights: np.ndarray, method: str) -> 
     "pca": the principal axes of the correlation matrix. "ica": these, rotated so that the coordinates of s are as
     independent as FastICA makes them, which matters where they are not normal. Each column of A is signed so that its
     largest entry is positive.
-
-    Args:
-        samples: shape (num_samples, num_coordinates).
-        weights: of the samples, summing to one.
-        method: "pca" or "ica".
-
-    Raises:
-        ValueError: for another method, or a singular correlation matrix.
-        ImportError: for "ica" without scikit-learn.
     """
     if method not in {"pca", "ica"}:
         raise ValueError(f"rotation must be 'pca', 'ica' or None, got {method!r}")

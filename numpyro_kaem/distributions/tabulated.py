@@ -24,16 +24,13 @@ from numpyro_kaem.checks import check_key
 class TabulatedDistribution(dist.Distribution):
     """Abstract univariate distribution with a tabulated body [a, b] and the tails of a reference beyond it.
 
-    Subclasses say what the density is. The batch shape may be larger than that of the density (after `expand`): tables
-    are never built twice.
-
     As with NumPyro's own distributions, `jax.vmap` and the like change the parameters and not the batch shape. So
     results have the shape of what the parameters broadcast to, draws and moments that of the batch shape as well.
     """
 
     # The batch shape where it is more than that of the density, after `expand`.
     _expanded_shape: tuple[int, ...] | None = None
-    pytree_aux_fields = ("_expanded_shape",)
+    pytree_aux_fields: tuple[str, ...] = ("_expanded_shape",)
 
     @property
     @abc.abstractmethod

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import abc
+import copy
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import core
 from jax.typing import ArrayLike
+from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_kaem._densities.cdf_table import CDFTable
-from numpyro_kaem._densities.density import Constants
+from numpyro_kaem._densities.density import Constants, Density
 from numpyro_kaem._densities.inverse_table import InverseTable
 from numpyro_kaem._densities.quantiles import tabulated
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
@@ -25,11 +27,19 @@ class LearnedDistribution(TabulatedDistribution):
     _kept_table: CDFTable | None = None
     _kept_inverse: InverseTable | None = None
     _kept_constants: Constants | None = None
-    pytree_data_fields = ("_kept_table", "_kept_inverse", "_kept_constants")
+    pytree_data_fields: tuple[str, ...] = ("_kept_table", "_kept_inverse", "_kept_constants")
+
+    @property
+    @abc.abstractmethod
+    def _density(self) -> Density: ...
 
     @abc.abstractmethod
     def _settled(self) -> LearnedDistribution:
         """The same distribution, its parts in keeping with the shapes that their leaves have now."""
+
+    @abc.abstractmethod
+    def _new_axes(self) -> tuple[int, ...]:
+        """Sizes of the leading axes that the leaves have got since it was made."""
 
     def truncate(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> TruncatedPrior:
         """The density between bounds, a `TruncatedPrior`; each is a number, an array or None, for none on that side."""
@@ -59,6 +69,19 @@ class LearnedDistribution(TabulatedDistribution):
         copy, density = self._copy(), tabulated(self._density)
         copy._kept_table, copy._kept_inverse, copy._kept_constants = density.table, density.inverse, density.constants
         return copy
+
+
+# NumPyro's `scan` returns distributions whose parameters have a leading axis that the batch shape does not know of yet,
+# and asks this to make up for it. NumPyro's default knows parameters by their names in `arg_constraints`; an energy, a
+# reference or a mixture's components are more than an array.
+@promote_batch_shape.register
+def _(distribution: LearnedDistribution) -> LearnedDistribution:
+    axes = distribution._new_axes()
+    promoted = copy.copy(distribution._settled())
+    promoted._batch_shape = axes + distribution.batch_shape
+    if distribution._expanded_shape is not None:
+        promoted._expanded_shape = axes + distribution._expanded_shape
+    return promoted
 
 
 class TruncatedPrior(TabulatedDistribution):
@@ -117,9 +140,8 @@ class TruncatedPrior(TabulatedDistribution):
             raise TypeError(f"base_dist must be a KAPrior or a KAMixture, got {base_dist!r}; wrap it afterwards")
         if low is None and high is None:
             raise ValueError("low or high must be given, got None for both")
-        given = {"low": low, "high": high}
         shape = base_dist.batch_shape
-        for name, bound in given.items():
+        for name, bound in (("low", low), ("high", high)):
             try:
                 shape = jnp.broadcast_shapes(shape, jnp.shape(bound) if bound is not None else ())
             except ValueError as error:
