@@ -61,7 +61,7 @@ def log_masses(density: Density, z: Array) -> tuple[Array, Array]:
         is_small = mass < 0.5
         small = jnp.where(is_own, tail, jnp.where(is_other, safe_log(mass), body))
         logs.append(jnp.where(is_small, small, jnp.log1p(-jnp.where(is_small, 0.0, rest))))
-    return tuple(logs)
+    return logs[0], logs[1]
 
 
 @singledispatch
@@ -94,14 +94,7 @@ def log_mass_between(density: Density, low: Array, high: Array) -> Array:
 
 
 class _Regions:
-    """Where points lie.
-
-    Attributes:
-        is_below, is_above: whether they are below or above the body.
-        inside: whether they are in the support.
-        in_body: the points moved into the body.
-        in_tails: moved into the lower tail, and into the upper one.
-    """
+    """Where points lie: below or above the body, in the support; moved into the body, or into either tail."""
 
     def __init__(self, density: Density, z: Array):
         low, high = density.body
@@ -146,8 +139,8 @@ def _exact_masses(density: Density, at: _Regions) -> tuple[Array, Array]:
 
     def before_of(beyond):
         others = density.log_tail_masses(*at.in_tails, log_mass_above, log_mass_below)
-        ends = (jnp.asarray(end, density.dtype) for end in density.body)
-        starts = density.log_tail_masses(*ends, log_mass_above, log_mass_below)
+        low, high = (jnp.asarray(end, density.dtype) for end in density.body)
+        starts = density.log_tail_masses(low, high, log_mass_above, log_mass_below)
         other, start = (jnp.where(at.is_below, *pair) for pair in (others, starts))
         is_bulk = at.inside & (beyond > 0.5) & (other < 0.0)
         other, start = (jnp.where(is_bulk, part, 0.0) for part in (other, start))
