@@ -98,15 +98,8 @@ def build_table(
     lower, upper = lower_tail[..., None] + before, upper_tail[..., None] + after
 
     # Without the barrier XLA would recompute the table inside every look-up.
-    parts = (
-        jnp.asarray(edges, mass.dtype),
-        lower,
-        upper,
-        mass,
-        panel_polynomials(shapes, rule),
-        lower_tail,
-        upper_tail,
-    )
+    polynomials = panel_polynomials(shapes, rule)
+    parts = (jnp.asarray(edges, mass.dtype), lower, upper, mass, polynomials, lower_tail, upper_tail)
     parts = lax.optimization_barrier(parts)
     # The logarithms are computed where they are asked for.
     empty = jnp.isneginf(shapes.log_scale)
@@ -115,7 +108,7 @@ def build_table(
     log_size = jnp.log(jnp.where(sizes > 0, sizes, 1.0)).astype(mass.dtype)  # of panels that a kink has emptied, too
     log_mass = jnp.where(empty | (sizes <= 0), -jnp.inf, log_size + log_average - log_total)
     log_tails = log_lower_tail - log_total[..., 0], log_upper_tail - log_total[..., 0]
-    return CDFTable(*parts, log_mass=log_mass, log_tails=log_tails)
+    return CDFTable(*parts, log_mass, log_tails)  # type: ignore[call-arg]  # a barrier returns as many as it is given
 
 
 def _sums_on_either_side(mass: Float[Array, "*batch num_panels"]) -> tuple[Array, Array]:

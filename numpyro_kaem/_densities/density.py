@@ -194,7 +194,8 @@ class Density(eqx.Module):
         edges, sizes = pieces.edges(basis), pieces.sizes(basis)
         if edges.ndim == 1:
             return edges, sizes
-        return tuple(jnp.broadcast_to(part, (*self.shape, part.shape[-1])) for part in (edges, sizes))
+        shape = (*self.shape, sizes.shape[-1])
+        return jnp.broadcast_to(edges, (*self.shape, edges.shape[-1])), jnp.broadcast_to(sizes, shape)
 
     @property
     def has_tails(self) -> bool:

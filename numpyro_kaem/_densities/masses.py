@@ -23,7 +23,7 @@ from numpyro_kaem._numerics.log_probabilities import log_difference, log_sum, sa
 @compiled
 def log_prob(density: Density, z: Array) -> Array:
     """Normalised log-density, -inf outside the support."""
-    z = onto_ends(density, z)
+    z = onto_ends(density.support, density.dtype, z)
     inside = density.support(z)
     safe = jnp.where(inside, z, jnp.clip(z, *density.body))
     return jnp.where(inside, density.log_density(safe), -jnp.inf)
@@ -98,7 +98,7 @@ class _Regions:
 
     def __init__(self, density: Density, z: Array):
         low, high = density.body
-        z = onto_ends(density, z)
+        z = onto_ends(density.support, density.dtype, z)
         self.is_below, self.is_above = z < low, z > high
         self.inside = density.support(z) & jnp.isfinite(z)
         # No jnp.clip: it would halve derivatives at the body's ends.
@@ -109,11 +109,11 @@ class _Regions:
         self.in_tails = jnp.minimum(in_support, low), jnp.maximum(in_support, high)
 
 
-def onto_ends(density, z: Array) -> Array:
-    """Points of another dtype, which the density's does not tell from an end of its support, moved onto it."""
-    support, info = density.support, jnp.finfo(density.dtype)
+def onto_ends(support, dtype, z: Array) -> Array:
+    """Points of another dtype, which the density's does not tell from an end of the support, moved onto it."""
+    info = jnp.finfo(dtype)
     for end in (getattr(support, name, None) for name in ("lower_bound", "upper_bound")):
-        if end is not None and jnp.result_type(z, end) != density.dtype:
+        if end is not None and jnp.result_type(z, end) != dtype:
             z, end = (jnp.asarray(part, jnp.result_type(z, end)) for part in (z, end))
             # A compiler may leave out conversions to another dtype and back.
             rounded = (jax.lax.reduce_precision(part, info.nexp, info.nmant) for part in (z, end))

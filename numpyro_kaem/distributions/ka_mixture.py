@@ -109,6 +109,10 @@ class KAMixture(LearnedDistribution):
         return settle_tables(settled, rank_of_tables, rank - 1)
 
     @property
+    def _tilted(self) -> KAPrior:
+        return self._settled().components
+
+    @property
     def _density(self) -> Density:
         self = self._settled()
         components = self.components

@@ -376,6 +376,10 @@ class KAPrior(LearnedDistribution):
         return settle(self, len(self.batch_shape))
 
     @property
+    def _tilted(self) -> KAPrior:
+        return self._settled()
+
+    @property
     def _density(self) -> Density:
         self = self._settled()
         kept = self._kept_table, self._kept_inverse, self._kept_constants
