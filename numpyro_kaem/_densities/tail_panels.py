@@ -39,7 +39,7 @@ def tail_panels(density: Density) -> tuple[TailPanels, TailPanels]:
     # Rounded or empty panels may reach the end of the support, where a density need not be finite.
     log_density = jnp.where(jnp.isfinite(log_density), log_density, jnp.finfo(dtype).min)
     (lower, upper), edges = jnp.moveaxis(log_density, (0, 1), (-2, -1)), jnp.moveaxis(edges, 0, -1)
-    return (TailPanels(shares[::-1], edges[0, ..., ::-1], lower[..., ::-1, ::-1]), TailPanels(shares, edges[1], upper))
+    return TailPanels(shares[::-1], edges[0, ..., ::-1], lower[..., ::-1, ::-1]), TailPanels(shares, edges[1], upper)
 
 
 def quantile_in_tail(density: Density, share, rest, below) -> Array:
