@@ -15,7 +15,7 @@ from speed import slow_unless
 from test_reference_tails import TAILS
 
 from numpyro_kaem import BSpline, KAMixture, KAPrior, UnivariateEnergy
-from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, log_tail_quantile
+from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, tails_of
 from numpyro_kaem.distributions.copula import OpenGaussianCopula
 
 # References with logarithms of tails of their own, and SciPy's; on supports that hold the domain given.
@@ -204,7 +204,7 @@ def test_logarithms_of_reference_tails_are_scipy_s(x64, name):
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7)
         assert np.all(np.isfinite(slopes))
         try:
-            back = log_mass(reference, log_tail_quantile(reference, found, jnp.full(found.shape, from_below)))
+            back = log_mass(reference, tails_of(reference).log_quantile(found, jnp.full(found.shape, from_below)))
         except ImportError:  # of an icdf that NumPyro leaves to another package
             continue
         if "truncated" not in name:

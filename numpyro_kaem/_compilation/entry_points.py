@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,11 +17,9 @@ _ARRAY, _GRID = object(), object()
 
 
 def compiled(function: Callable) -> Callable:
-    """Compile a function of positional arguments whose leaves are arrays, and others that are constants.
+    """Compile a function of positional arguments: grids and NumPy's numbers are data, for one program serves all.
 
-    Called with values, it takes static grids and NumPy's numbers as data, so that the same program serves others. Where
-    an argument is traced, it becomes part of a larger program, for which static grids and NumPy's numbers are
-    constants: such a program is faster, and knows where supports end.
+    Where an argument is traced, they are constants of the larger program: it is faster, and knows where supports end.
     """
 
     def from_leaves(data, structure, leaves):
@@ -34,7 +32,7 @@ def compiled(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args):
-        leaves, structure = jax.tree.flatten(args, is_leaf=_is_grid)
+        leaves, structure = jax.tree.flatten(args, is_leaf=lambda node: isinstance(node, Grid))
         if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(leaves)):
             leaves, structure = jax.tree.flatten(args)
             leaves = [_Constant(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim == 0 else leaf for leaf in leaves]
@@ -53,11 +51,7 @@ def compiled(function: Callable) -> Callable:
     return call
 
 
-def _is_grid(node: Any) -> bool:
-    return isinstance(node, Grid)
-
-
-def _restored(leaf, data):
+def _restored(leaf: Any, data: Iterator) -> Any:
     """A leaf, from what is static of it and the arrays that are not."""
     if leaf is _ARRAY:
         return next(data)

@@ -24,14 +24,10 @@ _WITH_RULES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_
 
 
 def fingerprint(closed: ClosedJaxpr) -> Hashable:
-    """What a jaxpr computes: its equations, their parameters, the shapes of its arguments and its constants.
+    """What a jaxpr computes; two are equal only where the programs do the same.
 
-    Two are equal only where the programs do the same. (They may differ where they do: JAX's larger constants, and
-    functions such as those of callbacks, are compared by identity, and kept alive.) Rules of custom derivatives are
-    left out: what is differentiated has to be in the jaxpr.
-
-    Args:
-        closed: as from `jax.make_jaxpr`.
+    They may differ where they do: JAX's larger constants and functions of callbacks are compared by identity, and kept
+    alive. Rules of custom derivatives are left out: what is differentiated has to be in the jaxpr.
     """
     return _of_jaxpr(closed.jaxpr, closed.consts, {})
 
@@ -58,10 +54,7 @@ def value_of(tree: Any) -> Hashable:
 
 
 class ByValue:
-    """A frozen dataclass that is equal to another of its class with equal fields, whatever these hold.
-
-    Arrays are compared by content, functions by identity. The repr shows what differs from the defaults.
-    """
+    """A frozen dataclass that is equal to another with equal fields: arrays by content, functions by identity."""
 
     def _set(self, **values: Any) -> None:
         """Set fields, in `__post_init__`, to what was meant."""
@@ -181,12 +174,7 @@ def _of_numbers(value: Any) -> Hashable:
 
 
 class SameProgram:
-    """A function that is equal to others with its fingerprint: an argument by which compiled programs are kept.
-
-    Args:
-        function: what is called, or an object whose methods are.
-        computes: its fingerprint, of all that it computes where it is used.
-    """
+    """A function, or an object whose methods are called, that is equal to others with its fingerprint."""
 
     def __init__(self, function: Any, computes: Hashable):
         self.function, self.computes = function, computes

@@ -90,13 +90,7 @@ class _Program:
 
 
 class _Reusable:
-    """What `jit_by_program` and `jit_by_value` have in common.
-
-    Args:
-        function: from pytrees to a pytree of arrays. Arguments that are no arrays are static.
-        first_donated: arrays of the arguments from this one on are given up to the results; None for none.
-        compiler_options: of `jax.jit`; those that the installed XLA does not know are left out.
-    """
+    """Arrays of the arguments from `first_donated` on are given up to the results; what is no array is static."""
 
     def __init__(
         self, function: Callable, *, first_donated: int | None = None, compiler_options: dict[str, Any] | None = None
@@ -109,10 +103,7 @@ class _Reusable:
         return self.compiled(*args)(*args)
 
     def compiled(self, *args: Any) -> Callable:
-        """The program for arguments like these, compiled if there is none: a function of such arguments.
-
-        Its `executable` is JAX's, with `memory_analysis` and `cost_analysis`.
-        """
+        """The program for arguments like these, compiled if there is none."""
         raise NotImplementedError
 
     def _trace(self, args: tuple) -> tuple[Any, Any]:
@@ -134,9 +125,7 @@ class _Reusable:
         return jitted.trace(*leaves), outputs[-1]
 
     def _compile(self, traced: Any, outputs: Any) -> Callable:
-        compiled = traced.lower().compile()
-
-        return _Program(compiled, outputs)
+        return _Program(traced.lower().compile(), outputs)
 
 
 class jit_by_program(_Reusable):
@@ -156,9 +145,8 @@ class jit_by_program(_Reusable):
 class jit_by_value(_Reusable):
     """A module's function compiled once for all arguments that are equal, as `equinox.filter_jit` does it.
 
-    Arrays are traced, all other leaves of the arguments are compared by their values. Where one may be equal to what it
-    was and yet compute something else, as a function does that reads a global variable, the program that was traced is
-    compared instead, as `jit_by_program` does it; `SameProgram` spares that.
+    Where one may be equal to what it was and yet compute something else, as a function does that reads a global
+    variable, the program that was traced is compared, as `jit_by_program` does it; `SameProgram` spares that.
     """
 
     def compiled(self, *args: Any) -> Callable:

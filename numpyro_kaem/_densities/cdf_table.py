@@ -25,28 +25,17 @@ MAX_DEGREE = 9
 
 
 class CDFTable(NamedTuple):
-    """The body of a batch of normalised distributions, panel by panel.
-
-    Attributes:
-        edges: panel edges e_0 = a ... e_M = b, with or without the batch shape.
-        lower: F at the left end of each panel.
-        upper: S = 1 - F at the right end of each panel, summed up from the right.
-        mass: probability of each panel.
-        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t, first axis the power; or one array for each.
-        lower_tail: probability below a.
-        upper_tail: probability above b.
-        log_mass: log-probability of each panel, finite where the probability underflows.
-        log_tails: log-probabilities below a and above b.
-    """
+    """The body [a, b] of a batch of normalised distributions, panel by panel, and the masses of their tails."""
 
     edges: Float[Array, "*batch_or_none num_edges"]
-    lower: Float[Array, "*batch num_panels"]
-    upper: Float[Array, "*batch num_panels"]
+    lower: Float[Array, "*batch num_panels"]  # F at the left end of each panel
+    upper: Float[Array, "*batch num_panels"]  # S = 1 - F at the right end of each panel, summed up from the right
     mass: Float[Array, "*batch num_panels"]
+    # Coefficients of 1, x, x^2, ... of Q_j(t) / t, first axis the power; or one array for each.
     polynomials: Float[Array, "num_powers *batch num_panels"] | tuple[Float[Array, "*batch num_panels"], ...]
     lower_tail: Float[Array, "*batch"]
     upper_tail: Float[Array, "*batch"]
-    log_mass: Float[Array, "*batch num_panels"]
+    log_mass: Float[Array, "*batch num_panels"]  # finite where the probability underflows, as are those of the tails
     log_tails: tuple[Float[Array, "*batch"], Float[Array, "*batch"]]
 
 
@@ -58,8 +47,8 @@ def log_integral(
     log_upper_tail: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Log of the integral of an unnormalised density: its body by quadrature plus its two tails (see `build_table`)."""
-    shape = _shapes(log_density, rule)
-    largest, mass, lower_tail, upper_tail = _masses(shape, sizes, log_lower_tail, log_upper_tail)
+    shapes = panel_shapes(log_density, rule)
+    largest, mass, lower_tail, upper_tail = _masses(shapes, sizes, log_lower_tail, log_upper_tail)
     return largest + jnp.log(lower_tail + jnp.sum(mass, axis=-1) + upper_tail)
 
 
@@ -71,7 +60,7 @@ class _Shapes(NamedTuple):
     log_scale: Float[Array, "*batch num_panels"]
 
 
-def _shapes(log_density: Float[Array, "*batch num_panels num_nodes"], rule: QuadratureRule) -> _Shapes:
+def panel_shapes(log_density: Float[Array, "*batch num_panels num_nodes"], rule: QuadratureRule) -> _Shapes:
     """Relative to the panel's own largest value: a panel of hardly any mass still has a shape, and finite gradients."""
     largest = jnp.max(lax.stop_gradient(log_density), axis=-1)
     scale = jnp.where(jnp.isneginf(largest), 0.0, largest)
@@ -96,18 +85,12 @@ def build_table(
     log_lower_tail: Float[Array, "*batch"],
     log_upper_tail: Float[Array, "*batch"],
 ) -> CDFTable:
-    """Tabulate the CDF of an unnormalised density.
+    """Tabulate the CDF of an unnormalised density, whose edges and sizes may lack the batch shape.
 
-    Args:
-        log_density: its logarithm at the rule's nodes in every panel.
-        edges: panel edges, shape (num_panels + 1,) with or without the batch shape before it.
-        sizes: widths of the panels, which have digits that the differences of rounded edges have lost.
-        rule: the quadrature rule.
-        log_lower_tail: logarithm of the unnormalised mass below the first edge.
-        log_upper_tail: logarithm of the unnormalised mass above the last edge.
+    The sizes of panels have digits that the differences of rounded edges have lost.
     """
     # Normalised by division: the rounding of log Z alone would scale every probability by up to 5e-7 in float32.
-    shapes = _shapes(log_density, rule)
+    shapes = panel_shapes(log_density, rule)
     largest, mass, lower_tail, upper_tail = _masses(shapes, sizes, log_lower_tail, log_upper_tail)
     total = lower_tail + jnp.sum(mass, axis=-1) + upper_tail
     lower_tail, upper_tail, mass = lower_tail / total, upper_tail / total, mass / total[..., None]
@@ -115,7 +98,8 @@ def build_table(
     lower, upper = lower_tail[..., None] + before, upper_tail[..., None] + after
 
     # Without the barrier XLA would recompute the table inside every look-up.
-    parts = (jnp.asarray(edges, mass.dtype), lower, upper, mass, _polynomials(shapes, rule), lower_tail, upper_tail)
+    polynomials = panel_polynomials(shapes, rule)
+    parts = (jnp.asarray(edges, mass.dtype), lower, upper, mass, polynomials, lower_tail, upper_tail)
     parts = lax.optimization_barrier(parts)
     # The logarithms are computed where they are asked for.
     empty = jnp.isneginf(shapes.log_scale)
@@ -124,7 +108,7 @@ def build_table(
     log_size = jnp.log(jnp.where(sizes > 0, sizes, 1.0)).astype(mass.dtype)  # of panels that a kink has emptied, too
     log_mass = jnp.where(empty | (sizes <= 0), -jnp.inf, log_size + log_average - log_total)
     log_tails = log_lower_tail - log_total[..., 0], log_upper_tail - log_total[..., 0]
-    return CDFTable(*parts, log_mass, log_tails)
+    return CDFTable(*parts, log_mass, log_tails)  # type: ignore[call-arg]  # a barrier returns as many as it is given
 
 
 def _sums_on_either_side(mass: Float[Array, "*batch num_panels"]) -> tuple[Array, Array]:
@@ -147,14 +131,8 @@ def _sums_on_either_side(mass: Float[Array, "*batch num_panels"]) -> tuple[Array
     )
 
 
-def panel_polynomials(
-    log_density: Float[Array, "... num_nodes"], rule: QuadratureRule
-) -> Float[Array, "num_powers ..."]:
+def panel_polynomials(shapes: _Shapes, rule: QuadratureRule) -> Float[Array, "num_powers ..."]:
     """Coefficients of 1, x, x^2, ... of Q(t) / t for the increasing polynomial Q of each panel, from 0 to 1."""
-    return _polynomials(_shapes(log_density, rule), rule)
-
-
-def _polynomials(shapes: _Shapes, rule: QuadratureRule) -> Float[Array, "num_powers ..."]:
     dtype, average = shapes.density.dtype, shapes.average[..., None]
     degree = min(MAX_DEGREE, rule.nodes_per_panel - 1)
     density = jnp.moveaxis(shapes.density / jnp.where(average > 0, average, 1.0), -1, 0)
@@ -164,16 +142,11 @@ def _polynomials(shapes: _Shapes, rule: QuadratureRule) -> Float[Array, "num_pow
     return density
 
 
-def table_cdf(table: CDFTable, z: Float[Array, "num_rows n"]) -> Float[Array, "num_rows n"]:
-    """F(z) of every distribution for z inside its body, a row for each; differentiable in the table and z.
+def table_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Array, Array]:
+    """F(z) and S(z) = 1 - F(z) for z inside the body, each summed up from its own end.
 
-    The batch dimensions of the distributions are counted as one.
+    A row for each distribution, whose batch dimensions are counted as one.
     """
-    return table_masses(table, z)[0]
-
-
-def table_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Float[Array, "num_rows n"], ...]:
-    """F(z) and S(z) = 1 - F(z) as `table_cdf` has it, each summed up from its own end."""
     row, panel, share, rest = _shares(table, z)
     mass = take(table.mass, row, panel)
     both = take(table.lower, row, panel) + mass * share, take(table.upper, row, panel) + mass * rest
@@ -181,7 +154,7 @@ def table_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Float[
     return tuple((p - lax.stop_gradient(p - jnp.clip(p, 0.0, 1.0))).reshape(z.shape) for p in both)
 
 
-def table_log_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Float[Array, "num_rows n"], ...]:
+def table_log_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Array, Array]:
     """Log F(z) and log S(z) as `table_masses` has them, finite where F(z) or S(z) underflows."""
     row, panel, share, rest = _shares(table, z)
     log_mass = take(table.log_mass, row, panel)
@@ -189,9 +162,8 @@ def table_log_masses(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Fl
     def log_sum(log_tail, reverse, part):
         """Of the panels before the one of z, in the order that they are summed up in, and a part of that."""
         masses = jnp.flip(table.log_mass, -1) if reverse else table.log_mass
-        before = lax.cumlogsumexp(
-            jnp.concatenate([log_tail[..., None], masses[..., :-1]], axis=-1), axis=masses.ndim - 1
-        )
+        terms = jnp.concatenate([log_tail[..., None], masses[..., :-1]], axis=-1)
+        before = lax.cumlogsumexp(terms, axis=masses.ndim - 1)
         before = take(before, row, masses.shape[-1] - 1 - panel if reverse else panel)
         largest = lax.stop_gradient(jnp.maximum(before, log_mass))
         largest = jnp.where(jnp.isneginf(largest), 0.0, largest)
@@ -232,20 +204,16 @@ def _shares(table: CDFTable, z: Float[Array, "num_rows n"]) -> tuple[Array, Arra
     """The row and the panel of every point, and what shares of the panel's mass are below and above it."""
     starts = table.edges[..., :-1]
     row, z = lax.broadcasted_iota(jnp.int32, z.shape, 0).ravel(), z.ravel()
-    panel = search_panels(
-        padded(starts), row if starts.ndim > 1 else jnp.zeros_like(row), z, panel_depth(starts.shape[-1])
-    )
+    row_of_starts = row if starts.ndim > 1 else jnp.zeros_like(row)
+    panel = search_panels(padded(starts), row_of_starts, z, panel_depth(starts.shape[-1]))
     left, right = take_edge(table.edges, row, panel), take_edge(table.edges, row, panel + 1)
     powers = [take(power, row, panel) for power in table.polynomials]
-    share = polynomial(powers, (z - left) / (right - left))
+    share = _polynomial(powers, (z - left) / (right - left))
     return row, panel, share, _rest(powers, (right - z) / (right - left))
 
 
 def in_rows(values: Array, batch_shape: tuple[int, ...]) -> Float[Array, "num_rows n"]:
-    """An array of shape sample_shape + batch_shape, a row for each distribution of a table of its own batch shape.
-
-    So the look-ups of one distribution stay within its own part of the table.
-    """
+    """An array of shape sample_shape + batch_shape, a row for each distribution: its own part of a table."""
     num_rows = math.prod(batch_shape)
     order = _row_order(values.shape, batch_shape)
     return jnp.transpose(values, order).reshape(num_rows, values.size // max(num_rows, 1))
@@ -254,7 +222,7 @@ def in_rows(values: Array, batch_shape: tuple[int, ...]) -> Float[Array, "num_ro
 def out_of_rows(rows: Float[Array, "num_rows n"], batch_shape: tuple[int, ...], shape: tuple[int, ...]) -> Array:
     """The inverse of `in_rows`, for an array of the given shape."""
     order = _row_order(shape, batch_shape)
-    return jnp.transpose(rows.reshape([shape[axis] for axis in order]), np.argsort(order))
+    return jnp.transpose(rows.reshape([shape[axis] for axis in order]), np.argsort(order).tolist())
 
 
 def _row_order(shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> list[int]:
@@ -304,7 +272,7 @@ def search_panels(
     return lax.fori_loop(0, depth, halve, jnp.broadcast_to(jnp.asarray(first, jnp.int32), target.shape))
 
 
-def polynomial(coefficients: list[Array], t: Array) -> Array:
+def _polynomial(coefficients: list[Array], t: Array) -> Array:
     """Q(t) = t (c_0 + c_1 x + c_2 x^2 + ...) with x = 2 t - 1."""
     x, value = 2.0 * t - 1.0, coefficients[-1]
     for coefficient in reversed(coefficients[:-1]):

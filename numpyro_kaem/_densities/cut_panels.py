@@ -16,24 +16,17 @@ from numpyro_kaem.energies import Basis
 
 
 class CutPanels(NamedTuple):
-    """Panels of a domain, and K more: each of K cuts makes two of one.
+    """Pieces of a domain's panels: each cut, at a kink that no rule of fixed order sees between its nodes, makes two.
 
-    No rule of fixed order sees a kink between its nodes, so that a panel has to end there. Where one lies outside of
-    the domain or where panels meet, there is nothing to cut; for programs of one shape, some panel is cut all the same.
-
-    Attributes:
-        panels: the panels before they are cut, M of them.
-        parents: which of them each piece belongs to.
-        starts: where in its panel a piece begins, from 0 to 1.
-        ends: where it ends.
-        cut: the pieces on the left of the cuts, and then those on the right.
+    Where a kink lies outside of the domain or where panels meet, there is nothing to cut; for programs of one shape,
+    some panel is cut all the same.
     """
 
     panels: Panels
     parents: Int[Array, "*batch num_pieces"]
-    starts: Float[Array, "*batch num_pieces"]
+    starts: Float[Array, "*batch num_pieces"]  # in the panel, from 0 to 1
     ends: Float[Array, "*batch num_pieces"]
-    cut: Int[Array, "*batch twice_num_cuts"]
+    cut: Int[Array, "*batch twice_num_cuts"]  # the pieces on the left of the cuts, and then those on the right
 
     @classmethod
     def at(cls, kinks: Float[Array, "*batch num_cuts"], panels: Panels, basis: Basis, dtype) -> CutPanels:
@@ -90,10 +83,7 @@ class CutPanels(NamedTuple):
         return rounded, ((leading - rounded) + rest).astype(dtype)
 
     def refine(self, values: Float[Array, "*batch num_panels num_nodes"], rule: QuadratureRule) -> Array:
-        """Values of a function at the nodes of the pieces, from those at the nodes of the panels, where it is smooth.
-
-        On a panel that is cut the function is taken for the polynomial through its values.
-        """
+        """Values at the nodes of the pieces, of the polynomials through those at the nodes of the panels."""
         pieces = _take(values, self.parents[..., None], -2)
         starts, ends = (_take(part, self.cut, -1) for part in (self.starts, self.ends))
         places = self._places(rule, starts, ends).astype(values.dtype)

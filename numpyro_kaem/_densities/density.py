@@ -40,17 +40,8 @@ class Density(eqx.Module):
 
         p(z) = sum_c pi_c pi0_c(z) exp(f_c(z)) / Z_c.
 
-    Its body is the domain of the energy's basis, beyond which it has the tails of the reference.
-
-    Attributes:
-        energy: f.
-        reference: pi0.
-        log_proportions: log pi, components last; None for a single component without an axis.
-        quadrature: the panel rule; None for that of the dtype and the basis.
-        reference_has_icdf: whether the reference's icdf works.
-        table: of the body, if it has been built.
-        inverse: what quantiles are looked up in, likewise.
-        constants: what of the normalisation a log-density needs, likewise.
+    Its body is the domain of the energy's basis, beyond which it has the tails of the reference. Without proportions
+    there is a single component without an axis. Tables and constants are None until they have been built.
     """
 
     energy: UnivariateEnergy
@@ -66,10 +57,7 @@ class Density(eqx.Module):
     def of(
         cls, energy: UnivariateEnergy, reference: dist.Distribution, quadrature: QuadratureRule | None = None
     ) -> Density:
-        """Tilt a reference, or raise an error that says what does not fit.
-
-        Raises: see `KAPrior`.
-        """
+        """Tilt a reference, or raise an error that says what does not fit."""
         if not isinstance(energy, UnivariateEnergy):
             raise TypeError(f"energy must be a UnivariateEnergy, got {energy!r}; make one with UnivariateEnergy.init")
         check_half_precision(energy)
@@ -106,13 +94,11 @@ class Density(eqx.Module):
         """The same density with its table and constants, for all that is computed from here on."""
         if self.table is not None:
             return self
-        tilt = self._tilt()
-        constants = self._constants_of(tilt)
-        log_density, log_tails = tilt.log_density, tilt.log_tails
+        constants, log_density, log_tails = self._tilt()
         if self.log_proportions is not None:
             log_weights = self.log_proportions - constants.log_integral
             log_density = jax.nn.logsumexp(log_density + log_weights[..., None, None], axis=-3)
-            log_tails = (log_sum_exp(tail + log_weights) for tail in log_tails)
+            log_tails = log_sum_exp(log_tails[0] + log_weights), log_sum_exp(log_tails[1] + log_weights)
         table = build_table(log_density, *self.edges_and_sizes, self.rule, *log_tails)
         return dataclasses.replace(self, table=table, constants=constants)
 
@@ -193,15 +179,6 @@ class Density(eqx.Module):
         return self.panels if points is None else CutPanels.at(points, self.panels, self.basis, self.dtype)
 
     @property
-    def _component_pieces(self) -> Panels | CutPanels:
-        """The panels of the components, cut at the kinks of every one of them."""
-        points = self.kinks
-        if points is None:
-            return self.panels
-        points = points if self.log_proportions is None else points[..., None, :]
-        return CutPanels.at(points, self.panels, self.energy.basis, self.dtype)
-
-    @property
     def body(self) -> tuple[float, float] | tuple[Array, Array]:
         """Ends of the body, floats or arrays like those of the domain."""
         edges = self.panels.edges(self.basis)
@@ -214,16 +191,17 @@ class Density(eqx.Module):
     def edges_and_sizes(self) -> tuple[np.ndarray | Array, np.ndarray | Array]:
         """Edges and widths of the panels, with the shape of the batch unless all share them."""
         pieces, basis = self.pieces, self.basis
-        both = pieces.edges(basis), pieces.sizes(basis)
-        if both[0].ndim == 1:
-            return both
-        return tuple(jnp.broadcast_to(array, (*self.shape, array.shape[-1])) for array in both)
+        edges, sizes = pieces.edges(basis), pieces.sizes(basis)
+        if edges.ndim == 1:
+            return edges, sizes
+        shape = (*self.shape, sizes.shape[-1])
+        return jnp.broadcast_to(edges, (*self.shape, edges.shape[-1])), jnp.broadcast_to(sizes, shape)
 
     @property
     def has_tails(self) -> bool:
         """Whether the support may reach beyond the body."""
         low, high = self.body
-        return isinstance(low, Array) or (low, high) != self._support_bounds
+        return isinstance(low, jax.Array) or (low, high) != self._support_bounds
 
     @property
     def _support_bounds(self) -> tuple[float, float]:
@@ -256,15 +234,17 @@ class Density(eqx.Module):
         return self._mixed(at_low + lower(self.reference, below)), self._mixed(at_high + upper(self.reference, above))
 
     def _constants(self) -> Constants:
-        return self._constants_of(self._tilt()) if self.constants is None else self.constants
+        return self._tilt()[0] if self.constants is None else self.constants
 
-    def _constants_of(self, tilt: _Tilt) -> Constants:
-        integral = log_integral(tilt.log_density, tilt.sizes, self.rule, *tilt.log_tails)
-        return Constants(tilt.largest, tilt.at_ends, integral)
-
-    def _tilt(self) -> _Tilt:
+    def _tilt(self) -> tuple[Constants, Array, tuple[Array, Array]]:
+        """The constants; and with e = f - offset - largest, log pi0 + e at the nodes and log-masses of the tails."""
         rule, panels, basis, shape = self.rule, self.panels, self.energy.basis, self._component_shape
-        pieces = self._component_pieces
+        points = self.kinks
+        if points is None:
+            pieces = panels
+        else:  # those of all components in every one of them
+            points = points if self.log_proportions is None else points[..., None, :]
+            pieces = CutPanels.at(points, panels, basis, self.dtype)
         coarse, fine = self.energy.at_places(*panels.places_and_ends(rule))
         largest = jnp.max(jax.lax.stop_gradient(coarse), axis=(-2, -1))
         energy = (coarse - largest[..., None, None]) + fine
@@ -273,43 +253,29 @@ class Density(eqx.Module):
         # What rounding took from the nodes is given back to first order: far from zero it is not negligible.
         nodes = pieces.nodes(basis, rule, self.dtype)
         rank = max(nodes[0].ndim - 2, len(self.reference.batch_shape))
-        log_reference, correction = jax.jvp(
-            self.reference.log_prob, *(((jnp.asarray(nodes_first(part, rank)),)) for part in nodes)
-        )
+        rounded, lost = (jnp.asarray(nodes_first(part, rank)) for part in nodes)
+        log_reference, correction = jax.jvp(self.reference.log_prob, (rounded,), (lost,))
         log_reference = jnp.moveaxis(log_reference + correction, 0, -1)
         log_reference = log_reference.reshape(*log_reference.shape[:-1], *energy.shape[-2:])
 
         log_density = jnp.broadcast_to(energy + log_reference, (*shape, *energy.shape[-2:]))
         traced = any(isinstance(end, core.Tracer) for end in basis.domain)
         if traced or np.any(np.isnan(support_ends(self.reference))):  # not known when the density was made
-            outside = reaches_outside(self.reference, *basis.domain, self.dtype)
+            outside = reaches_outside(self.reference, basis.domain, self.dtype)
             log_density = jnp.where(jnp.expand_dims(outside, (-2, -1)), jnp.nan, log_density)
 
         low, high = (self._to_components(jnp.asarray(end, self.dtype)) for end in self.body)
-        return _Tilt(
-            largest=largest,
-            log_density=log_density,
-            sizes=pieces.sizes(basis),
-            at_ends=(at_ends[..., 0], at_ends[..., 1]),
-            log_tails=(
-                jnp.broadcast_to(at_ends[..., 0] + log_mass_below(self.reference, low), shape),
-                jnp.broadcast_to(at_ends[..., 1] + log_mass_above(self.reference, high), shape),
-            ),
+        at_low, at_high = at_ends[..., 0], at_ends[..., 1]
+        log_tails = (
+            jnp.broadcast_to(at_low + log_mass_below(self.reference, low), shape),
+            jnp.broadcast_to(at_high + log_mass_above(self.reference, high), shape),
         )
-
-
-class _Tilt(NamedTuple):
-    """With e = f - offset - largest: log pi0 + e at the nodes, e at the body's ends, log-masses of the tails."""
-
-    largest: Array
-    log_density: Array
-    sizes: np.ndarray | Array
-    at_ends: tuple[Array, Array]
-    log_tails: tuple[Array, Array]
+        integral = log_integral(log_density, pieces.sizes(basis), rule, *log_tails)
+        return Constants(largest, (at_low, at_high), integral), log_density, log_tails
 
 
 class Constants(NamedTuple):
-    """What of the tilt a normalised log-density needs: the log of the integral of pi0 exp(e) comes last."""
+    """What a normalised log-density needs: the largest of f - offset, e at the body's ends, log int pi0 exp(e)."""
 
     largest: Array
     at_ends: tuple[Array, Array]

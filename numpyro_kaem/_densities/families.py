@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from jaxtyping import Array
 from numpyro_kaem._densities.symmetric_tails import (
     LAPLACE,
     CauchyTails,
-    HalfCauchyTails,
-    HalfNormalTails,
     LaplaceTails,
     LogisticTails,
     NormalTails,
@@ -24,6 +22,8 @@ from numpyro_kaem._densities.symmetric_tails import (
     StudentTails,
     Tails,
     TailsOfLogs,
+    half_cauchy_tails,
+    half_normal_tails,
 )
 from numpyro_kaem._numerics.log_probabilities import (
     LOG_HALF,
@@ -32,30 +32,18 @@ from numpyro_kaem._numerics.log_probabilities import (
     log_rate_of,
     safe_log,
 )
-from numpyro_kaem._numerics.special import (
-    LARGEST_OF_GAMMA,
-    beta_fraction,
-    gamma_fraction,
-    gamma_series,
-)
+from numpyro_kaem._numerics.special import LARGEST_OF_GAMMA, beta_fraction, gamma_fraction, gamma_series
 
 # Transforms of an exponential or a uniform variable ------------------------------------------------------------------
 
 
 class Hazard(NamedTuple):
-    """How a family transforms an exponential variable h: there is exp(-h(z)) above z or, where h falls, below it.
+    """How a family transforms an exponential variable h: there is exp(-h(z)) above z or, where h falls, below it."""
 
-    Attributes:
-        value: h of the distribution and z.
-        inverse: z of the distribution and h.
-        rises: whether h rises with z.
-        log, inverse_of_log: the same with log h, where h underflows in a tail.
-    """
-
-    value: Callable
-    inverse: Callable
+    value: Callable  # h of the distribution and z
+    inverse: Callable  # z of the distribution and h
     rises: bool = True
-    log: Callable | None = None
+    log: Callable | None = None  # the same with log h, where h underflows in a tail
     inverse_of_log: Callable | None = None
 
 
@@ -209,15 +197,15 @@ class BetaTails(TailsOfLogs):
         return jnp.where(x <= 0.0, -jnp.inf, jnp.where(x >= 1.0, 0.0, below))
 
 
-FAMILIES = {
+FAMILIES: dict[Any, Callable[..., Tails]] = {
     dist.Normal: NormalTails,
     dist.Logistic: LogisticTails,
     dist.SoftLaplace: SoftLaplaceTails,
     dist.Cauchy: CauchyTails,
     dist.StudentT: StudentTails,
     LAPLACE: LaplaceTails,
-    dist.HalfNormal: HalfNormalTails,
-    dist.HalfCauchy: HalfCauchyTails,
+    dist.HalfNormal: half_normal_tails,
+    dist.HalfCauchy: half_cauchy_tails,
     dist.Uniform: UniformTails,
     dist.LogUniform: PowerLawTails,
     dist.DoublyTruncatedPowerLaw: PowerLawTails,

@@ -28,6 +28,7 @@ from numpyro_kaem._densities.cdf_table import (
     padded,
     panel_depth,
     panel_polynomials,
+    panel_shapes,
     search_panels,
     take,
     take_edge,
@@ -43,51 +44,31 @@ TAIL_RULE = GaussLegendre()
 
 
 class TailPanels(NamedTuple):
-    """The panels of one tail, in increasing order.
+    """The panels of one tail, in increasing order."""
 
-    Attributes:
-        shares: what part of the tail lies beyond each edge, seen from the body; shape (num_edges,), float64.
-        edges: the edges, with or without the batch shape before the last axis.
-        log_density: at the nodes of `TAIL_RULE` in each panel, up to a constant.
-    """
-
-    shares: np.ndarray
+    shares: np.ndarray  # what part of the tail lies beyond each edge, seen from the body; float64
     edges: Float[Array, "*batch_or_none num_edges"]
-    log_density: Float[Array, "*batch_or_none num_panels num_nodes"]
+    log_density: Float[Array, "*batch_or_none num_panels num_nodes"]  # at the nodes of `TAIL_RULE`, up to a constant
 
 
 class InverseTable(NamedTuple):
-    """What quantiles are looked up in; constants to derivatives, which are implicit.
-
-    Attributes:
-        edges: panel edges, tails included, with or without the batch shape.
-        keys: ordering keys of the panels' left ends.
-        base: F at the left end of each panel, or where it is negative in `slope`, S at the right end.
-        slope: one over the mass of the panel, negative where its place is told from S.
-        polynomials: coefficients of 1, x, x^2, ... of Q_j(t) / t with x = 2 t - 1, first axis the power, or one
-            array for each.
-        lower_end: probability below the first edge.
-        upper_end: probability above the last edge.
-        guide: for each leading part of a key, the last panel that begins before it.
-        guide_depth: how often the panels of one such part must be halved.
-    """
+    """What quantiles are looked up in, tails included; constants to derivatives, which are implicit."""
 
     edges: Float[Array, "*batch_or_none num_edges"]
-    keys: Int[Array, "*batch num_panels"]
-    base: Float[Array, "*batch num_panels"]
-    slope: Float[Array, "*batch num_panels"]
+    keys: Int[Array, "*batch num_panels"]  # of the panels' left ends
+    base: Float[Array, "*batch num_panels"]  # F at the left end of each panel, or S at the right end
+    slope: Float[Array, "*batch num_panels"]  # one over the mass of the panel, negative where its base is S
     polynomials: Float[Array, "num_powers *batch num_panels"] | tuple[Float[Array, "*batch num_panels"], ...]
-    lower_end: Float[Array, "*batch"]
+    lower_end: Float[Array, "*batch"]  # the probability below the first edge
     upper_end: Float[Array, "*batch"]
-    guide: Int[Array, "*batch num_parts"] | None = None
-    guide_depth: Int[Array, "*batch"] | None = None
+    guide: Int[Array, "*batch num_parts"] | None = None  # of each leading part of a key, the last panel before it
+    guide_depth: Int[Array, "*batch"] | None = None  # how often the panels of one such part must be halved
 
 
 def tail_shares(dtype) -> np.ndarray:
-    """Shares of a tail beyond the edges of its panels, and beyond the body they begin at: decreasing from 1, float64.
+    """Shares of a tail beyond the edges of its panels, decreasing from 1 at the body, to below the resolution of draws.
 
-    The bulk of a reference may lie in a tail, at a distance from the body. So shares approach 0, and 1 as well, by
-    half octaves and then by octaves, to below the resolution of draws.
+    They approach 1 by octaves as well as 0: the bulk of a reference may lie in a tail, at a distance from the body.
     """
     bits = jnp.finfo(dtype).nmant + 3.0
     far = 0.5 ** np.concatenate([np.arange(1.0, 8.0, 0.5), np.arange(8.0, bits + 1.0)])
@@ -118,7 +99,8 @@ def build_inverse(table: CDFTable, tails: tuple[TailPanels, TailPanels] | None) 
         left_survival = joined(from_left + times(lower_end, 1.0 - r[:-1]), left_survival, times(upper_end, s[:-1]))
         upper = joined(from_left + times(lower_end, 1.0 - r[1:]), upper, times(upper_end, s[1:]))
         mass = joined(times(lower_end, np.diff(r)), mass, times(upper_end, -np.diff(s)))
-        powers = panel_polynomials(lax.stop_gradient(jnp.stack([tail.log_density for tail in tails])), TAIL_RULE)
+        shapes = panel_shapes(lax.stop_gradient(jnp.stack([tail.log_density for tail in tails])), TAIL_RULE)
+        powers, polynomials = panel_polynomials(shapes, TAIL_RULE), jnp.asarray(polynomials)
         missing = len(powers) - len(polynomials)  # of the body, whose rule may have fewer nodes
         polynomials = jnp.pad(polynomials, [(0, missing)] + [(0, 0)] * (polynomials.ndim - 1))
         powers = powers.reshape(len(powers), 2, *[1] * (len(batch_shape) + 3 - powers.ndim), *powers.shape[2:])
@@ -158,9 +140,8 @@ def with_guide(table: InverseTable) -> InverseTable:
 
 def _parts_of_keys(integer) -> tuple[int, int, int]:
     """The smallest key that is told apart, the bits of a key below its leading part, and the number of these parts."""
-    dtype = np.dtype(np.float32 if integer == jnp.int32 else np.float64)
-    info = np.finfo(dtype)
-    first, half = (int(dtype.type(p).view(integer)) for p in (2.0 ** -(info.nmant + 20), 0.5))
+    info = np.finfo(np.float32 if integer == jnp.int32 else np.float64)
+    first, half = (int(np.asarray(p, info.dtype).view(integer)) for p in (2.0 ** -(info.nmant + 20), 0.5))
     shift = info.nmant - _GUIDE_BITS
     return first, shift, ((2 * half - 2 * first) >> shift) + 1
 
@@ -180,12 +161,9 @@ def _key(lower: Float[Array, "..."], upper: Float[Array, "..."]) -> Int[Array, "
 def table_icdf(
     table: InverseTable, q: Float[Array, "num_rows n"], complement: Float[Array, "num_rows n"] | None = None
 ) -> Float[Array, "num_rows n"]:
-    """Quantiles of every distribution, a row for each; their batch dimensions are counted as one.
+    """Quantiles of every distribution, a row for each; those beyond the table are moved to its end.
 
-    Args:
-        table: the tabulated distributions.
-        q: probabilities in [0, 1]. Quantiles beyond the table are moved to its end.
-        complement: 1 - q, if it is known to more digits than q has.
+    The complement is 1 - q, if it is known to more digits than q has.
     """
     shape, complement = q.shape, 1.0 - q if complement is None else complement
     row = lax.broadcasted_iota(jnp.int32, q.shape, 0).ravel()
@@ -210,10 +188,7 @@ def table_icdf(
 def _invert(coefficients: list[Array], share: Array) -> Array:
     """Solve Q(t) = share for t in [0, 1]: Halley's method from the inverse of a rational quadratic.
 
-    Few steps reach the rounding error where a density changes by a few nats; where it changes by many more, each step
-    goes over a small part of the panel only.
-
-    The rational quadratic has the values and slopes of Q at both ends (Gregory and Delbourgo 1982).
+    That has the values and slopes of Q at both ends (Gregory and Delbourgo 1982).
     """
     at_left = jnp.maximum(_value_and_derivatives(coefficients, 0.0)[1], 1e-6)
     at_right = jnp.maximum(_value_and_derivatives(coefficients, 1.0)[1], 1e-6)
@@ -252,18 +227,10 @@ def _value_and_derivatives(coefficients: list[Array], t: Array | float) -> tuple
 def invert_tail(
     tail_mass: Callable[[Array], Array], target: Array, start: ArrayLike, bound: ArrayLike, num_steps: int = 80
 ) -> Array:
-    """Solve tail_mass(z) = target by bisection between `start` and the support's end `bound` (maybe infinite).
+    """Solve tail_mass(z) = target by bisection between `start` and the support's end `bound`, finite if an array.
 
-    The distance from `start` (or, for a finite bound, from the bound) is bisected by ratios, so the quantile keeps its
-    relative precision however far out it lies.
-
-    Args:
-        tail_mass: probability beyond z, or another function that decreases as z moves from start to bound;
-            elementwise.
-        target: of the same meaning, between tail_mass(bound) and tail_mass(start).
-        start: the inner end of the tail, which may differ along the batch.
-        bound: the outer end of the tail, finite or infinite; finite if it is an array.
-        num_steps: bisection steps.
+    The function decreases from start to bound. Distances are bisected by ratios, so that quantiles keep their relative
+    precision however far out they lie.
     """
     if isinstance(start, float) and isinstance(bound, float) and start == bound:
         return jnp.full_like(target, start)

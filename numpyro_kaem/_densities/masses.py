@@ -23,7 +23,7 @@ from numpyro_kaem._numerics.log_probabilities import log_difference, log_sum, sa
 @compiled
 def log_prob(density: Density, z: Array) -> Array:
     """Normalised log-density, -inf outside the support."""
-    z = onto_ends(density, z)
+    z = onto_ends(density.support, density.dtype, z)
     inside = density.support(z)
     safe = jnp.where(inside, z, jnp.clip(z, *density.body))
     return jnp.where(inside, density.log_density(safe), -jnp.inf)
@@ -61,7 +61,7 @@ def log_masses(density: Density, z: Array) -> tuple[Array, Array]:
         is_small = mass < 0.5
         small = jnp.where(is_own, tail, jnp.where(is_other, safe_log(mass), body))
         logs.append(jnp.where(is_small, small, jnp.log1p(-jnp.where(is_small, 0.0, rest))))
-    return tuple(logs)
+    return logs[0], logs[1]
 
 
 @singledispatch
@@ -94,18 +94,11 @@ def log_mass_between(density: Density, low: Array, high: Array) -> Array:
 
 
 class _Regions:
-    """Where points lie.
-
-    Attributes:
-        is_below, is_above: whether they are below or above the body.
-        inside: whether they are in the support.
-        in_body: the points moved into the body.
-        in_tails: moved into the lower tail, and into the upper one.
-    """
+    """Where points lie: below or above the body, in the support; moved into the body, or into either tail."""
 
     def __init__(self, density: Density, z: Array):
         low, high = density.body
-        z = onto_ends(density, z)
+        z = onto_ends(density.support, density.dtype, z)
         self.is_below, self.is_above = z < low, z > high
         self.inside = density.support(z) & jnp.isfinite(z)
         # No jnp.clip: it would halve derivatives at the body's ends.
@@ -116,11 +109,11 @@ class _Regions:
         self.in_tails = jnp.minimum(in_support, low), jnp.maximum(in_support, high)
 
 
-def onto_ends(density, z: Array) -> Array:
-    """Points of another dtype, which the density's does not tell from an end of its support, moved onto it."""
-    support, info = density.support, jnp.finfo(density.dtype)
+def onto_ends(support, dtype, z: Array) -> Array:
+    """Points of another dtype, which the density's does not tell from an end of the support, moved onto it."""
+    info = jnp.finfo(dtype)
     for end in (getattr(support, name, None) for name in ("lower_bound", "upper_bound")):
-        if end is not None and jnp.result_type(z, end) != density.dtype:
+        if end is not None and jnp.result_type(z, end) != dtype:
             z, end = (jnp.asarray(part, jnp.result_type(z, end)) for part in (z, end))
             # A compiler may leave out conversions to another dtype and back.
             rounded = (jax.lax.reduce_precision(part, info.nexp, info.nmant) for part in (z, end))
@@ -146,8 +139,8 @@ def _exact_masses(density: Density, at: _Regions) -> tuple[Array, Array]:
 
     def before_of(beyond):
         others = density.log_tail_masses(*at.in_tails, log_mass_above, log_mass_below)
-        ends = (jnp.asarray(end, density.dtype) for end in density.body)
-        starts = density.log_tail_masses(*ends, log_mass_above, log_mass_below)
+        low, high = (jnp.asarray(end, density.dtype) for end in density.body)
+        starts = density.log_tail_masses(low, high, log_mass_above, log_mass_below)
         other, start = (jnp.where(at.is_below, *pair) for pair in (others, starts))
         is_bulk = at.inside & (beyond > 0.5) & (other < 0.0)
         other, start = (jnp.where(is_bulk, part, 0.0) for part in (other, start))

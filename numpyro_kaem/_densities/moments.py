@@ -51,9 +51,8 @@ def _terms(function, z, mass):
 def _moment(function, z, mass, tails: tuple[int, int, int]):
     """E[function(z)] for a function like a power of z in the tails: that of a heavy tail is a slow series of octaves.
 
-    Where a tail falls like a power of z, its octaves of probability contribute a geometric series: what is left of it
-    is a r / (1 - r), with its last term a and the ratio r of the last two. A ratio of one or more is that of a moment
-    that does not exist.
+    What is left of it is a r / (1 - r), with its last term a and the ratio r of the last two; from a ratio of one on
+    there is no such moment.
     """
     terms = _terms(function, z, mass)
     total = jnp.sum(terms, axis=0)
@@ -84,10 +83,9 @@ def _finite_where(moment, density, name: str):
 
 @singledispatch
 def points(density) -> tuple[Array, Array, tuple[int, int, int]]:
-    """Points and their probabilities, both of shape (num_points, *batch).
+    """Points and their probabilities, both of shape (num_points, *batch), those of the tails last.
 
-    The last of them are those of the tails; with them, the numbers of tails, of the octaves of each, which end with
-    the farthest, and of nodes in an octave.
+    With them, the numbers of tails, of the octaves of each, which end with the farthest, and of nodes in an octave.
     """
     density = density.prepared()
     rule, pieces, basis, dtype, shape = density.rule, density.pieces, density.basis, density.dtype, density.shape
@@ -117,8 +115,8 @@ def points(density) -> tuple[Array, Array, tuple[int, int, int]]:
             z, mass = quantile_in_tail(density, share, rest, below), tail * weights
             usable = (mass > 0) & jnp.isfinite(z)
             if density.tails_invert:  # nodes of a fixed share of the tail, which move with the parameters
-                safe = (jnp.where(usable, part, 0.5) for part in (share, rest))
-                z = quantile_in_tail(density, *safe, below)
+                safe_share, safe_rest = (jnp.where(usable, part, 0.5) for part in (share, rest))
+                z = quantile_in_tail(density, safe_share, safe_rest, below)
             else:  # bisection has no derivatives: nodes stay in place, and the density at them changes
                 z, mass = jax.lax.stop_gradient((jnp.where(usable, z, end), mass))
                 log_density = density.log_density(z)

@@ -13,38 +13,24 @@ from numpyro_kaem.energies import Basis
 
 
 def default_rule(dtype, basis: Basis) -> GaussLegendre:
-    """The rule that holds the stated bounds for energies of a standard deviation of up to 5 nats.
-
-    In float32 they hold up to 10 (`python -m benchmarks.u_error`).
-    """
+    """The rule that holds the stated bounds for energies of a standard deviation of up to 5 nats, in float32 10."""
     is_fine = basis.steep_cells or np.dtype(dtype).itemsize > 4
     return GaussLegendre(10, 10 if is_fine else 4)
 
 
 class Panels(NamedTuple):
-    """Panels of a domain that is cut into cells, known when a program is traced even if the domain is not.
+    """Panels of a domain that is cut into cells, known when a program is traced even if the domain is not."""
 
-    Attributes:
-        cells: the cell of each panel, shape (num_panels,).
-        starts: places in the cell at which the panels begin, from 0 to 1.
-        widths: their widths, in units of the cell's.
-    """
-
-    cells: np.ndarray
-    starts: np.ndarray
-    widths: np.ndarray
+    cells: np.ndarray  # of each panel
+    starts: np.ndarray  # places in the cell, from 0 to 1
+    widths: np.ndarray  # in units of the cell's
 
     @classmethod
     def lay_out(cls, rule: QuadratureRule, basis: Basis, low: float, high: float, resolution: float) -> Panels:
         """Cut each cell of the basis by the rule, and finer towards an end of the support (see `graded_edges`).
 
-        Args:
-            rule: how many panels a cell is cut into.
-            basis: whose cells they are. Of a domain that is not the same for the whole batch, or not known now, each
-                end is taken to be that of the support, unless the support is unbounded there.
-            low: lower end of the support; -inf where there is nothing to grade, NaN where it is not known.
-            high: upper end of the support.
-            resolution: spacing of floating-point numbers at 1.
+        Of a domain that is not the same for the whole batch, or not known now, each end is taken to be that of the
+        support, unless the support is unbounded there.
         """
         breakpoints = basis.breakpoints
         if array_module(breakpoints) is not np:
@@ -68,7 +54,9 @@ class Panels(NamedTuple):
 
     def edges(self, basis: Basis) -> np.ndarray | Array:
         """Where panels meet: shape (*batch, num_panels + 1), the batch being that of the basis's grid."""
-        leading, rest = basis.points(np.append(self.cells, self.cells[-1]), np.append(self.starts, self._end))
+        leading, rest = basis.points(
+            np.append(self.cells, self.cells[-1]), np.append(self.starts, self.starts[-1] + self.widths[-1])
+        )
         return leading + rest
 
     def sizes(self, basis: Basis) -> np.ndarray | Array:
@@ -86,17 +74,12 @@ class Panels(NamedTuple):
         return values
 
     def places_and_ends(self, rule: QuadratureRule) -> tuple[np.ndarray, np.ndarray]:
-        """Cells, shape (num_panels + 2,), and places of all nodes in them, with the two ends of the domain last.
+        """Cells and places of all nodes in them, with the two ends of the domain last, as if each were a panel.
 
-        Each of the ends is repeated, as if it were a panel. Graded panels may begin a little further in, but energies
-        are those of the ends of the domain beyond them.
+        Graded panels may begin a little further in, but energies beyond them are those of the ends of the domain.
         """
         ends = np.repeat([[0.0], [1.0]], rule.nodes_per_panel, axis=1)
         return np.append(self.cells, self.cells[[0, -1]]), np.concatenate([self.places(rule), ends])
-
-    @property
-    def _end(self) -> float:
-        return self.starts[-1] + self.widths[-1]
 
 
 def nodes_first(values: np.ndarray | Array, rank: int) -> np.ndarray | Array:

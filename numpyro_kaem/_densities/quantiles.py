@@ -21,15 +21,10 @@ from numpyro_kaem._densities.tail_panels import quantile_in_tail, tail_panels
 
 @eqx.filter_custom_jvp
 def icdf(density, q: Array, complement: Array | None, drawn: bool) -> Array:
-    """The quantile z with F(z) = q.
+    """The quantile z with F(z) = q; derivatives are implicit, dz = (dq - dF(z)) / p(z).
 
-    Derivatives are implicit, dz = (dq - dF(z)) / p(z).
-
-    Args:
-        density: a density, or a truncated one.
-        q: probabilities in [0, 1], whose shape ends with that of the density or broadcasts with it.
-        complement: 1 - q, if it is known to more digits than q has; not differentiated.
-        drawn: whether q are draws from a uniform distribution, which are never at its ends.
+    The complement is 1 - q, if it is known to more digits than q has, and not differentiated. Probabilities that are
+    `drawn` from a uniform distribution are never at its ends.
     """
     return quantile(density, q, complement, drawn)
 

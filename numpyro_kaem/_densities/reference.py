@@ -50,11 +50,7 @@ def check_reference(reference: dist.Distribution) -> bool:
 
 
 def with_numbers_as_arrays(reference: dist.Distribution, dtype) -> dist.Distribution:
-    """The reference with its Python numbers as NumPy arrays of a dtype, which are known as numbers are.
-
-    Python numbers alone, and what NumPyro has computed of them, would be computed with in the widest dtype that JAX is
-    set to.
-    """
+    """The reference with its Python numbers, which would be computed with in the widest dtype, as NumPy arrays."""
 
     def as_array(leaf):
         if type(leaf) in (int, float):
@@ -83,27 +79,23 @@ def support_ends(reference: dist.Distribution) -> tuple[np.ndarray, np.ndarray]:
 def support_bounds_of_body(
     reference: dist.Distribution, domain: tuple[ArrayLike, ArrayLike], dtype
 ) -> tuple[float, float]:
-    """The ends of the support (see `support_bounds`), or of the domain where a dtype does not tell them apart."""
-    bounds = support_bounds(reference)
+    """The ends of the support, of a batch the narrowest, or of the domain where a dtype does not tell them apart."""
+    lowest, highest = support_ends(reference)
+    bounds = float(np.max(lowest)), float(np.min(highest))
     if not all(isinstance(end, float) for end in domain):
         return bounds
     with np.errstate(over="ignore"):
         equal = np.asarray(domain, dtype) == np.asarray(bounds, dtype)
-    return tuple(float(np.where(*of)) for of in zip(equal, domain, bounds, strict=True))
+    low, high = np.where(equal, domain, bounds)
+    return float(low), float(high)
 
 
-def reaches_outside(reference: dist.Distribution, low: ArrayLike, high: ArrayLike, dtype) -> Array:
-    """Whether a domain (low, high), rounded to a dtype, has points outside of the support; any end may be traced."""
+def reaches_outside(reference: dist.Distribution, domain: tuple[ArrayLike, ArrayLike], dtype) -> Array:
+    """Whether a domain, rounded to a dtype, has points outside of the support; any end may be traced."""
     support = reference.support
     bounds = getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
-    low, high, lower_bound, upper_bound = (jnp.asarray(end, dtype) for end in (low, high, *bounds))
+    low, high, lower_bound, upper_bound = (jnp.asarray(end, dtype) for end in (*domain, *bounds))
     return (low < lower_bound) | (high > upper_bound)
-
-
-def support_bounds(reference: dist.Distribution) -> tuple[float, float]:
-    """Ends of the support, infinite where it is unbounded, NaN where an end is traced; of a batch, the narrowest."""
-    low, high = support_ends(reference)
-    return float(np.max(low)), float(np.min(high))
 
 
 def warn_of_narrow_panels(reference: dist.Distribution, breakpoints: ArrayLike, panels_per_interval: int) -> None:

@@ -8,6 +8,7 @@ their closed form where the distribution has one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_kaem._numerics.log_probabilities import (
-    LOG_HALF,
-    log_complement,
-    log_normal_cdf,
-    normal_quantile,
-    safe_log,
-)
+from numpyro_kaem._numerics.log_probabilities import LOG_HALF, log_complement, log_normal_cdf, normal_quantile, safe_log
 from numpyro_kaem._numerics.special import beta_fraction
 
 SYMMETRIC = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.StudentT, dist.SoftLaplace)
@@ -209,12 +204,9 @@ class LaplaceTails(TailsOfLogs):
 class HalfTails(Tails):
     """Of the positive half of a symmetric distribution: the upper tail is twice the whole one's."""
 
-    whole: type[dist.Distribution]
-    tails_of_whole: type[SymmetricTails]
-
-    @property
-    def _whole(self):
-        return self.tails_of_whole(self.whole(0.0, self.of.scale))
+    def __init__(self, distribution, whole: SymmetricTails, mass_below: Callable, near: Callable):
+        super().__init__(distribution)
+        self._whole, self._mass_below, self._near = whole, mass_below, near
 
     def mass(self, z, above):
         return 2.0 * self._whole.mass(z, above) if above else self._mass_below(z)
@@ -231,25 +223,13 @@ class HalfTails(Tails):
         return jnp.where(from_below, self._near(jnp.exp(log_probability)), far)
 
 
-class HalfNormalTails(HalfTails):
+def half_normal_tails(half: dist.HalfNormal) -> HalfTails:
     """Of a HalfNormal."""
-
-    whole, tails_of_whole = dist.Normal, NormalTails
-
-    def _mass_below(self, z):
-        return jax.scipy.special.erf(z / (math.sqrt(2.0) * self.of.scale))
-
-    def _near(self, probability):
-        return math.sqrt(2.0) * self.of.scale * jax.scipy.special.erfinv(probability)
+    whole, width, special = NormalTails(dist.Normal(0.0, half.scale)), math.sqrt(2.0) * half.scale, jax.scipy.special
+    return HalfTails(half, whole, lambda z: special.erf(z / width), lambda p: width * special.erfinv(p))
 
 
-class HalfCauchyTails(HalfTails):
+def half_cauchy_tails(half: dist.HalfCauchy) -> HalfTails:
     """Of a HalfCauchy."""
-
-    whole, tails_of_whole = dist.Cauchy, CauchyTails
-
-    def _mass_below(self, z):
-        return jnp.arctan2(z, self.of.scale) / (0.5 * jnp.pi)
-
-    def _near(self, probability):
-        return self.of.scale * jnp.tan(0.5 * jnp.pi * probability)
+    whole, scale, quarter = CauchyTails(dist.Cauchy(0.0, half.scale)), half.scale, 0.5 * jnp.pi
+    return HalfTails(half, whole, lambda z: jnp.arctan2(z, scale) / quarter, lambda p: scale * jnp.tan(quarter * p))

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE, TailPanels, invert_tail, tail_shares
-from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, log_tail_quantile
+from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, tails_of
 from numpyro_kaem._numerics.log_probabilities import log_sum, safe_log
 
 
@@ -25,9 +25,10 @@ def tail_panels(density: Density) -> tuple[TailPanels, TailPanels]:
     # The axes are panels, nodes, the two tails, and the batch; panels lead outwards.
     batch = [1] * (0 if common else rank)
     below = jnp.asarray([True, False]).reshape(2, *batch)
-    both = (part.astype(dtype).reshape(-1, 1, *batch) for part in (shares, 1.0 - shares))
-    edges = quantile_in_tail(density, *both, below)
-    end = jnp.where(below, *(jnp.asarray(end, dtype) for end in density.body))
+    beyond, before = (part.astype(dtype).reshape(-1, 1, *batch) for part in (shares, 1.0 - shares))
+    edges = quantile_in_tail(density, beyond, before, below)
+    low, high = (jnp.asarray(end, dtype) for end in density.body)
+    end = jnp.where(below, low, high)
     edges = jnp.concatenate([jnp.broadcast_to(end, (1, *edges.shape[1:])), edges[1:]])
     # A tail without mass has no quantiles: its panels are empty.
     edges = jnp.where(jnp.isfinite(edges), edges, end)
@@ -38,10 +39,7 @@ def tail_panels(density: Density) -> tuple[TailPanels, TailPanels]:
     # Rounded or empty panels may reach the end of the support, where a density need not be finite.
     log_density = jnp.where(jnp.isfinite(log_density), log_density, jnp.finfo(dtype).min)
     (lower, upper), edges = jnp.moveaxis(log_density, (0, 1), (-2, -1)), jnp.moveaxis(edges, 0, -1)
-    return (
-        TailPanels(shares[::-1], edges[0, ..., ::-1], lower[..., ::-1, ::-1]),
-        TailPanels(shares, edges[1], upper),
-    )
+    return TailPanels(shares[::-1], edges[0, ..., ::-1], lower[..., ::-1, ::-1]), TailPanels(shares, edges[1], upper)
 
 
 def quantile_in_tail(density: Density, share, rest, below) -> Array:
@@ -62,17 +60,16 @@ def quantile_of_logs(density: Density, log_share, log_rest, below) -> Array:
         tail = jnp.where(below, log_mass_below(reference, low), log_mass_above(reference, high))
         other = jnp.where(below, log_mass_above(reference, low), log_mass_below(reference, high))
         beyond, before = log_share + tail, log_sum(other, log_rest + tail)
-        return log_tail_quantile(reference, jnp.minimum(beyond, before), below == (beyond <= before))
+        return tails_of(reference).log_quantile(jnp.minimum(beyond, before), below == (beyond <= before))
     bounds = _support_bound(density, "lower_bound", jnp.min), _support_bound(density, "upper_bound", jnp.max)
-    starts = density.body
     tails = density.log_tail_masses(low, high)
     others = density.log_tail_masses(low, high, log_mass_above, log_mass_below)
 
     def invert(side):
         def masses(z):
-            at = (z, high) if side == 0 else (low, z)
-            beyond = density.log_tail_masses(*at)
-            before = density.log_tail_masses(*at, log_mass_above, log_mass_below)
+            at_low, at_high = (z, high) if side == 0 else (low, z)
+            beyond = density.log_tail_masses(at_low, at_high)
+            before = density.log_tail_masses(at_low, at_high, log_mass_above, log_mass_below)
             return beyond[side], before[side]
 
         beyond, before = log_share + tails[side], log_sum(others[side], log_rest + tails[side])
@@ -80,7 +77,7 @@ def quantile_of_logs(density: Density, log_share, log_rest, below) -> Array:
         target = jnp.where(from_beyond, beyond, -before)
         # Decreasing outwards, both.
         return invert_tail(
-            lambda z: jnp.where(from_beyond, masses(z)[0], -masses(z)[1]), target, starts[side], bounds[side]
+            lambda z: jnp.where(from_beyond, masses(z)[0], -masses(z)[1]), target, density.body[side], bounds[side]
         )
 
     return jnp.where(below, invert(0), invert(1))

@@ -61,11 +61,6 @@ def tail_quantile(reference: dist.Distribution, probability: Array, from_below: 
     return tails_of(reference).quantile(probability, from_below)
 
 
-def log_tail_quantile(reference: dist.Distribution, log_probability: Array, from_below: Array) -> Array:
-    """As `tail_quantile`, given the logarithm of the probability."""
-    return tails_of(reference).log_quantile(log_probability, from_below)
-
-
 def log_mass_between(reference: dist.Distribution, ends: Float[Array, "2 ..."]) -> Array:
     """Log of the probability between two points, one of which may be infinite, from the nearer end of the reference."""
     low, high = ends

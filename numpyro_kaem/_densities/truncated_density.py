@@ -22,13 +22,7 @@ from numpyro_kaem._numerics.log_probabilities import LOG_HALF, log_complement, l
 
 
 class TruncatedDensity(eqx.Module):
-    """p(z) / (F(high) - F(low)) for low <= z <= high; it is asked for what a `Density` is asked for.
-
-    Attributes:
-        whole: p, and F.
-        low: the lower bound, of a shape that broadcasts with the batch; None for none.
-        high: the upper bound, likewise.
-    """
+    """p(z) / (F(high) - F(low)) for low <= z <= high; it is asked for what a `Density` is asked for."""
 
     whole: Density
     low: Array | None

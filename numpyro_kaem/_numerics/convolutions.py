@@ -13,13 +13,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 def channels_last(fn: Callable) -> Callable:
     """The same function, its convolutions and those of its gradients written with channels last.
 
-    XLA for processors brings a convolution into the layout of its fast code only outside of loops. In the body of a
-    scan or a while loop every other layout runs many times slower: convolutions with channels first, and the
-    gradients of all of them. On accelerators, which need none of this, and for functions without convolutions,
-    nothing changes.
-
-    Args:
-        fn: a function from pytrees of arrays to a pytree of arrays, already differentiated, called under `jit`.
+    In the body of a loop XLA for processors runs every other layout many times slower. The function is one that is
+    already differentiated and called under `jit`; on accelerators nothing changes.
     """
     if jax.default_backend() != "cpu":
         return fn

@@ -20,12 +20,7 @@ from jaxtyping import Array, Int
 
 
 class Grid(eqx.Module):
-    """Increasing points, shape (*batch, num_points).
-
-    Attributes:
-        shared: the points, if they are fixed and the same for the whole batch.
-        bits: otherwise the bits of the points, as integers.
-    """
+    """Increasing points: `shared` if they are fixed and the same for the whole batch, otherwise their `bits`."""
 
     shared: tuple[float, ...] | None = eqx.field(static=True)
     bits: Int[Array | np.ndarray, "*batch num_points"] | None
@@ -97,10 +92,7 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
 
 
 def check_increasing(points: ArrayLike, message: str) -> Grid:
-    """The grid of points that are finite and increase along the last axis; others raise an error with the message.
-
-    They have to do so in JAX's default dtype.
-    """
+    """The grid of points that are finite and increase in JAX's default dtype; others raise an error."""
     if not isinstance(points, core.Tracer):
         values, info = np.asarray(points), jnp.finfo(jnp.result_type(float))
         is_real = any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.integer, jnp.floating))
@@ -120,8 +112,7 @@ def check_increasing(points: ArrayLike, message: str) -> Grid:
 def look_up(values: Array, index: Array, batch_shape: tuple[int, ...], num_own: int = 0) -> Array:
     """values[row, index] row by row: values of shape (*batch, n, *own), index of shape sample_shape + batch_shape.
 
-    The batch of `values` broadcasts against `batch_shape`; nothing larger than the result is made. With `num_own` axes
-    of their own, values are looked up together.
+    The batch of `values` broadcasts against `batch_shape`; nothing larger than the result is made.
     """
     first = values.ndim - 1 - num_own
     batch, n, own = values.shape[:first], values.shape[first], values.shape[first + 1 :]
@@ -133,10 +124,7 @@ def look_up(values: Array, index: Array, batch_shape: tuple[int, ...], num_own: 
 def search(points: Array, z: Array, batch_shape: tuple[int, ...]) -> Array:
     """Index i of the cell [p_i, p_{i+1}) that holds z, row by row; the outer cells reach to infinity.
 
-    Args:
-        points: increasing along the last axis, shape (*batch, num_points).
-        z: shape sample_shape + batch_shape.
-        batch_shape: shape with which the batch of `points` broadcasts.
+    Points have the shape (*batch, num_points), z has sample_shape + batch_shape, with which that batch broadcasts.
     """
     num_cells = points.shape[-1] - 1
     depth = max(num_cells - 1, 0).bit_length()

@@ -14,6 +14,7 @@ class QuadratureRule(abc.ABC):
     """Abstract composite rule: every cell of the basis is cut into panels that carry the same nodes and weights."""
 
     panels_per_interval: int
+    nodes_per_panel: int
 
     @property
     @abc.abstractmethod
@@ -130,7 +131,7 @@ class Trapezoid(QuadratureRule):
         check_count("panels_per_interval", self.panels_per_interval, 1)
 
     @property
-    def nodes_per_panel(self) -> int:
+    def nodes_per_panel(self) -> int:  # type: ignore[override]  # other rules have it as a field
         """Two: the ends of the panel."""
         return 2
 
@@ -150,18 +151,11 @@ class Trapezoid(QuadratureRule):
 
 
 def graded_edges(edges: np.ndarray, low: float, high: float, resolution: float) -> np.ndarray:
-    """Refine panels towards an end of the support that lies close to them.
+    """Refine panels towards an end of the support that lies close; one that is infinite or NaN is left alone.
 
-    A density may be singular at an end of its support (a Gamma's), or infinitely flat (a log-normal's), and no rule of
-    fixed order follows it there. Panels next to such an end are cut so that the distance to it grows by at most the
-    factor sqrt(2) from edge to edge. Where they reach the end itself there are up to 80 cuts, and what then remains,
-    1e-12 of the distance, is left to the tail, whose mass the reference knows in closed form.
-
-    Args:
-        edges: panel edges, increasing.
-        low: lower end of the support; infinite or NaN where there is nothing to grade.
-        high: upper end of the support.
-        resolution: spacing of floating-point numbers at 1; no cuts are made that it does not tell apart.
+    No rule of fixed order follows a density that is singular there (a Gamma's) or infinitely flat (a log-normal's). The
+    distance to the end grows by at most sqrt(2) from edge to edge. Where panels reach the end itself, what remains
+    after 80 cuts, 1e-12 of the distance, is left to the tail, whose mass the reference knows in closed form.
     """
 
     def towards(end: float, edges: np.ndarray) -> np.ndarray:

@@ -24,8 +24,7 @@ def with_auto_axes(mesh: Mesh) -> Mesh:
 def compiler_sharded(tree: PyTree) -> PyTree:
     """The same arrays where they are, their meshes with axes as of `with_auto_axes`.
 
-    On a mesh of `jax.make_mesh` an array's sharding is part of its type, which a model written for one device does not
-    say how to go on with.
+    On one of `jax.make_mesh` shardings are part of types, which models written for one device do not know of.
     """
 
     def of_leaf(leaf: Any) -> Any:
@@ -52,7 +51,7 @@ def spreading(sharding: NamedSharding | None) -> Iterator[None]:
 def spread(tree: PyTree) -> PyTree:
     """Arrays whose leading axis is divided among devices, where a caller asks for it and it divides evenly.
 
-    Draws from the prior belong to no datum: without this every device would run the decoder on all of them.
+    Draws from the prior belong to no datum: every device would run the decoder on all of them.
     """
     sharding = _SPREADING.get()
     if sharding is None:

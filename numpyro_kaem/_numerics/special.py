@@ -22,10 +22,7 @@ def beta_fraction(a: ArrayLike, b: ArrayLike, x: Float[Array, "..."]) -> Float[A
 
         d_2m = m (b - m) x / ((a + 2m - 1)(a + 2m)),   d_2m+1 = -(a + m)(a + b + m) x / ((a + 2m)(a + 2m + 1)).
 
-    Differentiable in all arguments.
-
-    References:
-        M. Abramowitz and I. A. Stegun, Handbook of Mathematical Functions, 26.5.8.
+    M. Abramowitz and I. A. Stegun, Handbook of Mathematical Functions, 26.5.8.
     """
     a, b, x = jnp.broadcast_arrays(a, b, x)
     num_terms = _num_terms(x)
@@ -43,9 +40,7 @@ def beta_fraction(a: ArrayLike, b: ArrayLike, x: Float[Array, "..."]) -> Float[A
 def gamma_series(a: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The series S of the lower incomplete gamma function, for x up to a + 1 and a up to 500:
 
-        P(a, x) = x^a exp(-x) / Gamma(a + 1) S,   S = 1 + x / (a + 1) (1 + x / (a + 2) (1 + ...)).
-
-    Differentiable in all arguments.
+    P(a, x) = x^a exp(-x) / Gamma(a + 1) S,   S = 1 + x / (a + 1) (1 + x / (a + 2) (1 + ...)).
     """
     num_terms = _num_terms(x)
     a, x = jnp.broadcast_arrays(a, x)
@@ -57,10 +52,7 @@ def gamma_fraction(a: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
 
         Q(a, x) = x^a exp(-x) / Gamma(a) C,   C = 1 / (x + 1 - a - 1 (1 - a) / (x + 3 - a - 2 (2 - a) / (...))).
 
-    Differentiable in all arguments.
-
-    References:
-        W. H. Press et al., Numerical Recipes, 3rd edition, 2007, section 6.2.
+    W. H. Press et al., Numerical Recipes, 3rd edition, 2007, section 6.2.
     """
     num_terms = _num_terms(x)
     a, x = jnp.broadcast_arrays(a, x)

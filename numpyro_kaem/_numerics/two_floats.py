@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 def exact_product(a: Array, b: Array) -> tuple[Array, Array]:
     """The product a b as the sum of an exactly computed leading part and a small rest (after Dekker 1971).
 
-    Each factor is split into two halves of its digits, so that the product of the leading halves is exact. The usual
-    form, the rounding error of fl(a b), does not survive a compiler that fuses multiplications and subtractions.
+    The usual form, the rounding error of fl(a b), does not survive a compiler that fuses products and differences.
     """
     info = jnp.finfo(a.dtype)
     a_high, b_high = (jax.lax.reduce_precision(x, info.nexp, (info.nmant + 1) // 2 - 1) for x in (a, b))
@@ -41,8 +40,7 @@ def stretch(
 ) -> tuple[Float[Array, "*batch *points"], Float[Array, "*batch *points"]]:
     """The points low + (high - low) x, x in [0, 1] known in float64, as the sum of a leading part and a small rest.
 
-    Each operation in the dtype of the ends would round, and neighbouring points far from zero would not keep their
-    distance.
+    Rounded after each operation, neighbouring points far from zero would not keep their distance.
     """
     low, high = (end.reshape(*end.shape, *[1] * x.ndim) for end in (low, high))
     width, width_rest = exact_sum(high, -low)

@@ -112,6 +112,10 @@ class KAMixture(LearnedDistribution):
         return jnp.broadcast_shapes(self.components._new_axes(), new_axes(self.logits, (self._logits_shape,)))
 
     @property
+    def _tilted(self) -> KAPrior:
+        return self._settled().components
+
+    @property
     def _density(self) -> Density:
         self = self._settled()
         components = self.components

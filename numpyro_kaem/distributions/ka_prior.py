@@ -378,6 +378,10 @@ class KAPrior(LearnedDistribution):
         return new_axes((self.energy, self.reference), self._leaf_shapes)
 
     @property
+    def _tilted(self) -> KAPrior:
+        return self._settled()
+
+    @property
     def _density(self) -> Density:
         self = self._settled()
         kept = self._kept_table, self._kept_inverse, self._kept_constants

@@ -38,9 +38,14 @@ class TabulatedDistribution(dist.Distribution):
         """The density, in keeping with the shapes that the leaves have now."""
 
     @property
+    @abc.abstractmethod
+    def _tilted(self):
+        """The `KAPrior` it is made of, likewise: what of the density can be told without making one at each call."""
+
+    @property
     def support(self):
         """The reference's support, as far as it is not truncated."""
-        return self._density.support
+        return self._tilted.reference.support
 
     def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
         """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
@@ -196,7 +201,8 @@ class TabulatedDistribution(dist.Distribution):
         return jnp.broadcast_to(mean_and_variance(density)[1], self._shape_with_batch(density))
 
     def _validate_sample(self, value):
-        return super()._validate_sample(masses.onto_ends(self._density, jnp.asarray(value)))
+        dtype = self._tilted.energy.coefficients.dtype
+        return super()._validate_sample(masses.onto_ends(self.support, dtype, jnp.asarray(value)))
 
     def _copy(self) -> TabulatedDistribution:
         leaves, structure = self.tree_flatten()

@@ -166,6 +166,15 @@ class TruncatedPrior(TabulatedDistribution):
         return self.base_dist.quadrature
 
     @property
+    def support(self):
+        """The reference's support, between the bounds."""
+        return self._density.support
+
+    @property
+    def _tilted(self):
+        return self.base_dist._tilted
+
+    @property
     def _density(self) -> TruncatedDensity:
         return TruncatedDensity(self.base_dist._density, self.low, self.high)
 
