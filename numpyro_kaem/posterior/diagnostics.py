@@ -75,7 +75,7 @@ def check_observations(latent_model: LatentModel) -> None:
         warnings.warn(
             "the model observes nothing, so that its posterior is its prior: were all data passed?",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
