@@ -80,7 +80,7 @@ def mean_rungs(rungs: Rung, log_likelihood: np.ndarray, num_particles: int) -> R
     )
 
 
-def _with_final(series: np.ndarray, last: np.ndarray, value: np.ndarray | float) -> np.ndarray:
+def _with_final(series: np.ndarray, last: np.ndarray, value: np.ndarray | int) -> np.ndarray:
     """The series `(..., K)` with room for one rung more, and a value at the index `last`."""
     series = np.concatenate([series, np.full_like(series[..., :1], np.nan)], -1)
     np.put_along_axis(series, last, value, -1)
