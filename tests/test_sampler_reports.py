@@ -14,7 +14,6 @@ from numpyro_kaem import MALA, ImportanceSampling, Langevin, ParallelTempering, 
 from numpyro_kaem.posterior import chains
 from numpyro_kaem.posterior import particles as particles_file
 from numpyro_kaem.posterior.diagnostics import check_log_likelihood
-from numpyro_kaem.posterior.families import effective_size as size_of_families
 from numpyro_kaem.posterior.kernel import Kernel, Move
 from numpyro_kaem.posterior.smc_evidence import mean_over_runs
 from numpyro_kaem.posterior.target import Point
@@ -110,7 +109,7 @@ def test_a_chain_that_never_moved_is_one_draw():
 
 def effective_size(ancestor, values):
     latents = {"z": jnp.asarray(values, jnp.float32)[None]}
-    return float(size_of_families(jnp.asarray(ancestor)[None, None], latents, 1)[0, 0])
+    return float(particles_file.effective_size(jnp.asarray(ancestor)[None, None], latents, 1)[0, 0])
 
 
 def test_copies_of_a_particle_count_once():

@@ -19,11 +19,9 @@ pareto: Pareto smoothing: the largest importance weights of each datum, and the 
 result: What a posterior sampler returns
 comparison: Models of the same data, compared by their evidence
 ladder: Temperature ladders between the prior (t = 0) and the posterior (t = 1)
-description: What a checkpoint says of the run that has written it, besides the shapes of its arrays
 run_checkpoints: Checkpoints of a sampler's run, with which the same call goes on after Ctrl-C or the end of its process
 moves: One step of a datum's chains at all rungs, and swaps between rungs: what samplers and training objectives share
 chains: The population of chains behind `Langevin` and `ParallelTempering`, as compiled functions of arrays
-families: Families of particles, which descend from the same draw of the prior: what they leave of so many particles
 particles: The particles behind `TemperedSMC`, as compiled functions of arrays
 sampler: What posterior samplers share: how they are called, and how a run takes its data in chunks and survives Ctrl-C
 importance: Importance sampling, with the prior or a guide as proposal

@@ -36,23 +36,9 @@ class Problem(NamedTuple):
         """The target in the coordinates of a kernel."""
         return Target(*self, whiten=kernel.whiten, gradients=kernel.needs_gradients)
 
-    def rows(self, target: Target) -> tuple:
-        """The positional data with the data axis first, also where the whole data set is one datum."""
-        rows = target.latent_model.rows
-        return jax.tree.map(lambda leaf: leaf[None], rows) if target.latent_model.plate is None else rows
-
 
 class Settings(NamedTuple):
-    """What does not change while chains run.
-
-    Attributes:
-        kernel: how they move.
-        temperatures: of the K rungs.
-        exact: whether the lowest rung is the prior, t = 0.
-        num_chains: C, of each datum.
-        num_draws: S, that are recorded.
-        swap_every, thin: every how many steps chains swap and are recorded.
-    """
+    """What does not change while chains run; they are `exact` if the lowest rung is drawn from the prior, t = 0."""
 
     kernel: Kernel
     temperatures: Float[Array, " K"]
@@ -64,22 +50,10 @@ class Settings(NamedTuple):
 
 
 class ChainState(NamedTuple):
-    """State, tuning and records of the chains of B data.
+    """State, tuning and records of the chains of B data; means and counts are since the last reset.
 
-    Attributes:
-        points: where the chains are, `(B, C, K)`.
-        from_prior: whether a chain was at the lowest rung more recently than at the highest, `(B, C, K)`.
-        averaging: state of BlackJAX's dual averaging of log step sizes, `(B, K)`.
-        step_size: of the kernel, `(B, K)`.
-        scale: preconditioner, `(B, K, dim)`.
-        moments: number, mean and sum of squared deviations of the positions of the window, `(B, K, dim)`.
-        acceptance: mean acceptance since the last reset, `(B, K)`.
-        divergences: steps that diverged, `(B,)`.
-        swaps: mean swap acceptance, `(B, K - 1)`.
-        round_trips: ways from the lowest rung to the highest and back, `(B,)`.
-        steps: steps since the last reset.
-        positions: recorded positions at the highest rung, `(B, C, S, dim)`.
-        log_likelihood: recorded at every rung, `(B, C, S, K)`.
+    `from_prior` tells of a chain that was at the lowest rung more recently than at the highest; `averaging` is
+    BlackJAX's; `moments` are number, mean and sum of squared deviations of a window's positions.
     """
 
     points: Point
@@ -173,11 +147,7 @@ def half_spread(draws: Float[Array, "N dim"]) -> Float[Array, " dim"]:
 def advance(
     problem: Problem, settings: Settings, rows: tuple, keys: Array, span: tuple[Array, Array, Array], state: ChainState
 ) -> ChainState:
-    """Advance all chains by a span of steps; rows and keys are by datum.
-
-    The span is the number of the first step (negative in warm-up), one more than the number of the last, and whether
-    step sizes follow the acceptance and positions are summarised.
-    """
+    """Advance all chains by a span of steps: its first (negative in warm-up), its end, and whether they adapt."""
     first, last, adapting = span
     kernel, temperatures, exact, num_chains, _, swap_every, thin = settings
     target = problem.target(kernel)
@@ -267,9 +237,7 @@ def end_window(kernel: Kernel, state: ChainState) -> ChainState:
         # A step size that suited the old scale, on average over coordinates, suits the new one.
         scale = jnp.where(jnp.isfinite(new), new, scale)
     return _reset(state)._replace(
-        averaging=_begin_averaging(state.step_size),
-        scale=scale,
-        moments=jax.tree.map(jnp.zeros_like, state.moments),
+        averaging=_begin_averaging(state.step_size), scale=scale, moments=jax.tree.map(jnp.zeros_like, state.moments)
     )
 
 
@@ -284,13 +252,8 @@ def end_warmup(kernel: Kernel, state: ChainState) -> ChainState:
 
 
 def _reset(p: ChainState) -> ChainState:
-    return p._replace(
-        acceptance=jnp.zeros_like(p.acceptance),
-        divergences=jnp.zeros_like(p.divergences),
-        swaps=jnp.zeros_like(p.swaps),
-        round_trips=jnp.zeros_like(p.round_trips),
-        steps=jnp.zeros_like(p.steps),
-    )
+    counts = {name: getattr(p, name) for name in ("acceptance", "divergences", "swaps", "round_trips", "steps")}
+    return p._replace(**jax.tree.map(jnp.zeros_like, counts))
 
 
 @partial(jit_by_value, compiler_options=RUN_ONCE)

@@ -64,7 +64,7 @@ def check_observations(latent_model: LatentModel) -> None:
                 "needs all of them, leave subsample_size out (with a minibatch of the data, train by SVI instead)"
             )
     if not (latent_model.observed_names or latent_model.global_names):
-        _warn("the model observes nothing, so that its posterior is its prior: were all data passed?")
+        _warn("the model observes nothing, so that its posterior is its prior: were all data passed?", stacklevel=3)
 
 
 def check_log_likelihood(bad: np.ndarray, indices: np.ndarray, num_draws: int, source: str = "prior") -> None:

@@ -56,7 +56,7 @@ def _told_from_numpyros(cls: type[Kernel]) -> type[Kernel]:
             )
         init(self, **settings)
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # type: ignore[method-assign]  # of a class, as dataclasses themselves do
     return cls
 
 

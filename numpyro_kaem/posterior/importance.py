@@ -23,12 +23,10 @@ from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.diagnostics import (
     check_log_likelihood,
     check_log_ratio,
-    check_observations,
     warn_if_impossible,
 )
 from numpyro_kaem.posterior.pareto import pareto_smooth
 from numpyro_kaem.posterior.proposal import check_guide, read_guide
-from numpyro_kaem.posterior.reading import read_model
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.posterior.weights import (
@@ -46,16 +44,9 @@ def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num
 
 
 class Weighted(NamedTuple):
-    """Weighted draws, on the host.
+    """Weighted draws, before smoothing, on the host; `log_sums` are those of `_log_sums`."""
 
-    Attributes:
-        draws: of each latent site, `(S, ...)`, or `(S, B, ...)` where every datum has its own.
-        log_likelihood: of the data at the draws.
-        log_weights: of the draws, before smoothing.
-        log_sums: see `_log_sums`.
-    """
-
-    draws: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]  # (S, ...), or (S, B, ...) where every datum has its own
     log_likelihood: Float[np.ndarray, "B S"]
     log_weights: Float[np.ndarray, "B S"]
     log_sums: Float[np.ndarray, "2 B"]
@@ -63,11 +54,7 @@ class Weighted(NamedTuple):
 
 @partial(jit_by_value, compiler_options=LOOP)
 def _weigh(
-    latent_model: LatentModel,
-    encoder: LatentModel | None,
-    num_samples: int,
-    chunk_size: int | None,
-    key: PRNGKeyArray,
+    latent_model: LatentModel, encoder: LatentModel | None, num_samples: int, chunk_size: int | None, key: PRNGKeyArray
 ) -> tuple:
     """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used."""
     if encoder is None:
@@ -209,13 +196,6 @@ class ImportanceSampling(Sampler):
         if self.target_ess is None:
             return 1
         return 100 if self.max_samples is None else self.max_samples // self.num_samples
-
-    def _read(
-        self, model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any]
-    ) -> tuple[LatentModel]:
-        latent_model = read_model(model, params, data, model_kwargs, self.plate)
-        check_observations(latent_model)
-        return (latent_model,)
 
     def _draw(self, key: PRNGKeyArray, latent_model: LatentModel) -> tuple[LatentModel, str | None, Weighted]:
         encoder = read_guide(self.guide, self.guide_params, latent_model)

@@ -25,13 +25,7 @@ Evaluate = Callable[[Array], Point]
 
 
 class Tuning(NamedTuple):
-    """What a step of a kernel is given besides a point; None in place of what a run has to find out.
-
-    Attributes:
-        temperature: t, between 0 and 1.
-        step_size: a positive number.
-        scale: preconditioner, as long as a position.
-    """
+    """What a step of a kernel is given besides a point; None in place of what a run has to find out."""
 
     temperature: Float[Array, "*batch"] | None
     step_size: Float[Array, "*batch"] | None = None
@@ -43,13 +37,7 @@ class Tuning(NamedTuple):
 
 
 class Move(NamedTuple):
-    """Where one step of a kernel led.
-
-    Attributes:
-        point: the new point.
-        acceptance: probability with which the proposal was accepted.
-        divergent: whether the proposal's energy was far off or not finite.
-    """
+    """Where one step of a kernel led; it is `divergent` if the proposal's energy was far off or not finite."""
 
     point: Point
     acceptance: Float[Array, ""]
@@ -187,7 +175,7 @@ def choose(condition: Array, yes: Point, no: Point) -> Point:
 
 def scaled_log_density(tuning: Tuning, evaluate: Evaluate) -> Callable[[Array], Array]:
     """Log p_t in preconditioned coordinates, whose derivative comes of the point that `evaluate` gives."""
-    temperature, _, scale = tuning
+    temperature, scale = tuning.temperature, tuning.scale
 
     @jax.custom_jvp
     def log_density(v):

@@ -119,7 +119,14 @@ class Ladder:
         if not known.any():
             return self
         speed = np.interp(self.temperatures, self.temperatures[known], speed[known])
-        t = equally_far_apart(self.temperatures, speed, num_intervals + 1)
+        largest = np.max(speed)
+        speed = np.maximum(speed, 1e-3 * largest if largest > 0 else 1.0)
+        # The standard deviation falls like a power of t: its mean over an interval is the logarithmic one.
+        left, right = speed[:-1], speed[1:]
+        close = np.abs(left - right) < 1e-6 * left
+        mean = np.where(close, left, (left - right) / np.where(close, 1.0, np.log(left / right)))
+        length = np.concatenate([[0.0], np.cumsum(mean * np.diff(self.temperatures))])
+        t = np.interp(np.linspace(0.0, length[-1], num_intervals + 1), length, self.temperatures)
         t[0], t[-1] = self.temperatures[0], 1.0
         return Ladder(t)
 
@@ -139,21 +146,3 @@ class Ladder:
 def as_ladder(ladder: Ladder | Sequence[float]) -> Ladder:
     """A ladder, of one or of its temperatures."""
     return ladder if isinstance(ladder, Ladder) else Ladder(ladder)
-
-
-def equally_far_apart(temperatures, speed, num_rungs: int):
-    r"""Temperatures that divide $\int v(t)\, dt$ into equal parts, v being the speed measured at other temperatures.
-
-    Args:
-        temperatures: increasing, where the speed was measured.
-        speed: standard deviation of the log-likelihood there, not negative.
-        num_rungs: how many temperatures to return, the two ends among them.
-    """
-    largest = np.max(speed)
-    speed = np.maximum(speed, np.where(largest > 0, 1e-3 * largest, 1.0))
-    # The standard deviation falls like a power of t: its mean over an interval is the logarithmic one.
-    left, right = speed[:-1], speed[1:]
-    close = np.abs(left - right) < 1e-6 * left
-    mean = np.where(close, left, (left - right) / np.where(close, 1.0, np.log(left / right)))
-    length = np.concatenate([np.zeros(1, speed.dtype), np.cumsum(mean * np.diff(temperatures))])
-    return np.interp(np.linspace(0.0, length[-1], num_rungs), length, temperatures)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from numpyro_kaem.posterior.kernel import Kernel, ProposalKernel, Tuning
+from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, Tuning
 from numpyro_kaem.posterior.target import Point, Target, map_batched
 
 
@@ -36,7 +36,7 @@ def move_or_draw(
         return move_or_place(target, kernel, keys, row, points, tuning, (places, is_lowest))
     evaluate = partial(target.evaluate, row=row)
 
-    def move(key, point, tuning):
+    def move(key: Array, point: Point, tuning: Tuning) -> Move:
         return kernel.step(key, point, *tuning, evaluate)
 
     if draws is not None:
@@ -83,13 +83,7 @@ def _over_states(move: Callable, batch_size: int, of_states: tuple, of_rungs: tu
 
 
 class Swap(NamedTuple):
-    """An attempt to exchange neighbouring rungs.
-
-    Attributes:
-        exchange: applies the accepted exchanges to an array `(B, C, K, ...)`.
-        probability: with which each pair of neighbours was exchanged, `(B, C, K - 1)`.
-        is_turn: the pairs whose turn it was, `(K - 1,)`.
-    """
+    """An attempt to exchange neighbouring rungs; `exchange` applies it to an array `(B, C, K, ...)`."""
 
     exchange: Callable[[Array], Array]
     probability: Float[Array, "B C pairs"]

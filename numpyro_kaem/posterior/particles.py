@@ -20,8 +20,7 @@ from jaxtyping import Array, Float, Int
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.posterior.chains import AT_START, Problem
-from numpyro_kaem.posterior.families import relative_variance, weight_variance
-from numpyro_kaem.posterior.kernel import Evaluate, Kernel, Tuning
+from numpyro_kaem.posterior.kernel import Evaluate, Kernel, Move, Tuning
 from numpyro_kaem.posterior.target import Flaws, Point, count_invalid, fenced, map_batched, tempered
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
@@ -33,18 +32,9 @@ _PILOTS, _PILOT_STEPS, _PILOT_GAIN = 64, 12, 2.0
 
 
 class Settings(NamedTuple):
-    """What does not change in a run.
+    """What does not change in a run, most of it as in `TemperedSMC`; `target_ess` is None for a fixed ladder.
 
-    Attributes:
-        kernel: how particles move.
-        target_ess: share of the particles that the next temperature keeps effective; None for a fixed ladder.
-        num_mcmc_steps: moves of a particle per rung.
-        max_rungs: room in the history of persistent sampling.
-        resampling: name of BlackJAX's resampling function.
-        waste_free: whether few particles are resampled, and all states on their way are kept.
-        persistent: whether the particles of all rungs are.
-        batch_size: particles of a run that move at once; 0 for all.
-        runs_at_once: runs of a datum that do; 0 for all.
+    `batch_size` particles of a run move at once, and `runs_at_once` runs of a datum; 0 for all.
     """
 
     kernel: Kernel
@@ -64,16 +54,10 @@ class Settings(NamedTuple):
 
 
 class ParticleState(NamedTuple):
-    """A run's particles, equally weighted at its temperature.
+    """A run's particles, equally weighted at its temperature; `ancestor` is the draw of the prior each descends from.
 
-    Attributes:
-        points: of the N particles.
-        temperature: t.
-        log_evidence: log Z_t so far.
-        step_size: of the kernel.
-        ancestor: from which draw of the prior a particle descends.
-        noise: what rounding in resampling has added to the variance of descendants, see `relative_variance`.
-        history: BlackJAX's state of persistent sampling, with the particles of all rungs; None without.
+    `noise` is what rounding in resampling has added to the variance of descendants, see `relative_variance`; `history`
+    BlackJAX's state of persistent sampling, with the particles of all rungs, or None.
     """
 
     points: Point
@@ -86,19 +70,7 @@ class ParticleState(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """What a step from a rung to the next tells.
-
-    Attributes:
-        temperature: of the next rung.
-        ess: effective sample size of the weights with which the particles left the last.
-        log_likelihood_mean, log_likelihood_std: at the last rung.
-        weight_variance: relative variance of the weights.
-        relative_variance: of the estimate of the evidence up to the next rung, times N; see `relative_variance`.
-        acceptance: of the moves at the next rung.
-        divergences: number of them.
-        step_size: with which they were made.
-        scale: preconditioner with which they were made.
-    """
+    """What a step from a rung tells: `ess`, log-likelihoods and `weight_variance` of it, and else of the next rung."""
 
     temperature: Float[Array, ""]
     ess: Float[Array, ""]
@@ -183,7 +155,7 @@ def to_next_rung(
     kernel, length = settings.kernel, settings.chain_length
 
     @jax.jit  # traced once for both of its uses
-    def step(key, point, tuning):
+    def step(key: Array, point: Point, tuning: Tuning) -> Move:
         return kernel.step(key, point, *tuning, evaluate)
 
     keys = jax.vmap(partial(jax.random.fold_in, key))(4 * number + jnp.arange(4))
@@ -193,8 +165,7 @@ def to_next_rung(
     num_particles = len(log_likelihood)
     possible = jnp.sum(jnp.isfinite(log_likelihood))
     if settings.target_ess is not None:
-        goal = settings.target_ess * possible
-        temperature = next_temperature(partial(_log_weights, state), state.temperature, goal)
+        temperature = next_temperature(state, settings.target_ess)
     log_weights = jnp.where(possible > 0, _log_weights(state, temperature), 0.0)
     increment = logsumexp(log_weights) - jnp.log(num_particles)
     weights = jax.nn.softmax(log_weights)
@@ -238,6 +209,28 @@ def to_next_rung(
     return ParticleState(moved, temperature, log_evidence, tuning.step_size, ancestor, noise, history), rung
 
 
+def weight_variance(weights: Array, chain_length: int = 1) -> Array:
+    """Variance of N times the weights, of chains' means where particles come in chains as waste-free SMC has them."""
+    if chain_length > 1:
+        num_chains = len(weights) // chain_length
+        first, others = weights[:num_chains, None], weights[num_chains:].reshape(num_chains, -1)
+        weights = jnp.concatenate([first, others], 1).sum(1)
+    # Of N / chain_length independent means, as if of N.
+    return chain_length * jnp.maximum(len(weights) * jnp.sum(weights**2) - 1.0, 0.0)
+
+
+def relative_variance(weights: Array, ancestor: Int[Array, " N"], noise: Array) -> Array:
+    """Relative variance of a run's estimate of the evidence, times N, to first order in 1 / N: N sum_i s_i^2 - 1.
+
+    s_i is the share of the descendants of the prior's draw i: where moves mix slowly, lucky families grow. Subtracted
+    is `noise`, the rounding of resampling: the mean square of the numbers of children minus their expectations,
+    summed over rungs. With multinomial resampling it is the estimate of Lee and Whiteley (Biometrika 105(3), 2018).
+    """
+    num_particles = len(weights)
+    shares = jax.ops.segment_sum(weights, ancestor, num_particles)
+    return num_particles * jnp.sum(shares**2) - 1.0 - noise
+
+
 def _log_weights(state: ParticleState, temperature: Array) -> Array:
     """Log-weights that take the particles (of all rungs, where they are kept) from their temperature to another."""
     if state.history is None:
@@ -259,7 +252,7 @@ def _persistent_weights(history: Any, temperature: Array) -> tuple[Array, Array]
 
 
 def _remember(history: Any, points: Point, temperature: Array, log_evidence: Array) -> Any:
-    """The history with the particles of a further rung."""
+    """BlackJAX's history with the particles of a further rung."""
     number = history.iteration + 1
     values = points, _log_likelihood(points), log_evidence, temperature
     kept = jax.tree.map(lambda old, new: old.at[number].set(new), tuple(history)[:4], values)
@@ -278,14 +271,15 @@ def _last_rung_weights(state: ParticleState, temperature: Array) -> Array:
     return jax.nn.softmax(jnp.where(jnp.isfinite(log_weights).any(), log_weights, 0.0))
 
 
-def next_temperature(log_weights_at, temperature: Array, target_ess: Array) -> Array:
-    """The temperature at which the effective sample size falls to `target_ess`, or 1."""
+def next_temperature(state: ParticleState, target_ess: float) -> Array:
+    """The temperature at which that share of the possible particles is effective, or 1."""
+    temperature = state.temperature
 
     def log_ess(t):
-        log_weights = log_weights_at(t)
+        log_weights = _log_weights(state, t)
         return 2.0 * logsumexp(log_weights) - logsumexp(2.0 * log_weights)
 
-    goal = jnp.log(target_ess)
+    goal = jnp.log(target_ess * jnp.sum(jnp.isfinite(state.points.log_likelihood)))
     smallest = jnp.log(jnp.maximum(1e-12, 4.0 * jnp.finfo(temperature.dtype).eps * temperature))
     largest = jnp.log1p(-temperature)
 
@@ -363,9 +357,31 @@ def _spread(weights: Array, points: Point, kernel: Kernel) -> Float[Array, " dim
 @partial(jit_by_value, compiler_options=RUN_ONCE)
 def first_temperature(state: ParticleState, target_ess: float) -> Float[Array, " B"]:
     """The first temperature above zero of each datum's first run."""
+    first_runs = jax.tree.map(lambda leaf: leaf[:, 0], state)
+    return jax.vmap(partial(next_temperature, target_ess=target_ess))(first_runs)
 
-    def of_run(run: ParticleState) -> Array:
-        possible = jnp.sum(jnp.isfinite(run.points.log_likelihood))
-        return next_temperature(partial(_log_weights, run), run.temperature, target_ess * possible)
 
-    return jax.vmap(of_run)(jax.tree.map(lambda leaf: leaf[:, 0], state))
+@partial(jit_by_value, compiler_options=RUN_ONCE)
+def effective_size(ancestor: Int[Array, "B R N"], latents: dict[str, Array], chain_length: int) -> Float[Array, "B R"]:
+    """Effective sample size of equally weighted particles for the mean of their latents, the smallest of all elements.
+
+    The variance of a mean is that of the sums over families, of common descent or chains of waste-free SMC; as they are
+    taken from the particles' own mean, divided by 1 - sum_i s_i^2, with s_i the share of family i. One family is worth
+    one draw.
+    """
+
+    def of_run(family: Array, values: Float[Array, "N D"]) -> Array:
+        num_particles = len(values)
+        if chain_length > 1:
+            first = jnp.arange(num_particles // chain_length)
+            family = jnp.concatenate([first, jnp.repeat(first, chain_length - 1)])
+        centred = values - values.mean(0)
+        sums = jax.ops.segment_sum(centred, family, num_particles)
+        sizes = jax.ops.segment_sum(jnp.ones_like(centred[:, 0]), family, num_particles)
+        lost = jnp.sum((sizes / num_particles) ** 2)
+        squares, of_families = jnp.sum(centred**2, 0), jnp.sum(sums**2, 0) / (1.0 - lost)
+        ess = num_particles * jnp.min(jnp.where(of_families > squares, squares / of_families, 1.0))
+        return jnp.where(sizes.max() == num_particles, 1.0, jnp.maximum(ess, 1.0))
+
+    elements = [z.reshape(*ancestor.shape, -1) for z in latents.values()]
+    return jax.vmap(jax.vmap(of_run))(ancestor, jnp.concatenate(elements, -1))

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+from numpyro.distributions import Distribution
 
 from numpyro_kaem._checkpoints.arrays import checksum, to_device, to_host
 from numpyro_kaem._checkpoints.store import CheckpointStore
-from numpyro_kaem.posterior.description import describe_settings
+from numpyro_kaem.posterior.kernel import Kernel
+from numpyro_kaem.posterior.ladder import Ladder
 from numpyro_kaem.posterior.target import Target
 
 # Seconds between two checkpoints, at least.
@@ -30,8 +32,7 @@ _ARRAYS = ("guide_params", "tuning")
 class RunCheckpoints:
     """Where a run has come in each chunk of its data, on the disk if a directory is given.
 
-    A chunk is known by its state on the device, by the number of stages that it has behind it, and by what these have
-    told, one record a stage or none.
+    Of a chunk it has the state on the device, the number of stages behind it, and their records, one a stage or none.
     """
 
     def __init__(self, directory: str | os.PathLike | None):
@@ -45,10 +46,7 @@ class RunCheckpoints:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep other runs from writing to the directory, and write what has been taken down when the run ends."""
-        if self._store is None:
-            yield
-            return
-        with self._store.held():
+        with contextlib.nullcontext() if self._store is None else self._store.held():
             try:
                 yield
             finally:
@@ -98,10 +96,7 @@ class RunCheckpoints:
         return jax.tree.unflatten(structure, map(to_device, leaves, begun)), stages, records
 
     def keep(self, chunk: int, state: PyTree, stages: int, records: Sequence[Any] = (), whole: bool = False) -> None:
-        """Take down where a chunk is, if there is a place for it and it is time, or it is `whole`: at its end.
-
-        `stages` is how many it has behind it, `records` are named tuples of arrays, of one class and the same shapes.
-        """
+        """Take down where a chunk is, if it is time or it is `whole`; records are named tuples of the same shapes."""
         if self._store is None or not (whole or time.monotonic() >= self._next):
             return
         if chunk < len(self._chunks) and self._chunks[chunk][1] == stages:
@@ -133,3 +128,27 @@ class RunCheckpoints:
             prefix = f"{i}/record/"
             records = {name[len(prefix) :]: value for name, value in history.items() if name.startswith(prefix)}
             self._chunks.append((leaves, int(stages), records))
+
+
+def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:
+    """The families of a model's sample sites, by name, without parameters: most are functions of what is learned."""
+    return {name: _family(site["fn"]) for name, site in trace.items() if site["type"] == "sample"}
+
+
+def describe_settings(thing: Any) -> dict[str, Any]:
+    """What an objective or a sampler is set to, as far as JSON can say it: functions, as schedules, are left out."""
+    settings = {}
+    for name in dict.fromkeys(("num_particles", "vectorize_particles", *vars(thing))):
+        value = getattr(thing, name, None)
+        if isinstance(value, Ladder):
+            settings[name] = np.asarray(value.temperatures).tolist()
+        elif isinstance(value, Kernel):
+            settings[name] = repr(value)
+        elif value is None or isinstance(value, bool | int | float | str):
+            settings[name] = value
+    return settings
+
+
+def _family(distribution: Distribution) -> str:
+    name, base = type(distribution).__name__, getattr(distribution, "base_dist", None)
+    return name if base is None else f"{name}({_family(base)})"

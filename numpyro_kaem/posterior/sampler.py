@@ -75,8 +75,9 @@ class Sampler(ByValue):
             RuntimeError: if an adaptive ladder has not arrived at t = 1 after `max_rungs` rungs.
         """
         params = check_call(key, params)
-        given = self._read(model, params, data, model_kwargs)
-        latent_model, unfinished, results = self._draw(key, *given)
+        latent_model = read_model(model, params, data, model_kwargs, self.plate)
+        check_observations(latent_model)
+        latent_model, unfinished, results = self._draw(key, latent_model)
         return self._posterior(
             latent_model,
             results,
@@ -85,11 +86,7 @@ class Sampler(ByValue):
             unfinished=unfinished,
         )
 
-    def _read(self, model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any]) -> tuple:
-        """The checked model, and all else that `_draw` is given besides the key."""
-        raise NotImplementedError
-
-    def _draw(self, key: PRNGKeyArray, *given: Any) -> tuple[LatentModel, str | None, Any]:
+    def _draw(self, key: PRNGKeyArray, latent_model: LatentModel) -> tuple[LatentModel, str | None, Any]:
         """The model of the data that are done, what is not done in words, and arrays on the host."""
         raise NotImplementedError
 
@@ -99,17 +96,10 @@ class Sampler(ByValue):
 
 
 class Chunk(NamedTuple):
-    """Some of the data, on their way through a run.
+    """Some of the data, on their way through a run; `at` and `keep` are those of its `RunCheckpoints`.
 
-    Attributes:
-        problem: the model with what it is given, as programs know it.
-        target: what it makes of a datum.
-        settings: what else programs are given.
-        indices: of the data; the last chunk is filled up with its last datum, so that it has the shape of the others.
-        rows, keys: of these data.
-        at, keep: of its checkpoint, see `RunCheckpoints`.
-        bar: where progress is shown.
-        interrupted: not empty after Ctrl-C.
+    The last chunk is filled up with its last datum, so that it has the shape of the others; `interrupted` is not empty
+    after Ctrl-C.
     """
 
     problem: Problem
@@ -125,12 +115,7 @@ class Chunk(NamedTuple):
 
 
 class ChunkedSampler(Sampler):
-    """A sampler that moves chains or particles of some of the data at once, and then of others. Abstract.
-
-    Attributes:
-        kernel: how chains or particles move.
-        checkpoint_dir: directory for checkpoints, one per run; None for none.
-    """
+    """A sampler that moves chains or particles of some of the data at once, and then of others. Abstract."""
 
     kernel: Kernel | None
     checkpoint_dir: str | os.PathLike | None
@@ -173,21 +158,17 @@ class ChunkedSampler(Sampler):
         """The results of chunks one after the other."""
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
-    def _read(self, model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict[str, Any]) -> tuple:
+    def _draw(self, key: PRNGKeyArray, latent_model: LatentModel) -> tuple[LatentModel, str | None, Any]:
         # Where one datum's states are too many, they move in batches.
         few = self.chunk_size is not None and self.chunk_size < self._states_at_once
         batch_size = self.chunk_size if few else 0
-        latent_model = read_model(model, params, data, model_kwargs, self.plate)
-        check_observations(latent_model)
         problem = Problem(latent_model, batch_size)
         target = problem.target(self.kernel)
-        return problem, target, self._settings(target, batch_size)
-
-    def _draw(
-        self, key: PRNGKeyArray, problem: Problem, target: Target, settings: Any
-    ) -> tuple[LatentModel, str | None, Any]:
-        num_data = target.latent_model.num_data
-        rows, keys = problem.rows(target), jax.random.split(key, (num_data, *self._keys_shape))
+        settings = self._settings(target, batch_size)
+        num_data, rows = target.latent_model.num_data, target.latent_model.rows
+        if target.latent_model.plate is None:  # the whole data set is one datum
+            rows = jax.tree.map(lambda leaf: leaf[None], rows)
+        keys = jax.random.split(key, (num_data, *self._keys_shape))
         size = num_data
         if self.chunk_size is not None:
             per_datum = self._states_at_once * math.prod(self._keys_shape)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from numpyro_kaem._numerics.sharding import take_rows
@@ -29,10 +29,9 @@ from numpyro_kaem.posterior.diagnostics import (
     warn_if_runs_disagree,
 )
 from numpyro_kaem.posterior.evidence import Evidence
-from numpyro_kaem.posterior.families import effective_size
 from numpyro_kaem.posterior.kernel import Kernel, Tuning
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
-from numpyro_kaem.posterior.particles import Rung, Settings
+from numpyro_kaem.posterior.particles import Rung, Settings, effective_size
 from numpyro_kaem.posterior.result import RESAMPLERS, Posterior
 from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
 from numpyro_kaem.posterior.smc_evidence import mean_rungs, smc_std_error, thermodynamic_along_smc
@@ -40,23 +39,14 @@ from numpyro_kaem.posterior.target import Target
 
 
 class Arrived(NamedTuple):
-    """Where the particles of R runs of B data have come, on the host.
+    """Where the particles of R runs of B data have come, on the host; their temperature is below 1 after Ctrl-C."""
 
-    Attributes:
-        latents: of the particles, `(B, R N, ...)`.
-        log_likelihood: at the particles, `(B, R, N)`.
-        log_evidence: log Z at their temperature, `(B, R)`.
-        ess: effective sample size of the particles, `(B, R)`.
-        temperature: t, less than 1 after Ctrl-C, `(B, R)`.
-        rungs: what the steps from rung to rung have told, `(B, R, K, ...)`; NaN beyond the last of a run.
-    """
-
-    latents: dict[str, np.ndarray]
-    log_likelihood: np.ndarray
-    log_evidence: np.ndarray
-    ess: np.ndarray
-    temperature: np.ndarray
-    rungs: Rung
+    latents: dict[str, np.ndarray]  # (B, R N, ...)
+    log_likelihood: Float[np.ndarray, "B R N"]
+    log_evidence: Float[np.ndarray, "B R"]
+    ess: Float[np.ndarray, "B R"]
+    temperature: Float[np.ndarray, "B R"]
+    rungs: Rung  # of arrays (B, R, K, ...), NaN beyond the last rung of a run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,7 +175,8 @@ class TemperedSMC(ChunkedSampler):
     @property
     def _temperatures(self) -> np.ndarray:
         """Of the rungs above the prior, where they are given."""
-        return self.ladder.temperatures[self.ladder.temperatures > 0]
+        temperatures = as_ladder(self.ladder).temperatures
+        return temperatures[temperatures > 0]
 
     def frozen(self, posterior: Posterior) -> TemperedSMC:
         """The same sampler with all that an earlier run has found kept: ladders, step sizes, preconditioners.
@@ -291,10 +282,10 @@ class TemperedSMC(ChunkedSampler):
         # The log-likelihood tells of modes that the means of latents do not.
         values = {**latents, "log p(x | z)": log_likelihood}
         ess = effective_size(state.ancestor, values, chunk.settings.chain_length)
-        arrays = jax.device_get((latents, log_likelihood, state.log_evidence, ess, state.temperature))
         # The rung comes third, after data and runs.
-        rungs = jax.tree.map(lambda *steps: np.stack(steps, 2).astype(float), *rungs)
-        return Arrived(*arrays, rungs), bool(np.min(state.temperature) == 1.0)
+        told = jax.tree.map(lambda *steps: np.stack(steps, 2).astype(float), *rungs)
+        arrived = Arrived(latents, log_likelihood, state.log_evidence, ess, state.temperature, told)
+        return jax.device_get(arrived), bool(np.min(state.temperature) == 1.0)
 
     def _tuning_at(self, number: int, indices: np.ndarray) -> Tuning:
         """What is known of a rung, for some of the data."""

@@ -43,16 +43,10 @@ def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, *, in_famil
     num_data, num_runs, _ = rungs.temperature.shape
     log_likelihood = log_likelihood.reshape(num_data, num_runs, -1).astype(float)
     start, last = np.zeros((num_data, num_runs, 1)), np.isfinite(rungs.temperature).sum(-1, keepdims=True)
-
-    def with_final(series, value):
-        series = np.concatenate([series, np.full_like(start, np.nan)], -1)
-        np.put_along_axis(series, last, value[..., None], -1)
-        return series
-
     runs = thermodynamic_of_rungs(
         np.concatenate([start, rungs.temperature], -1),
-        with_final(rungs.log_likelihood_mean, log_likelihood.mean(-1)),
-        with_final(rungs.log_likelihood_std**2, finite_std(log_likelihood, -1) ** 2),
+        _with_final(rungs.log_likelihood_mean, last, log_likelihood.mean(-1, keepdims=True)),
+        _with_final(rungs.log_likelihood_std**2, last, finite_std(log_likelihood, -1)[..., None] ** 2),
     )
     std_error = np.full(num_data, np.nan)
     if num_runs > 1:
@@ -73,23 +67,24 @@ def mean_rungs(rungs: Rung, log_likelihood: np.ndarray, num_particles: int) -> R
     someone = np.isfinite(rungs.temperature).any(1, keepdims=True)
     rungs = rungs._replace(temperature=np.where(someone & np.isnan(rungs.temperature), 1.0, rungs.temperature))
     mean = jax.tree.map(mean_over_runs, rungs)
-    num_data, last = len(log_likelihood), np.sum(np.isfinite(mean.temperature), 1)
-    none = np.full((num_data, 1), np.nan)
-
-    def with_final(series, value):
-        series = np.concatenate([series, none], 1)
-        series[np.arange(num_data), last] = value
-        return series
-
+    last = np.isfinite(mean.temperature).sum(1, keepdims=True)
+    none = np.full_like(mean.temperature[:, :1], np.nan)
     return Rungs(
-        temperatures=np.concatenate([np.zeros((num_data, 1)), mean.temperature], 1),
+        temperatures=np.concatenate([np.zeros_like(none), mean.temperature], 1),
         acceptance=np.concatenate([none, mean.acceptance], 1),
         step_size=np.concatenate([none, mean.step_size], 1),
-        ess=with_final(mean.ess, num_particles),
-        log_likelihood_mean=with_final(mean.log_likelihood_mean, log_likelihood.mean(1)),
-        log_likelihood_std=with_final(mean.log_likelihood_std, finite_std(log_likelihood, 1)),
+        ess=_with_final(mean.ess, last, num_particles),
+        log_likelihood_mean=_with_final(mean.log_likelihood_mean, last, log_likelihood.mean(1, keepdims=True)),
+        log_likelihood_std=_with_final(mean.log_likelihood_std, last, finite_std(log_likelihood, 1)[:, None]),
         scale=np.concatenate([np.full_like(mean.scale[:, :1], np.nan), mean.scale], 1),
     )
+
+
+def _with_final(series: np.ndarray, last: np.ndarray, value: np.ndarray | int) -> np.ndarray:
+    """The series `(..., K)` with room for one rung more, and a value at the index `last`."""
+    series = np.concatenate([series, np.full_like(series[..., :1], np.nan)], -1)
+    np.put_along_axis(series, last, value, -1)
+    return series
 
 
 def mean_over_runs(series: np.ndarray) -> np.ndarray:

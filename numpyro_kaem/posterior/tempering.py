@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from numpyro_kaem.checks import check_count
@@ -42,16 +43,10 @@ _FEW = 400
 
 
 class Recorded(NamedTuple):
-    """What chains of B data have told, on the host.
+    """What chains of B data have told, on the host: latents at the highest rung, and else as in `ChainState`."""
 
-    Attributes:
-        latents: at the highest rung, `(B, C S, ...)`.
-        log_likelihood: at every rung, `(B, C, S, K)`.
-        step_size, acceptance, swaps, round_trips, divergences: see `ChainState`.
-    """
-
-    latents: dict[str, np.ndarray]
-    log_likelihood: np.ndarray
+    latents: dict[str, np.ndarray]  # (B, C S, ...)
+    log_likelihood: Float[np.ndarray, "B C S K"]
     step_size: np.ndarray
     acceptance: np.ndarray
     swaps: np.ndarray
@@ -90,9 +85,9 @@ class ChainSampler(ChunkedSampler):
         return self.num_chains * len(self.ladder)
 
     def _settings(self, target: Target, batch_size: int) -> tuple[Settings, LatentModel | None]:
-        temperatures = jnp.asarray(self.ladder.temperatures, jnp.result_type(float))
-        exact = len(self.ladder) > 1 and bool(self.ladder.temperatures[0] == 0)
-        num_draws = self.num_steps // self.thin
+        t = as_ladder(self.ladder).temperatures
+        exact, num_draws = len(t) > 1 and bool(t[0] == 0), self.num_steps // self.thin
+        temperatures = jnp.asarray(t, jnp.result_type(float))
         settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
         return settings, read_guide(self.guide, self.guide_params, target.model)
 
@@ -134,8 +129,11 @@ class ChainSampler(ChunkedSampler):
 
     def _stretches(self) -> Iterator[tuple[int, int, Callable | None]]:
         """From which step to which the chains go at once, and what is done then; steps of warm-up are negative."""
-        size = -(-(self.warmup + self.num_steps) // _UPDATES)
-        for first, last in [*warmup_windows(self.warmup), (self.warmup, self.warmup + self.num_steps)]:
+        whole = self.warmup + self.num_steps
+        size = -(-whole // _UPDATES)
+        # The preconditioner is renewed where the first windows of warm-up end; the last is for the step size alone.
+        ends = [0, *(round(self.warmup * share) for share in (0.1, 0.3, 0.7)), self.warmup, whole]
+        for first, last in pairwise(ends):
             for begin in range(first, last, size):
                 end = min(begin + size, last)
                 then = None
@@ -163,7 +161,7 @@ class ChainSampler(ChunkedSampler):
     def _posterior(self, latent_model: LatentModel, results: Recorded, **common: Any) -> Posterior:
         latents, log_likelihood = results.latents, results.log_likelihood
         num_data = len(log_likelihood)
-        t = self.ladder.temperatures
+        t = as_ladder(self.ladder).temperatures
         evidence = {}
         if t[0] == 0 and len(t) > 1:
             evidence = {
@@ -368,9 +366,3 @@ class Langevin(ChainSampler):
     guide: Callable | None = None
     guide_params: dict[str, Any] | None = None
     checkpoint_dir: str | os.PathLike | None = None
-
-
-def warmup_windows(warmup: int) -> Iterator[tuple[int, int]]:
-    """Warm-up windows: the preconditioner is renewed at their ends, and the last is for the step size alone."""
-    ends = [0, *(round(warmup * share) for share in (0.1, 0.3, 0.7)), warmup]
-    yield from ((first, last) for first, last in pairwise(ends) if last > first)

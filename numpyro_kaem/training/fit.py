@@ -23,7 +23,7 @@ from numpyro_kaem.models.data import as_arrays
 from numpyro_kaem.models.fingerprint import model_fingerprint
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import Objective
-from numpyro_kaem.posterior.description import describe_settings
+from numpyro_kaem.posterior.run_checkpoints import describe_settings
 from numpyro_kaem.training import initial
 from numpyro_kaem.training.data import check_data, is_stream
 from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed

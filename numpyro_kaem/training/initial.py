@@ -21,8 +21,8 @@ from numpyro_kaem._compilation.programs import jit_by_program
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
-from numpyro_kaem.posterior.description import describe_distributions
 from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
+from numpyro_kaem.posterior.run_checkpoints import describe_distributions
 
 # NumPyro's own losses: their latents are draws from the guide, and every density is taken for normalised.
 _NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, RenyiELBO)
