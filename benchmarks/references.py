@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_kaem import BSpline, GaussLegendre, KAPrior, UnivariateEnergy
-from numpyro_kaem._densities.tails import survival
+from numpyro_kaem._densities.reference_tails import survival
 
 # Every univariate distribution with a density: an example, and a domain inside its support.
 REFERENCES = {

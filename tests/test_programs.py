@@ -38,7 +38,7 @@ from numpyro_kaem import (
 from numpyro_kaem._compilation import programs
 from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint
 from numpyro_kaem._compilation.programs import jit_by_program, jit_by_value
-from numpyro_kaem._densities.tails import survival
+from numpyro_kaem._densities.reference_tails import survival
 
 KERNEL = ULA(step_size=0.1)
 SAMPLERS = {

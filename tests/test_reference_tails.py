@@ -10,7 +10,7 @@ import scipy.stats
 from prior_cases import quick_jit
 from speed import slow_unless
 
-from numpyro_kaem._densities.tails import mass_below, survival, tail_quantile
+from numpyro_kaem._densities.reference_tails import mass_below, survival, tail_quantile
 
 # NumPyro distribution, SciPy counterpart.
 TAILS = {

@@ -15,7 +15,7 @@ from speed import slow_unless
 from test_reference_tails import TAILS
 
 from numpyro_kaem import BSpline, KAMixture, KAPrior, UnivariateEnergy
-from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, tails_of
+from numpyro_kaem._densities.reference_tails import log_mass_above, log_mass_below, tails_of
 from numpyro_kaem.distributions.copula import OpenGaussianCopula
 
 # References with logarithms of tails of their own, and SciPy's; on supports that hold the domain given.

@@ -6,9 +6,9 @@ panels: Panels of a domain: where the nodes of a quadrature rule lie, aligned wi
 cut_panels: Quadrature panels that are cut where a density has kinks, which may be known at run time only
 cdf_table: Tables of one-dimensional cumulative distribution functions
 inverse_table: Quantiles of tabulated distributions
-symmetric_tails: Tails by cdf and icdf, and those of symmetric densities, of their halves and of Laplace densities
-families: Tails of NumPyro's families in closed form: a table of what is known of each
-tails: Tails of reference distributions, on both sides to full relative precision, and the logarithms of these
+tails: Tails by cdf and icdf, and those of normal, Student-t, logistic, Cauchy and Laplace densities and of halves
+family_tails: Tails of NumPyro's other families in closed form, and a table of what is known of each family
+reference_tails: Tails of any reference distribution, to full relative precision, and their logarithms
 reference: What a distribution must be to serve as a reference, and where its density ends or has kinks
 density: The density of an energy and a reference: its panels, its normaliser, and the table of its body
 masses: Log-densities and cumulative probabilities: of the body by its table, beyond it by the reference's tails

@@ -28,7 +28,7 @@ from numpyro_kaem._densities.reference import (
     warn_of_narrow_panels,
     with_numbers_as_arrays,
 )
-from numpyro_kaem._densities.tails import log_mass_above, log_mass_below
+from numpyro_kaem._densities.reference_tails import log_mass_above, log_mass_below
 from numpyro_kaem._numerics.log_probabilities import log_sum_exp
 from numpyro_kaem._numerics.quadrature import QuadratureRule
 from numpyro_kaem.energies import Basis

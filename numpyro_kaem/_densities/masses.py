@@ -12,8 +12,8 @@ from jaxtyping import Array
 from numpyro_kaem._compilation.entry_points import compiled
 from numpyro_kaem._densities.cdf_table import in_rows, out_of_rows, table_log_masses, table_mass_between, table_masses
 from numpyro_kaem._densities.density import Density
-from numpyro_kaem._densities.tails import log_mass_above, log_mass_below
-from numpyro_kaem._densities.tails import log_mass_between as reference_log_mass_between
+from numpyro_kaem._densities.reference_tails import log_mass_above, log_mass_below
+from numpyro_kaem._densities.reference_tails import log_mass_between as reference_log_mass_between
 from numpyro_kaem._numerics.log_probabilities import log_difference, log_sum, safe_log
 
 # Compiled, because called one by one the many small operations would each be compiled on first use.

@@ -13,8 +13,8 @@ from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_kaem._densities.symmetric_tails import LAPLACE, SYMMETRIC
-from numpyro_kaem._densities.tails import TRUNCATED
+from numpyro_kaem._densities.reference_tails import TRUNCATED
+from numpyro_kaem._densities.tails import LAPLACE, SYMMETRIC
 from numpyro_kaem.checks import check_precision
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE, TailPanels, invert_tail, tail_shares
-from numpyro_kaem._densities.tails import log_mass_above, log_mass_below, tails_of
+from numpyro_kaem._densities.reference_tails import log_mass_above, log_mass_below, tails_of
 from numpyro_kaem._numerics.log_probabilities import log_sum, safe_log
 
 

@@ -1,182 +1,235 @@
-"""Tails of reference distributions, on both sides to full relative precision, and the logarithms of these."""
+"""Tails by cdf and icdf, and those of symmetric densities, of their halves and of Laplace densities.
+
+NumPyro's distributions have `cdf` and `icdf` but no survival function, and `1 - cdf` has lost its digits five standard
+deviations out, as has a cdf that is written 1/2 + x. Here both tails are taken from a symmetry, a transformation or
+their closed form where the distribution has one.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import singledispatch
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from numpyro_kaem._densities.families import FAMILIES
-from numpyro_kaem._densities.symmetric_tails import Tails
-from numpyro_kaem._numerics.log_probabilities import log_difference, log_sum_exp, safe_log
-from numpyro_kaem._numerics.quadrature import GaussLegendre
+from numpyro_kaem._numerics.log_probabilities import LOG_HALF, log_complement, log_normal_cdf, normal_quantile, safe_log
+from numpyro_kaem._numerics.special import beta_fraction
 
-# Their icdf has lost its digits next to the ends of the support.
-TRUNCATED = (
-    dist.LeftTruncatedDistribution
-    | dist.RightTruncatedDistribution
-    | dist.TwoSidedTruncatedDistribution
-    | dist.LeftTruncatedGamma
-    | dist.RightTruncatedGamma
-    | dist.TwoSidedTruncatedGamma
-)
+SYMMETRIC = (dist.Normal, dist.Laplace, dist.Logistic, dist.Cauchy, dist.StudentT, dist.SoftLaplace)
+LAPLACE = dist.Laplace | dist.AsymmetricLaplace | dist.AsymmetricLaplaceQuantile
 
 
-@singledispatch
-def tails_of(distribution: dist.Distribution) -> Tails:
-    """The tails of a distribution, as exact as they are known."""
-    return Tails(distribution)
+class Tails:
+    """Both tails of a distribution, by its cdf and icdf; subclasses know better what these lose the digits of."""
+
+    def __init__(self, distribution: dist.Distribution):
+        self.of = distribution
+
+    def mass(self, z: ArrayLike, above: bool) -> Array:
+        """Probability above z or below it."""
+        below = self.of.cdf(z)
+        return 1.0 - below if above else below
+
+    def log_mass(self, z: ArrayLike, above: bool) -> Array:
+        """Log of the probability above z or below it."""
+        return safe_log(self.mass(z, above))
+
+    def quantile(self, probability: Array, from_below: Array) -> Array:
+        """The z below which (where `from_below`), else above which, there is the given probability."""
+        # Short of one: its quantile would be the end of the support, which may be infinite.
+        most = 1.0 - jnp.finfo(probability.dtype).eps
+        return self.of.icdf(jnp.where(from_below, probability, jnp.minimum(1.0 - probability, most)))
+
+    def log_quantile(self, log_probability: Array, from_below: Array) -> Array:
+        """As `quantile`, given the logarithm."""
+        return self.quantile(jnp.exp(log_probability), from_below)
 
 
-for _family, _tails in FAMILIES.items():
-    tails_of.register(_family, _tails)
-
-
-def mass_below(reference: dist.Distribution, z: ArrayLike) -> Array:
-    """Probability below z."""
-    return tails_of(reference).mass(z, above=False)
-
-
-def survival(reference: dist.Distribution, z: ArrayLike) -> Array:
-    """Probability above z."""
-    return tails_of(reference).mass(z, above=True)
-
-
-def log_mass_below(reference: dist.Distribution, z: ArrayLike) -> Array:
-    """Log of the probability below z."""
-    return tails_of(reference).log_mass(z, above=False)
-
-
-def log_mass_above(reference: dist.Distribution, z: ArrayLike) -> Array:
-    """Log of the probability above z."""
-    return tails_of(reference).log_mass(z, above=True)
-
-
-def tail_quantile(reference: dist.Distribution, probability: Array, from_below: Array) -> Array:
-    """The z below which (where `from_below`), else above which, the reference has the given probability."""
-    return tails_of(reference).quantile(probability, from_below)
-
-
-def log_mass_between(reference: dist.Distribution, ends: Float[Array, "2 ..."]) -> Array:
-    """Log of the probability between two points, one of which may be infinite, from the nearer end of the reference."""
-    low, high = ends
-    no_low, no_high = jnp.isneginf(low), jnp.isposinf(high)
-    low, high = jnp.where(no_low, high, low), jnp.where(no_high, low, high)
-    below = [jnp.where(no_low, -jnp.inf, log_mass_below(reference, low))]
-    below.append(jnp.where(no_high, 0.0, log_mass_below(reference, high)))
-    above = [jnp.where(no_low, 0.0, log_mass_above(reference, low))]
-    above.append(jnp.where(no_high, -jnp.inf, log_mass_above(reference, high)))
-    from_below = below[1] <= above[0]
-    return log_difference(jnp.where(from_below, below[1], above[0]), jnp.where(from_below, below[0], above[1]))
-
-
-@tails_of.register(dist.TransformedDistribution)
-class TransformedTails(Tails):
-    """The base distribution's, which change sides where the transforms decrease."""
-
-    def __init__(self, distribution):
-        super().__init__(distribution)
-        self.base = tails_of(distribution.base_dist)
-        self.rises = math.prod(transform.sign for transform in distribution.transforms) > 0
+class TailsOfLogs(Tails):
+    """Tails whose logarithms are known: probabilities are their exponentials."""
 
     def mass(self, z, above):
-        z = self._untransformed(z)
-        return jnp.where(self.rises, self.base.mass(z, above), self.base.mass(z, not above))
+        return jnp.exp(self.log_mass(z, above))
 
-    def log_mass(self, z, above):
-        z = self._untransformed(z)
-        return jnp.where(self.rises, self.base.log_mass(z, above), self.base.log_mass(z, not above))
+
+# Symmetric densities -------------------------------------------------------------------------------------------------
+
+
+class SymmetricTails(Tails):
+    """The upper tail is the lower one, mirrored at the location."""
+
+    def mass(self, z, above):
+        return self.of.cdf(2.0 * self.of.loc - z if above else z)
 
     def quantile(self, probability, from_below):
-        return self._transformed(self.base.quantile(probability, jnp.where(self.rises, from_below, ~from_below)))
+        z = self.of.icdf(probability)
+        return jnp.where(from_below, z, 2.0 * self.of.loc - z)
+
+    def _standard(self, z, above):
+        """The distance from the location, in scales; negative towards the tail that is asked for."""
+        x = jnp.asarray((z - self.of.loc) / self.of.scale)
+        return -x if above else x
+
+    def _at(self, distance, from_below):
+        """The point at such a distance."""
+        distance = self.of.scale * distance
+        return self.of.loc + jnp.where(from_below, distance, -distance)
+
+
+class NormalTails(SymmetricTails):
+    """Of a Normal."""
+
+    def log_mass(self, z, above):
+        return log_normal_cdf(self._standard(z, above))
 
     def log_quantile(self, log_probability, from_below):
-        from_below = jnp.where(self.rises, from_below, ~from_below)
-        return self._transformed(self.base.log_quantile(log_probability, from_below))
-
-    def _untransformed(self, z):
-        for transform in reversed(self.of.transforms):
-            z = transform.inv(z)
-        return z
-
-    def _transformed(self, z):
-        for transform in self.of.transforms:
-            z = transform(z)
-        return z
+        return self._at(normal_quantile(log_probability), from_below)
 
 
-@tails_of.register(dist.MixtureSameFamily)
-class MixtureTails(Tails):
-    """Weighted sums of those of the components."""
+class LogisticTails(SymmetricTails):
+    """Of a Logistic."""
+
+    def log_mass(self, z, above):
+        return jax.nn.log_sigmoid(self._standard(z, above))
+
+    def log_quantile(self, log_probability, from_below):
+        return self._at(log_probability - log_complement(log_probability), from_below)
+
+
+class SoftLaplaceTails(SymmetricTails):
+    """Of a SoftLaplace: F = 2 / pi arctan(exp(x))."""
+
+    def log_mass(self, z, above):
+        x = self._standard(z, above)
+        far = x < -20.0
+        return math.log(2.0 / math.pi) + jnp.where(far, x, jnp.log(jnp.arctan(jnp.exp(jnp.where(far, 0.0, x)))))
+
+    def log_quantile(self, log_probability, from_below):
+        far = log_probability < -20.0
+        angle = jnp.exp(jnp.where(far, 0.0, log_probability)) * (0.5 * jnp.pi)
+        distance = jnp.where(far, log_probability + math.log(0.5 * math.pi), jnp.log(jnp.tan(angle)))
+        return self._at(distance, from_below)
+
+
+class CauchyTails(SymmetricTails):
+    """Of a Cauchy."""
+
+    def mass(self, z, above):
+        distance = z - self.of.loc if above else self.of.loc - z
+        return jnp.arctan2(self.of.scale, distance) / jnp.pi
+
+    def quantile(self, probability, from_below):
+        return self._at(-1.0 / jnp.tan(jnp.pi * probability), from_below)
+
+
+class StudentTails(SymmetricTails):
+    """Of a StudentT, with x^2 / (df + x^2) ~ Beta(1/2, df/2): the density's multiples by continued fractions."""
+
+    def mass(self, z, above):
+        is_far, log_far, near = self._parts(-self._standard(z, above))
+        return jnp.where(is_far, jnp.exp(log_far), near)
+
+    def log_mass(self, z, above):
+        is_far, log_far, near = self._parts(-self._standard(z, above))
+        return jnp.where(is_far, log_far, safe_log(near))
+
+    def _parts(self, t):
+        """Whether t is far from the location, the log of what is beyond it there, and elsewhere what is beyond it."""
+        df, scale = self.of.df, self.of.scale
+
+        def log_density(distance):
+            return self.of.log_prob(self.of.loc + distance * scale)
+
+        def between(distance):
+            fraction = beta_fraction(0.5, 0.5 * df, distance**2 / (df + distance**2))
+            return jnp.exp(log_density(distance)) * distance * scale * fraction
+
+        def log_beyond(distance):
+            fraction = beta_fraction(0.5 * df, 0.5, df / (df + distance**2))
+            return log_density(distance) + jnp.log(scale) + jnp.log(distance) + jnp.log(fraction / df)
+
+        # From here on outwards the second fraction is the one that converges.
+        turn = jnp.asarray(jnp.sqrt(3.0 * df / (df + 2.0)), t.dtype)
+        # One half but for the log-density's own constant, which for many degrees of freedom has hardly a digit in
+        # float32.
+        half = between(turn) + jnp.exp(log_beyond(turn))
+        # No jnp.abs, which has no derivative at the location.
+        distance = jnp.where(t > 0, t, -t)
+        outside, largest = distance > turn, jnp.finfo(t.dtype).max ** 0.25
+        is_huge = distance > largest
+        log_outside = log_beyond(jnp.where(outside, jnp.where(is_huge, largest, distance), turn))
+        further = jnp.log(jnp.where(is_huge, distance, largest)) - jnp.log(largest)
+        log_outside = log_outside - jnp.where(is_huge, df * further, 0.0)
+        inside = half - between(jnp.where(outside, turn, distance))
+        rest = jnp.where(outside, jnp.exp(log_outside), inside)
+        return outside & (t > 0), log_outside, jnp.where(t > 0, inside, 2.0 * half - rest)
+
+
+class LaplaceTails(TailsOfLogs):
+    """Of a density that rises as exp(x / left) up to the location and falls as exp(-x / right) from there."""
 
     def __init__(self, distribution):
         super().__init__(distribution)
-        self.components = tails_of(distribution.component_distribution)
-        self.probs = distribution.mixing_distribution.probs
-
-    def mass(self, z, above):
-        return jnp.sum(self.probs * self.components.mass(jnp.asarray(z)[..., None], above), axis=-1)
+        if isinstance(distribution, dist.Laplace):
+            self.left = self.right = distribution.scale
+        else:
+            of = getattr(distribution, "_ald", distribution)
+            self.left, self.right = of.left_scale, of.right_scale
 
     def log_mass(self, z, above):
-        return log_sum_exp(safe_log(self.probs) + self.components.log_mass(jnp.asarray(z)[..., None], above))
+        x = self.of.loc - z if above else z - self.of.loc
+        own, other = (self.right, self.left) if above else (self.left, self.right)
+        # No jnp.minimum: it would halve the derivative at 0.
+        near = jnp.log(own / (own + other)) + jnp.where(x < 0, x, 0.0) / own
+        rest = other / (own + other) * jnp.exp(-jnp.where(x < 0, 0.0, x) / other)
+        return jnp.where(x < 0, near, jnp.log1p(-rest))
+
+    def quantile(self, probability, from_below):
+        own, other = jnp.where(from_below, self.left, self.right), jnp.where(from_below, self.right, self.left)
+        sign = 2.0 * from_below - 1.0
+        ratio = probability * ((own + other) / own)
+        rest = (1.0 - probability) * ((own + other) / other)
+        is_own = ratio <= 1.0
+        near, far = jnp.log(jnp.where(is_own, ratio, 1.0)), jnp.log(jnp.where(is_own, 1.0, rest))
+        return self.of.loc + sign * jnp.where(is_own, own * near, -other * far)
 
 
-@tails_of.register(TRUNCATED)
-class TruncatedTails(Tails):
-    """The part of the whole distribution's between the cuts."""
+# Half of a symmetric density -----------------------------------------------------------------------------------------
 
-    def __init__(self, distribution):
+
+class HalfTails(Tails):
+    """Of the positive half of a symmetric distribution: the upper tail is twice the whole one's."""
+
+    def __init__(self, distribution, whole: SymmetricTails, mass_below: Callable, near: Callable):
         super().__init__(distribution)
-        self.base = distribution.base_dist
-        # Infinite where it is not truncated.
-        start = 0.0 if isinstance(self.base, dist.Gamma) else -math.inf
-        self.low, self.high = getattr(distribution, "low", start), getattr(distribution, "high", math.inf)
+        self._whole, self._mass_below, self._near = whole, mass_below, near
 
     def mass(self, z, above):
-        z = jnp.clip(z, self.low, self.high)
-        return self._factor * _mass_between(self.base, *((z, self.high) if above else (self.low, z)))
+        return 2.0 * self._whole.mass(z, above) if above else self._mass_below(z)
 
     def log_mass(self, z, above):
-        from_left = isinstance(self.of, dist.LeftTruncatedDistribution | dist.LeftTruncatedGamma)
-        if (above and from_left) or (not above and isinstance(self.of, dist.RightTruncatedDistribution)):
-            # The end that is not cut off is the whole distribution's.
-            log_whole = tails_of(self.base).log_mass(jnp.clip(z, self.low, self.high), above)
-            return jnp.minimum(jnp.log(self._factor) + log_whole, 0.0)
-        return super().log_mass(z, above)
+        return math.log(2.0) + self._whole.log_mass(z, above) if above else safe_log(self._mass_below(z))
 
-    @property
-    def _factor(self):
-        """What the density of the whole distribution is multiplied by, as the log-density has it in its dtype."""
-        inside = self.base.mean if isinstance(self.base, dist.Gamma) else self.base.loc
-        inside = jnp.clip(inside, self.low, self.high)
-        return jnp.exp(self.of.log_prob(inside) - self.base.log_prob(inside))
+    def quantile(self, probability, from_below):
+        far = self._whole.quantile(0.5 * probability, jnp.zeros_like(from_below))
+        return jnp.where(from_below, self._near(probability), far)
+
+    def log_quantile(self, log_probability, from_below):
+        far = self._whole.log_quantile(log_probability + LOG_HALF, jnp.zeros_like(from_below))
+        return jnp.where(from_below, self._near(jnp.exp(log_probability)), far)
 
 
-def _mass_between(base: dist.Distribution, low: ArrayLike, high: ArrayLike) -> Array:
-    """Probability of an interval, also of a short one far out: from the nearer tail, or by quadrature."""
-    if isinstance(base, dist.Gamma):
-        middle, width = base.concentration / base.rate, jnp.sqrt(base.concentration) / base.rate
-        width = jnp.minimum(width, low)  # the density may be singular at zero
-    else:
-        middle, width = base.loc, base.scale
-    low, high, middle, width = jnp.broadcast_arrays(*map(jnp.asarray, (low, high, middle, width)))
-    short = high - low <= 0.5 * width
-    start, end = jnp.where(short, low, middle), jnp.where(short, high, middle)
-    # A Laplace density has a kink in the middle.
-    inner = jnp.clip(middle, start, end)
-    by_quadrature = sum(_integral(base, a, b) for a, b in ((start, inner), (inner, end)))
-    below = mass_below(base, jnp.minimum(high, middle)) - mass_below(base, jnp.minimum(low, middle))
-    above = survival(base, jnp.maximum(low, middle)) - survival(base, jnp.maximum(high, middle))
-    return jnp.where(short, by_quadrature, below + above)
+def half_normal_tails(half: dist.HalfNormal) -> HalfTails:
+    """Of a HalfNormal."""
+    whole, width, special = NormalTails(dist.Normal(0.0, half.scale)), math.sqrt(2.0) * half.scale, jax.scipy.special
+    return HalfTails(half, whole, lambda z: special.erf(z / width), lambda p: width * special.erfinv(p))
 
 
-def _integral(base: dist.Distribution, low: Array, high: Array) -> Array:
-    """Integral of a density over an interval on which it is smooth."""
-    rule = GaussLegendre()
-    nodes = low + (high - low) * rule.unit_nodes.reshape(-1, *[1] * low.ndim).astype(low.dtype)
-    weights = rule.weights.reshape(-1, *[1] * low.ndim).astype(low.dtype)
-    return (high - low) * jnp.sum(weights * jnp.exp(base.log_prob(nodes)), axis=0)
+def half_cauchy_tails(half: dist.HalfCauchy) -> HalfTails:
+    """Of a HalfCauchy."""
+    whole, scale, quarter = CauchyTails(dist.Cauchy(0.0, half.scale)), half.scale, 0.5 * jnp.pi
+    return HalfTails(half, whole, lambda z: jnp.arctan2(z, scale) / quarter, lambda p: scale * jnp.tan(quarter * p))

@@ -18,7 +18,7 @@ import numpy as np
 
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.reference import support_ends
-from numpyro_kaem._densities.tails import mass_below, survival
+from numpyro_kaem._densities.reference_tails import mass_below, survival
 from numpyro_kaem._numerics.grid import Grid
 from numpyro_kaem._numerics.quadrature import GaussLegendre, QuadratureRule
 from numpyro_kaem.energies import Basis

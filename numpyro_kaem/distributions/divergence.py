@@ -14,7 +14,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro_kaem._compilation.entry_points import compiled
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.moments import expectation
-from numpyro_kaem._densities.tails import tail_quantile
+from numpyro_kaem._densities.reference_tails import tail_quantile
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
 from numpyro_kaem._numerics.quadrature import GaussLegendre
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import PyTree
 
-from numpyro_kaem._densities.tails import mass_below
+from numpyro_kaem._densities.reference_tails import mass_below
 from numpyro_kaem._numerics.grid import Grid
 from numpyro_kaem.distributions.truncated import LearnedDistribution
 

@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.infer.reparam import Reparam
 
-from numpyro_kaem._densities.symmetric_tails import Tails
-from numpyro_kaem._densities.tails import mass_below, survival, tail_quantile, tails_of
+from numpyro_kaem._densities.reference_tails import mass_below, survival, tail_quantile, tails_of
+from numpyro_kaem._densities.tails import Tails
 
 
 class ICDFReparam(Reparam):

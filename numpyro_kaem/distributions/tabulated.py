@@ -15,8 +15,8 @@ from numpyro_kaem._densities import masses
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.moments import entropy, mean_and_variance
 from numpyro_kaem._densities.quantiles import draw, icdf
-from numpyro_kaem._densities.symmetric_tails import Tails
-from numpyro_kaem._densities.tails import tails_of
+from numpyro_kaem._densities.reference_tails import tails_of
+from numpyro_kaem._densities.tails import Tails
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
 from numpyro_kaem.checks import check_key
 

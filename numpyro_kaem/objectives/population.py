@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.chains import half_spread
 from numpyro_kaem.posterior.kernel import Kernel, ProposalKernel, Tuning
-from numpyro_kaem.posterior.moves import move_or_draw, move_or_place, propose_swaps
+from numpyro_kaem.posterior.moves import move_or_draw, move_or_place
 from numpyro_kaem.posterior.particles import Settings, at_prior, to_next_rung
+from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Point, Target
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 

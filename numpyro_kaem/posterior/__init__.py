@@ -20,7 +20,8 @@ result: What a posterior sampler returns
 comparison: Models of the same data, compared by their evidence
 ladder: Temperature ladders between the prior (t = 0) and the posterior (t = 1)
 run_checkpoints: Checkpoints of a sampler's run, with which the same call goes on after Ctrl-C or the end of its process
-moves: One step of a datum's chains at all rungs, and swaps between rungs: what samplers and training objectives share
+moves: One step of a datum's chains at all rungs: what samplers and training objectives share
+swaps: Swaps between the rungs of a ladder: what samplers and training objectives share
 chains: The population of chains behind `Langevin` and `ParallelTempering`, as compiled functions of arrays
 particles: The particles behind `TemperedSMC`, as compiled functions of arrays
 sampler: What posterior samplers share: how they are called, and how a run takes its data in chunks and survives Ctrl-C

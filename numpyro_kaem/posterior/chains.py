@@ -16,7 +16,8 @@ from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.kernel import Kernel, Tuning
-from numpyro_kaem.posterior.moves import move_or_draw, propose_swaps
+from numpyro_kaem.posterior.moves import move_or_draw
+from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
 
 # Draws of a datum whose spread is the first preconditioner.

@@ -1,4 +1,4 @@
-"""One step of a datum's chains at all rungs, and swaps between rungs: what samplers and training objectives share.
+"""One step of a datum's chains at all rungs: what samplers and training objectives share.
 
 Axes are B data, C chains, K rungs, in this order.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,34 +80,3 @@ def _over_states(move: Callable, batch_size: int, of_states: tuple, of_rungs: tu
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (*of_states, *of_rungs))
     moved = map_batched(move, batch_size, *flat)
     return jax.tree.map(lambda x: x.reshape(num_chains, num_rungs, *x.shape[1:]), moved)
-
-
-class Swap(NamedTuple):
-    """An attempt to exchange neighbouring rungs; `exchange` applies it to an array `(B, C, K, ...)`."""
-
-    exchange: Callable[[Array], Array]
-    probability: Float[Array, "B C pairs"]
-    is_turn: Bool[Array, " pairs"]
-
-
-def propose_swaps(
-    keys: Array, log_likelihood: Float[Array, "B C K"], temperatures: Array, attempt: Array, is_due: Array
-) -> Swap:
-    """Exchange neighbouring rungs, even pairs and odd pairs in turn, by each datum's and chain's own choice."""
-    low, high = log_likelihood[..., :-1], log_likelihood[..., 1:]
-    # A chain of likelihood zero belongs at the lower rung, whatever is there.
-    difference = jnp.where(high == -jnp.inf, jnp.inf, low - high)
-    log_ratio = jnp.diff(temperatures) * difference
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, log_ratio.shape[1:], log_ratio.dtype))(keys)
-    is_turn = (jnp.arange(log_ratio.shape[-1]) % 2 == attempt % 2) & is_due
-    swapped = is_turn & (jnp.log(uniform) < log_ratio)
-    none = jnp.zeros((*swapped.shape[:-1], 1), bool)
-    up, down = jnp.concatenate([swapped, none], -1), jnp.concatenate([none, swapped], -1)
-
-    def exchange(x):
-        def like(mask):
-            return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-
-        return jnp.where(like(up), jnp.roll(x, -1, 2), jnp.where(like(down), jnp.roll(x, 1, 2), x))
-
-    return Swap(exchange, jnp.exp(jnp.minimum(log_ratio, 0.0)), is_turn)

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from numpyro_kaem._densities.symmetric_tails import (
+from numpyro_kaem._densities.tails import (
     LAPLACE,
     CauchyTails,
     LaplaceTails,
