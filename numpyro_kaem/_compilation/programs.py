@@ -82,11 +82,11 @@ def passes_once(key: Hashable, check: Callable[[], None]) -> None:
 class _Program:
     """A compiled program as a function of pytrees; `executable` is JAX's, which tells what it costs."""
 
-    def __init__(self, executable: Any, outputs: Any):
-        self.executable, self._outputs = executable, outputs
+    def __init__(self, executable: Any):
+        self.executable = executable
 
     def __call__(self, *args: Any) -> Any:
-        return jax.tree.unflatten(self._outputs, self.executable(*_arrays(args)))
+        return self.executable(*_arrays(args))
 
 
 class _Reusable:
@@ -106,26 +106,20 @@ class _Reusable:
         """The program for arguments like these, compiled if there is none."""
         raise NotImplementedError
 
-    def _trace(self, args: tuple) -> tuple[Any, Any]:
-        """What JAX has traced, of the array leaves of the arguments, and the structure of the results."""
+    def _trace(self, args: tuple) -> Any:
+        """What JAX has traced, of the array leaves of the arguments."""
         arrays, static = eqx.partition(args, eqx.is_array)
         leaves, structure = _arrays(args), jax.tree.structure(arrays)
         sizes = [len(jax.tree.leaves(part)) for part in arrays]
         first = len(leaves) if self.first_donated is None else sum(sizes[: self.first_donated])
-        outputs = []
 
         def run(*leaves):
-            results = self.function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
-            outputs.append(jax.tree.structure(results))
-            return jax.tree.leaves(results)
+            return self.function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
 
         run.__name__ = self.function.__name__  # by which JAX's logs and profiles call the program
         donated = tuple(range(first, len(leaves)))
         jitted = jax.jit(run, donate_argnums=donated, compiler_options=known_options(self.compiler_options))
-        return jitted.trace(*leaves), outputs[-1]
-
-    def _compile(self, traced: Any, outputs: Any) -> Callable:
-        return _Program(traced.lower().compile(), outputs)
+        return jitted.trace(*leaves)
 
 
 class jit_by_program(_Reusable):
@@ -136,10 +130,10 @@ class jit_by_program(_Reusable):
 
     def compiled(self, *args: Any) -> Callable:
         """Trace the function; the program of what was traced."""
-        traced, outputs = self._trace(args)
+        traced = self._trace(args)
         options = self.first_donated, tuple(sorted((self.compiler_options or {}).items()))
-        key = fingerprint(traced.jaxpr), outputs, _where(args), options
-        return _PROGRAMS.get(key, lambda: self._compile(traced, outputs))
+        key = fingerprint(traced.jaxpr), jax.tree.structure(traced.out_info), _where(args), options
+        return _PROGRAMS.get(key, lambda: _Program(traced.lower().compile()))
 
 
 class jit_by_value(_Reusable):
@@ -161,7 +155,7 @@ class jit_by_value(_Reusable):
         values = tuple(jax.typeof(leaf) if eqx.is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
         wide = jnp.result_type(float)  # the type of Python's numbers among the static leaves
         key = self.function, structure, values, _where(args), wide
-        return _PROGRAMS.get(key, lambda: self._compile(*self._trace(args)))
+        return _PROGRAMS.get(key, lambda: _Program(self._trace(args).lower().compile()))
 
 
 def is_known_by_value(leaf: Any) -> bool:

@@ -95,7 +95,7 @@ def _take_steps(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, A
         return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings)
 
     with spreading(by_datum):
-        state, *others = stepper.run(state, records, order, first, last, data, kwargs, cut, place)
+        state, *others = stepper.run(state, records, (order, first, last), data, kwargs, cut, place)
     if by_datum is not None:
         others = jax.lax.with_sharding_constraint(others, replicated)
     return place(state), *others

@@ -90,18 +90,18 @@ class Stepper(NamedTuple):
         self,
         state: TrainState,
         records: dict[str, Array],
-        order: Int[Array, "num_steps batch_size"],
-        first: Array,
-        last: Array,
+        steps: tuple[Int[Array, "num_steps batch_size"], Array, Array],
         data: tuple,
         kwargs: dict,
         cut: Callable[[tuple, Array], tuple],
         place: Callable[[TrainState], TrainState],
     ) -> tuple[TrainState, dict[str, Array], Array]:
-        """Take the steps `first` to `last` of an epoch, or up to too many bad ones; returns the next step's number too.
+        """Take some steps of an epoch, or up to too many bad ones; returns the next step's number too.
 
-        The bounds are values, so that one compiled program serves epochs that are broken off anywhere.
+        `steps` are the rows of all steps, and the numbers of the first to take and of the one after the last. The
+        bounds are values, so that one compiled program serves epochs that are broken off anywhere.
         """
+        order, first, last = steps
         svi = self.svi(state, cut(data, order[0]), kwargs)
 
         def goes_on(carry):
