@@ -283,8 +283,8 @@ def test_swaps_and_resampling_never_mix_data():
 
 @pytest.mark.parametrize(
     ("make", "small"),
-    [(tempering, 5), (tempering, 1), (smc, 60)],
-    ids=["parts of a datum", "state by state", "parts of a run"],
+    [(tempering, 5), (smc, 60)],
+    ids=["parts of a datum", "parts of a run"],
 )
 @pytest.mark.slow
 def test_chunks_do_not_change_the_result(x64, make, small):
