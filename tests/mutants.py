@@ -721,7 +721,7 @@ MUTANTS = [
         "training/feeds.py",
         "for number in range(used):",
         "for number in range(0 * used):",
-        "test_training_streams.py::test_steps_per_epoch_cut_a_stream_and_ctrl_c_in_an_epoch_is_made_good",
+        "test_training_streams.py::test_what_goes_wrong_in_a_stream_costs_no_step_before_it",
     ),
     Mutant(
         "a resumed run begins its epoch anew",
