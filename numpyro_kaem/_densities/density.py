@@ -58,21 +58,14 @@ class Density(eqx.Module):
         cls, energy: UnivariateEnergy, reference: dist.Distribution, quadrature: QuadratureRule | None = None
     ) -> Density:
         """Tilt a reference, or raise an error that says what does not fit."""
-        if not isinstance(energy, UnivariateEnergy):
-            raise TypeError(f"energy must be a UnivariateEnergy, got {energy!r}; make one with UnivariateEnergy.init")
+        if not isinstance(energy, UnivariateEnergy) or not isinstance(reference, dist.Distribution):
+            raise TypeError(
+                f"energy must be a UnivariateEnergy and reference a NumPyro distribution, got {energy!r} and {reference!r}"
+            )
         check_half_precision(energy)
-        if quadrature is not None and not isinstance(quadrature, QuadratureRule):
-            raise TypeError(f"quadrature must be a rule such as GaussLegendre() or Trapezoid(), got {quadrature!r}")
-        reference_shape = getattr(reference, "batch_shape", ())
         if isinstance(reference, dist.ExpandedDistribution):
             reference = reference.base_dist  # an ExpandedDistribution hides cdf and icdf
         has_icdf = check_reference(reference)
-        try:
-            jnp.broadcast_shapes(energy.batch_shape, reference_shape)
-        except ValueError as error:
-            raise ValueError(
-                f"the energy's batch shape {energy.batch_shape} and the reference's {reference_shape} must broadcast"
-            ) from error
         dtype, ends = energy.coefficients.dtype, energy.basis.domain
         if not any(isinstance(end, core.Tracer) for end in ends):
             bounds = np.broadcast_arrays(*ends, *support_ends(reference))

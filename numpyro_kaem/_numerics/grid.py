@@ -77,12 +77,8 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
         "domain must be (low, high), two finite numbers (or arrays of the energy's batch shape) with low < high, "
         f"got {domain!r}"
     )
-    if not isinstance(domain, tuple | list) and not hasattr(domain, "shape"):
-        raise ValueError(message)
     try:
         low, high = domain
-        if any(isinstance(end, bool) for end in domain):
-            raise ValueError(message)
         if all(np.ndim(end) == 0 for end in domain):
             low, high = (end if isinstance(end, core.Tracer) else np.asarray(end).item() for end in domain)
         ends = array_module(low, high).stack(array_module(low, high).broadcast_arrays(low, high), axis=-1)
@@ -92,7 +88,9 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
 
 
 def check_increasing(points: ArrayLike, message: str) -> Grid:
-    """The grid of points that are finite and increase in JAX's default dtype; others raise an error."""
+    """The grid of two points or more that are finite and increase in JAX's default dtype, or an error."""
+    if np.ndim(points) == 0 or np.shape(points)[-1] < 2:
+        raise ValueError(message)
     if not isinstance(points, core.Tracer):
         values, info = np.asarray(points), jnp.finfo(jnp.result_type(float))
         is_real = any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.integer, jnp.floating))

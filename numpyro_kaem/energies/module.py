@@ -126,7 +126,7 @@ def adapt_svi_grid(
     """
     site, grid_site = f"{name}$params", f"{name}$grid"
     params, mutable_state = svi.get_params(state), state.mutable_state or {}
-    if site not in params or grid_site not in mutable_state:
+    if grid_site not in mutable_state:
         found = sorted(key.removesuffix("$grid") for key in mutable_state if key.endswith("$grid"))
         raise ValueError(f"name must be that of an energy_module of the model, one of {found}, got {name!r}")
     step, optimizer_state = state.optim_state
