@@ -14,7 +14,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.primitives import mutable
 
-from numpyro_kaem.energies.adaptation import per_batch_element, with_points
+from numpyro_kaem.energies.adaptation import movable_points, with_points
 from numpyro_kaem.energies.energy import UnivariateEnergy
 
 # What Optax's optimisers call their running averages and sums of squared gradients.
@@ -56,7 +56,9 @@ def energy_module(name: str, energy: UnivariateEnergy) -> UnivariateEnergy:
     """
     params, static = eqx.partition(energy, eqx.is_inexact_array)
     params = numpyro.param(f"{name}$params", lambda _: params)
-    grid = mutable(f"{name}$grid", {"points": _initial_points(energy)})
+    points = jnp.asarray(movable_points(energy.basis), energy.coefficients.dtype)
+    batch_shape = energy.basis.grid.batch_shape or energy.batch_shape
+    grid = mutable(f"{name}$grid", {"points": jnp.broadcast_to(points, (*batch_shape, points.shape[-1]))})
     return _on(eqx.combine(params, static), grid["points"])
 
 
@@ -177,12 +179,6 @@ def _learned(energy: UnivariateEnergy, like: PyTree) -> PyTree:
     """The weights of an energy, as its parameter site has them."""
     weights = eqx.filter(energy, eqx.is_inexact_array)
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(weights))
-
-
-def _initial_points(energy: UnivariateEnergy) -> Array:
-    basis = energy.basis
-    points = per_batch_element(basis, basis.grid.batch_shape or energy.batch_shape).grid
-    return jnp.asarray(points.points, energy.coefficients.dtype)
 
 
 def _on(energy: UnivariateEnergy, points: Any) -> UnivariateEnergy:
