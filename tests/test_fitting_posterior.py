@@ -350,7 +350,7 @@ def test_what_is_no_posterior_is_refused():
         KAPrior.from_posterior(np.ones((4, 10)), "beta")
     with pytest.raises(ValueError, match=r"variable 'beta' must have leading axes \(chain, draw\), got shape \(10,\)"):
         KAPrior.from_posterior({"beta": np.ones(10)}, "beta")
-    with pytest.raises(ValueError, match="size 20 and .* size 30"):
+    with pytest.raises(ValueError, match=r"size 20 and .* size 30"):
         KAPrior.from_posterior({"a": np.ones((2, 10)), "b": np.ones((2, 15))}, ["a", "b"])
     prior_only = {"prior": {"beta": np.ones((1, 10))}}
     idata = az.from_dict(prior_only) if not az.__version__.startswith("0.") else az.from_dict(prior=prior_only["prior"])

@@ -59,9 +59,8 @@ class Density(eqx.Module):
     ) -> Density:
         """Tilt a reference, or raise an error that says what does not fit."""
         if not isinstance(energy, UnivariateEnergy) or not isinstance(reference, dist.Distribution):
-            raise TypeError(
-                f"energy must be a UnivariateEnergy and reference a NumPyro distribution, got {energy!r} and {reference!r}"
-            )
+            given = f"{energy!r} and {reference!r}"
+            raise TypeError(f"energy must be a UnivariateEnergy and reference a NumPyro distribution, got {given}")
         check_half_precision(energy)
         if isinstance(reference, dist.ExpandedDistribution):
             reference = reference.base_dist  # an ExpandedDistribution hides cdf and icdf
