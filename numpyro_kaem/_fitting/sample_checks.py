@@ -27,7 +27,7 @@ def of_coordinate(index: Any) -> str:
     return f" of coordinate {index[0] if len(index) == 1 else index}" if index else ""
 
 
-def coordinates(wrong: np.ndarray, batch_shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
+def coordinates(wrong: ArrayLike, batch_shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
     """The number of each coordinate that is wrong, and where it is, in words."""
     for at in np.flatnonzero(wrong):
         yield int(at), of_coordinate(np.unravel_index(at, batch_shape))
