@@ -611,7 +611,7 @@ def test_where_there_is_no_density_next_to_none_is_left():
             (0.0, 1.0),
             {},
             ValueError,
-            r"fn must return an array of the shape of its argument",
+            r"fn must take an array of points, here of shape \(\d+,\), and return an array of that shape",
         ),
         (lambda z: -(z**2), (1.0, 0.0), {}, ValueError, r"domain must be"),
         (lambda z: -(z**2), (0.0, 1.0), {"basis": RBF(5, (0.0, 2.0))}, ValueError, r"basis must have the domain"),

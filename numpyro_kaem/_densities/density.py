@@ -105,7 +105,6 @@ class Density(eqx.Module):
 
     @property
     def dtype(self):
-        """The dtype in which densities are computed."""
         return self.energy.coefficients.dtype
 
     @property
@@ -129,7 +128,6 @@ class Density(eqx.Module):
 
     @property
     def support(self):
-        """The reference's support."""
         return self.reference.support
 
     @property
@@ -158,7 +156,6 @@ class Density(eqx.Module):
 
     @property
     def panels(self) -> Panels:
-        """The quadrature panels of the body."""
         low, high = self._support_bounds
         if isinstance(self.reference, dist.Uniform):  # flat up to its ends
             low, high = -np.inf, np.inf

@@ -41,7 +41,6 @@ from numpyro_kaem._fitting.sample_checks import (
 from numpyro_kaem._fitting.smoothing import fit_penalised, penalty_axes
 from numpyro_kaem._fitting.ties import untie
 from numpyro_kaem._numerics.quadrature import QuadratureRule
-from numpyro_kaem.checks import broadcasts
 from numpyro_kaem.energies import Basis, BSpline
 from numpyro_kaem.energies.energy import UnivariateEnergy
 
@@ -237,20 +236,14 @@ def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndar
     """The log-density at the nodes, checked, with points of no density raised to a floor."""
     points = nodes.T.reshape(-1, *batch_shape)
     try:
-        values = real_array("what fn returns", fn(points))
+        values = np.broadcast_to(real_array("what fn returns", fn(points)), points.shape)
     except (TypeError, ValueError) as error:
         error.add_note(
-            f"fn must take an array of points, here of shape {points.shape}, and return their log-densities: one that "
-            "takes single numbers only is to be written with NumPy (np.log for math.log, np.where for if), or given as "
-            "np.vectorize(fn)"
+            f"fn must take an array of points, here of shape {points.shape}, and return an array of that shape: one "
+            "that takes single numbers only is to be written with NumPy (np.log for math.log, np.where for if), or "
+            "given as np.vectorize(fn); for a batch of densities give batch_shape, or a domain of arrays"
         )
         raise
-    if not broadcasts(values.shape, points.shape):
-        raise ValueError(
-            f"fn must return an array of the shape of its argument, {points.shape}, got {values.shape}; for a batch "
-            "of densities give batch_shape, or a domain of arrays of the batch shape"
-        )
-    values = np.broadcast_to(values, points.shape)
     largest = values.max(axis=0)
     wrong = np.isnan(values) | np.isposinf(values) | np.isneginf(largest)
     if wrong.any():

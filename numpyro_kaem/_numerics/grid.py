@@ -52,7 +52,6 @@ class Grid(eqx.Module):
 
     @property
     def num_points(self) -> int:
-        """Number of points."""
         return len(self.shared) if self.bits is None else self.bits.shape[-1]
 
     @property

@@ -126,11 +126,7 @@ class Trapezoid(QuadratureRule):
     """
 
     panels_per_interval: int = 64
-
-    @property
-    def nodes_per_panel(self) -> int:  # type: ignore[override]  # other rules have it as a field
-        """Two: the ends of the panel."""
-        return 2
+    nodes_per_panel = 2  # the ends of the panel; no field, as it is of other rules
 
     @property
     def unit_nodes(self) -> np.ndarray:
