@@ -218,9 +218,10 @@ class KAPrior(LearnedDistribution):
             A prior of the batch shape, in JAX's default floating-point dtype.
 
         Raises:
-            TypeError: if fn cannot be called, or takes single numbers only, or arguments are traced or of another type.
+            TypeError: if fn cannot be called, or arguments are traced or of another type.
             ValueError: if fn is NaN or infinite somewhere on the domain, or -inf everywhere, or returns an array of
-                another shape; for a domain that is not low < high.
+                another shape; for a domain that is not low < high. An error of fn itself has a note that says how to
+                write one that takes single numbers only.
 
         Example:
             ```python
