@@ -54,12 +54,11 @@ def energy_module(name: str, energy: UnivariateEnergy) -> UnivariateEnergy:
                 numpyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
         ```
     """
-    params, static = eqx.partition(energy, eqx.is_inexact_array)
-    params = numpyro.param(f"{name}$params", lambda _: params)
+    params = numpyro.param(f"{name}$params", lambda _: eqx.filter(energy, eqx.is_inexact_array))
     points = jnp.asarray(movable_points(energy.basis), energy.coefficients.dtype)
     batch_shape = energy.basis.grid.batch_shape or energy.batch_shape
     grid = mutable(f"{name}$grid", {"points": jnp.broadcast_to(points, (*batch_shape, points.shape[-1]))})
-    return _on(eqx.combine(params, static), grid["points"])
+    return _energy(energy, params, grid["points"])
 
 
 def adapt_svi_grid(
@@ -169,17 +168,13 @@ def on_adapted_grid(
     return params | {site: _learned(moved, params[site])}
 
 
-def _energy(energy: UnivariateEnergy, learned: PyTree, points: Array) -> UnivariateEnergy:
+def _energy(energy: UnivariateEnergy, learned: PyTree, points: Any) -> UnivariateEnergy:
     """The energy with other weights, on another grid."""
-    static = eqx.filter(energy, eqx.is_inexact_array, inverse=True)
-    return _on(eqx.combine(learned, static), points)
+    energy = eqx.combine(learned, eqx.filter(energy, eqx.is_inexact_array, inverse=True))
+    return eqx.tree_at(lambda f: f.basis, energy, with_points(energy.basis, jnp.asarray(points)))
 
 
 def _learned(energy: UnivariateEnergy, like: PyTree) -> PyTree:
     """The weights of an energy, as its parameter site has them."""
     weights = eqx.filter(energy, eqx.is_inexact_array)
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(weights))
-
-
-def _on(energy: UnivariateEnergy, points: Any) -> UnivariateEnergy:
-    return eqx.tree_at(lambda f: f.basis, energy, with_points(energy.basis, jnp.asarray(points)))
