@@ -108,16 +108,15 @@ def fit_samples(
     )
     coarse, fine = Families(density), Families(density, density.rule)
     check_reference_mass(fine.reference_mass, density)
+    penalised, breakpoints, placed = basis, fine.breakpoints, samples
     if basis is None:  # in the coordinate in which its knots are even
-        places = np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
-        even = [
+        penalised, places = BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
+        placed = [
             sample._replace(points=np.interp(sample.points, knots, places))
-            for sample, knots in zip(samples, fine.breakpoints, strict=True)
+            for sample, knots in zip(samples, breakpoints, strict=True)
         ]
-        scale = np.array([sample.moments()[1] for sample in even])
-        axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
-    else:
-        axes = penalty_axes(basis, fine.breakpoints, np.array([sample.moments()[1] for sample in samples]))
+        breakpoints = np.tile(places, (len(samples), 1))
+    axes = penalty_axes(penalised, breakpoints, np.array([sample.moments()[1] for sample in placed]))
     fit = fit_penalised(coarse, fine, samples, num_folds, smoothness, axes)
     check_fit(fit, density, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))

@@ -124,10 +124,10 @@ def search(points: Array, z: Array, batch_shape: tuple[int, ...]) -> Array:
     Points have the shape (*batch, num_points), z has sample_shape + batch_shape, with which that batch broadcasts.
     """
     num_cells = points.shape[-1] - 1
-    depth = max(num_cells - 1, 0).bit_length()
+    depth = (num_cells - 1).bit_length()
 
     def halve(level, index):
-        candidate = index + (2 ** (depth - 1) >> level if depth else 0)
+        candidate = index + (2**depth >> (level + 1))
         inside = candidate < num_cells
         candidate = jnp.minimum(candidate, num_cells - 1)
         return jnp.where(inside & (look_up(points, candidate, batch_shape) <= z), candidate, index)
