@@ -330,6 +330,8 @@ def _check_samples(
         raise ValueError(f"uniform_fraction must be a number above 0 and at most 1, got {uniform_fraction!r}")
     z = jnp.asarray(z)
     weights = jnp.ones(()) if weights is None else jnp.asarray(weights)
+    if jnp.iscomplexobj(z) or jnp.iscomplexobj(weights):
+        raise TypeError(f"z and weights must be real numbers, got dtypes {z.dtype} and {weights.dtype}")
     batch_shape, grid_shape = energy.batch_shape, energy.basis.grid.batch_shape
     fits = z.ndim == len(batch_shape) + 1 and broadcasts(z.shape[1:], batch_shape)
     if not fits or not broadcasts(grid_shape, z.shape[1:]) or z.shape[0] == 0:
