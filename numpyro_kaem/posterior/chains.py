@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior.kernel import Kernel, Tuning
+from numpyro_kaem.posterior.kernel import Kernel, Tuning, choose
 from numpyro_kaem.posterior.moves import move_or_draw
 from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
@@ -173,15 +173,10 @@ def advance(
         steps = p.steps + 1
         averaging, step_size, moments = p.averaging, p.step_size, p.moments
         if kernel.adapts_step_size or kernel.precondition:
-            moments = jax.tree.map(
-                lambda new, old: jnp.where(adapting, new, old), _add(moments, p.points.position), moments
-            )
+            moments = choose(adapting, _add(moments, p.points.position), moments)
         if kernel.adapts_step_size:
-            averaging = jax.tree.map(
-                lambda new, old: jnp.where(adapting, new, old),
-                update_average(averaging, kernel.target_acceptance - acceptance),
-                averaging,
-            )
+            updated = update_average(averaging, kernel.target_acceptance - acceptance)
+            averaging = choose(adapting, updated, averaging)
             largest = kernel.largest_step_size(target.dim)
             step_size = jnp.where(adapting, jnp.minimum(jnp.exp(averaging.log_x), largest), step_size)
         index = jnp.maximum(i, 0) // thin
@@ -247,8 +242,7 @@ def end_warmup(kernel: Kernel, state: ChainState) -> ChainState:
     """Freeze the average of the step sizes."""
     if kernel.adapts_step_size:
         largest = kernel.largest_step_size(state.scale.shape[-1])
-        step_size = jnp.minimum(jnp.exp(state.averaging.log_x_avg), largest)
-        state = state._replace(step_size=step_size)
+        state = state._replace(step_size=jnp.minimum(jnp.exp(state.averaging.log_x_avg), largest))
     return _reset(state)
 
 

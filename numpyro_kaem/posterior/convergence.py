@@ -26,7 +26,7 @@ def rank_rhat(series: Float[np.ndarray, "num_data num_chains num_draws *element"
     halves = np.concatenate([chains[:, :, :half], chains[:, :, -half:]], axis=1)
     flat = np.moveaxis(halves, -1, 1).reshape(num_data, -1, 2 * num_chains * half)
     folded = np.abs(flat - np.median(flat, -1, keepdims=True))
-    rhat = np.maximum(*(_split_rhat(_normal_scores(x), 2 * num_chains) for x in (flat, folded)))
+    rhat = np.maximum(*(_rhat(_normal_scores(x), 2 * num_chains) for x in (flat, folded)))
     moves = np.ptp(flat, axis=-1) > 0
     return np.where(moves, rhat, 1.0).max(1, initial=1.0)
 
@@ -39,14 +39,12 @@ def _normal_scores(values: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "
     return ndtri((rankdata(values, axis=-1) - 0.375) / (values.shape[-1] + 0.25))
 
 
-def _split_rhat(values: Float[np.ndarray, "*batch n"], num_chains: int) -> Float[np.ndarray, "*batch"]:
+def _rhat(values: Float[np.ndarray, "*batch n"], num_chains: int) -> Float[np.ndarray, "*batch"]:
+    from numpyro.diagnostics import gelman_rubin
+
     chains = values.reshape(*values.shape[:-1], num_chains, -1)
-    num_draws = chains.shape[-1]
-    within = chains.var(-1, ddof=1).mean(-1)
-    between = chains.mean(-1).var(-1, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rhat = np.sqrt((num_draws - 1) / num_draws + between / within)
-    # Halves that stand still at different places.
+    rhat = gelman_rubin(np.moveaxis(chains, (-2, -1), (0, 1)))
+    # Halves that stand still at one place.
     return np.where(np.isnan(rhat), 1.0, rhat)
 
 

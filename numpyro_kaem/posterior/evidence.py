@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -140,12 +141,8 @@ def _std_error(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Fl
 
 def finite_std(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """Standard deviation of what is finite, NaN where nothing is."""
-    finite = np.isfinite(values)
-    values = np.where(finite, values, 0.0).astype(float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        count = finite.sum(axis, keepdims=True)
-        squares = np.where(finite, (values - values.sum(axis, keepdims=True) / count) ** 2, 0.0)
-        return np.sqrt(squares.sum(axis) / count.squeeze(axis))
+    with warnings.catch_warnings(action="ignore"):
+        return np.nanstd(np.where(np.isfinite(values), values.astype(float), np.nan), axis)
 
 
 def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:

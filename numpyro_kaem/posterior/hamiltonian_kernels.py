@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_density
 
 
@@ -28,8 +27,8 @@ class _Hamiltonian(Kernel):
 
         temperature, step_size, scale = tuning
         state = HMCState(point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale)
-        mass = jnp.ones_like(point.position)
-        new, info = kernel(key, state, scaled_log_density(tuning, evaluate), step_size, mass, length)
+        log_density, mass = scaled_log_density(tuning, evaluate), jnp.ones_like(point.position)
+        new, info = kernel(key, state, log_density, step_size, mass, length)
         moved = jnp.any(new.position != state.position)
         return Move(
             choose(moved, evaluate(new.position * scale), point),
@@ -92,10 +91,6 @@ class HMC(_Hamiltonian):
     num_integration_steps: int = 8
     target_acceptance: ClassVar[float | None] = 0.651
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_count("num_integration_steps", self.num_integration_steps, 1)
-
     def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import hmc
 
@@ -134,10 +129,6 @@ class NUTS(_Hamiltonian):
 
     max_num_doublings: int = 8
     target_acceptance: ClassVar[float | None] = 0.8
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_count("max_num_doublings", self.max_num_doublings, 1)
 
     def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import nuts

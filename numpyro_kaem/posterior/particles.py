@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.posterior.chains import AT_START, Problem
-from numpyro_kaem.posterior.kernel import Evaluate, Kernel, Move, Tuning
+from numpyro_kaem.posterior.kernel import Evaluate, Kernel, Move, Tuning, choose
 from numpyro_kaem.posterior.target import Flaws, Point, count_invalid, fenced, map_batched, tempered
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
@@ -138,8 +138,7 @@ def advance(
     def of_run(key, row, state, tuning):
         evaluate = fenced(partial(target.evaluate, row=row), number)
         new, rung = to_next_rung(key, number, evaluate, settings, state, tuning)
-        done = state.temperature >= 1.0
-        return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, state), rung
+        return choose(state.temperature >= 1.0, state, new), rung
 
     def of_datum(keys, row, state, tuning):
         of_runs = partial(of_run, row=row, tuning=tuning)

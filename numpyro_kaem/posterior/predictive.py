@@ -34,7 +34,7 @@ def prior_draws(
         def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
             return latent_model.sample_prior(args[0], num_samples, *args[1])
 
-        return jax.lax.map(of_datum, (keys, _rows(latent_model)), batch_size=batch_size)
+        return jax.lax.map(of_datum, (keys, rows_by_datum(latent_model)), batch_size=batch_size)
 
     return run_with(latent_model, draws_from_prior, jax.random.split(key, latent_model.num_data))
 
@@ -150,7 +150,7 @@ def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) ->
     return constants
 
 
-def _rows(latent_model: LatentModel) -> tuple:
+def rows_by_datum(latent_model: LatentModel) -> tuple:
     """The positional data with the data axis first, also where the whole data set is one datum."""
     rows = latent_model.rows
     return jax.tree.map(lambda leaf: leaf[None], rows) if latent_model.plate is None else rows
@@ -167,7 +167,7 @@ def _map_draws(
     num_data, num_draws = next(iter(latents.values())).shape[:2]
 
     def at_every_draw(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
-        rows = _rows(latent_model)
+        rows = rows_by_datum(latent_model)
 
         def of_pair(args: tuple[Array, dict[str, Array], Array]) -> Any:
             key, z, index = args

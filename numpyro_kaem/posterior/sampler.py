@@ -22,6 +22,7 @@ from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.diagnostics import check_call, check_observations
 from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
+from numpyro_kaem.posterior.predictive import rows_by_datum
 from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
@@ -43,8 +44,13 @@ class Sampler(ByValue):
     progress: bool
 
     def __post_init__(self):
-        if self.chunk_size is not None:
-            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
+        self._set_counts(chunk_size=1)
+
+    def _set_counts(self, **minima: int) -> None:
+        """Set fields that are not None to whole numbers, of at least so much."""
+        for name, minimum in minima.items():
+            if getattr(self, name) is not None:
+                self._set(**{name: check_count(name, getattr(self, name), minimum)})
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -165,9 +171,7 @@ class ChunkedSampler(Sampler):
         problem = Problem(latent_model, batch_size)
         target = problem.target(self.kernel)
         settings = self._settings(target, batch_size)
-        num_data, rows = target.latent_model.num_data, target.latent_model.rows
-        if target.latent_model.plate is None:  # the whole data set is one datum
-            rows = jax.tree.map(lambda leaf: leaf[None], rows)
+        num_data, rows = target.latent_model.num_data, rows_by_datum(target.latent_model)
         keys = jax.random.split(key, (num_data, *self._keys_shape))
         size = num_data
         if self.chunk_size is not None:

@@ -15,19 +15,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior import chains
+from numpyro_kaem.posterior import chains, diagnostics
 from numpyro_kaem.posterior.chains import ChainState, Settings
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, has_two_lumps
-from numpyro_kaem.posterior.diagnostics import (
-    check_draws_are_inside,
-    check_log_likelihood,
-    warn_if_chains_disagree,
-    warn_if_impossible,
-    warn_if_in_lumps,
-    warn_if_outside,
-)
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
@@ -68,9 +59,9 @@ class ChainSampler(ChunkedSampler):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_steps", "num_chains", "thin"):
-            self._set(**{name: check_count(name, getattr(self, name), 1)})
-        self._set(warmup=self.num_steps if self.warmup is None else check_count("warmup", self.warmup, 0))
+        self._set(ladder=as_ladder(self.ladder))
+        self._set_counts(num_steps=1, swap_every=1, num_chains=1, warmup=0, thin=1)
+        self._set(warmup=self.num_steps if self.warmup is None else self.warmup)
         if self.warmup == 0 and self.kernel.adapts_step_size:
             raise ValueError(
                 "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
@@ -98,9 +89,9 @@ class ChainSampler(ChunkedSampler):
         settings, encoder = chunk.settings
         given = chunk.problem, settings, chunk.rows, chunk.keys
         state, flaws = chains.start(*given, encoder)
-        check_draws_are_inside(flaws, chunk.target)
+        diagnostics.check_draws_are_inside(flaws, chunk.target)
         source = "prior" if encoder is None else "guide"
-        check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
+        diagnostics.check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
         state, done, _ = chunk.at(state)
         steps = 0
         for number, (first, last, end) in enumerate(self._stretches()):
@@ -122,9 +113,8 @@ class ChainSampler(ChunkedSampler):
         if num_draws < MIN_DRAWS and not is_whole:
             return None, False
         latents = chains.latents_along(chunk.problem, self.kernel, chunk.rows, state.positions[:, :, :num_draws])
-        names = Recorded._fields[2:]
-        log_likelihood = state.log_likelihood[:, :, :num_draws]
-        recorded = Recorded(latents, log_likelihood, *(getattr(state, name) for name in names))
+        statistics = (getattr(state, name) for name in Recorded._fields[2:])
+        recorded = Recorded(latents, state.log_likelihood[:, :, :num_draws], *statistics)
         return jax.device_get(recorded), is_whole
 
     def _stretches(self) -> Iterator[tuple[int, int, Callable | None]]:
@@ -170,23 +160,21 @@ class ChainSampler(ChunkedSampler):
             }
         at_one = log_likelihood[..., -1].reshape(num_data, -1)
         impossible = np.all(at_one == -np.inf, axis=1)
-        warn_if_impossible(impossible, "at every draw", latent_model)
+        diagnostics.warn_if_impossible(impossible, "at every draw", latent_model)
         elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
         rung_ess = np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1)
         ess = np.min([rung_ess[:, -1], *(chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1]))], axis=0)
         # One chain that never moved is one draw.
         stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
         ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
-        best = evidence.get("steppingstone")
         # Where the likelihood is zero is the way of a chain to the posterior, and no part of it.
         possible = at_one > -np.inf
-        warn_if_outside(~possible & ~impossible[:, None])
-        log_weights = np.where(possible | impossible[:, None], 0.0, -np.inf)
-        if best is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                log_weights = log_weights + (best.log_evidence - np.log(possible.mean(1)))[:, None]
-                log_weights = np.where(impossible[:, None], -np.inf, log_weights)
-        with np.errstate(invalid="ignore"):
+        counts = possible | impossible[:, None]
+        diagnostics.warn_if_outside(~counts)
+        best, log_weight = evidence.get("steppingstone"), np.zeros(num_data)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if best is not None:
+                log_weight = np.where(impossible, -np.inf, best.log_evidence - np.log(possible.mean(1)))
             mean = log_likelihood.mean((1, 2))
         by_rung = np.moveaxis(log_likelihood, -1, 1)
         # What is rare and likelier far from the prior should not be rare there, if chains find their way.
@@ -194,10 +182,10 @@ class ChainSampler(ChunkedSampler):
         # Of single chains, because slow ones lie apart without any lump.
         slow = rung_ess < _FEW
         lumps[slow] |= has_two_lumps(by_rung[slow]).any(-1)
-        warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
+        diagnostics.warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
         posterior = Posterior(
             latents=latents,
-            log_weights=log_weights,
+            log_weights=np.where(counts, log_weight[:, None], -np.inf),
             log_likelihood=at_one,
             log_evidence=None if best is None else best.log_evidence,
             log_evidence_std_error=None if best is None else best.std_error,
@@ -218,7 +206,7 @@ class ChainSampler(ChunkedSampler):
             latent_model=latent_model,
             **common,
         )
-        warn_if_chains_disagree(posterior, "chains")
+        diagnostics.warn_if_chains_disagree(posterior, "chains")
         return posterior
 
 
@@ -303,10 +291,6 @@ class ParallelTempering(ChainSampler):
     guide: Callable | None = None
     guide_params: dict[str, Any] | None = None
     checkpoint_dir: str | os.PathLike | None = None
-
-    def __post_init__(self):
-        self._set(ladder=as_ladder(self.ladder), swap_every=check_count("swap_every", self.swap_every, 1))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
