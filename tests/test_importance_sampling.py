@@ -371,7 +371,7 @@ def test_a_broken_likelihood_names_the_datum(bad):
         ImportanceSampling(100).run(jax.random.key(0), model, {}, np.array([0.0, bad, bad], np.float32))
 
 
-def test_bad_arguments_are_named(posterior):
+def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         ImportanceSampling(0)
     with pytest.raises(ValueError, match="chunk_size must be a whole number of at least 1, got -1"):

@@ -48,7 +48,7 @@ def _weigh(
     """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used."""
     by_datum = None if encoder is None else latent_model.plate is not None
     draws = weights.sample_prior(encoder or latent_model, key, num_samples, by_datum)
-    at_draws = channels_last(partial(weights.log_likelihood, latent_model, by_datum=by_datum))
+    at_draws = channels_last(partial(weights.log_likelihood, latent_model))
     likelihood = weights.map_chunks(at_draws, draws, chunk_size)
     if encoder is None:
         return draws, likelihood.T, None, _count_bad(likelihood), None

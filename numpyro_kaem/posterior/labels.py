@@ -16,11 +16,7 @@ Variable = tuple[list[str], np.ndarray]
 
 
 class Labels:
-    """Dimensions and coordinates of what a sampler and its model give.
-
-    Arrays lead with the data axis, which the datasets have only where the model has a data plate. `dims` names a
-    variable's axes without plate, or all after that of the data.
-    """
+    """Dimensions and coordinates of arrays `(num_data, ...)`, whose first the datasets have where there is a plate."""
 
     def __init__(
         self, latent_model: LatentModel, coords: Mapping[str, Any] | None, dims: Mapping[str, Sequence[str]] | None

@@ -112,22 +112,21 @@ def deterministic_values(
         sites, _ = latent_model.run(z, rows, jnp.zeros(num_rows, int))
         return {name: jnp.asarray(sites[name]["value"]) for name in names}
 
-    axes = dict.fromkeys(names)
+    axes: dict[str, tuple[int, ...]] = dict.fromkeys(names, ())
     if latent_model.plate is not None:
         # The axis of the data plate is the one that is as long as there are rows.
         first = {name: jnp.asarray(z[0, 0]) for name, z in latents.items()}
         row = latent_model.first_row
         one, two = (jax.eval_shape(lambda k=k: values(latent_model, first, row, k)) for k in (1, 2))
         for name in names:
-            longer = [i for i, (m, n) in enumerate(zip(one[name].shape, two[name].shape, strict=True)) if m != n]
-            axes[name] = longer[0] if longer else None
+            sizes = zip(one[name].shape, two[name].shape, strict=True)
+            axes[name] = tuple(axis for axis, (m, n) in enumerate(sizes) if m != n)[:1]
 
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
         if latent_model.plate is None:
             sites, _ = latent_model.run(z, row)
             return {name: jnp.asarray(sites[name]["value"]) for name in names}
-        found = values(latent_model, z, row, 1)
-        return {name: x if axes[name] is None else jnp.squeeze(x, axes[name]) for name, x in found.items()}
+        return {name: jnp.squeeze(x, axes[name]) for name, x in values(latent_model, z, row, 1).items()}
 
     size = sum(map(math.prod, latent_model.latent_shapes.values()))
     return _map_draws(latent_model, run, jax.random.key(0), latents, size)

@@ -102,22 +102,18 @@ class Sampler(ByValue):
 
 
 class Chunk(NamedTuple):
-    """Some of the data, on their way through a run; `at` and `keep` are those of its `RunCheckpoints`.
-
-    The last chunk is filled up with its last datum, so that it has the shape of the others; `interrupted` is not empty
-    after Ctrl-C.
-    """
+    """Some of the data, on their way through a run."""
 
     problem: Problem
     target: Target
     settings: Any
-    indices: np.ndarray
+    indices: np.ndarray  # those of the last chunk filled up with its last, so that it has the shape of the others
     rows: tuple
     keys: Array
-    at: Callable
+    at: Callable  # this one and the next of `RunCheckpoints`
     keep: Callable
     bar: tqdm
-    interrupted: list[bool]
+    interrupted: list[bool]  # not empty after Ctrl-C
 
 
 class ChunkedSampler(Sampler):

@@ -45,17 +45,87 @@ class Recorded(NamedTuple):
     divergences: np.ndarray
 
 
-class ChainSampler(ChunkedSampler):
-    """What `Langevin` and `ParallelTempering` share: chains over a ladder, which may have one rung. Abstract."""
+@dataclass(frozen=True, eq=False, repr=False)
+class ParallelTempering(ChunkedSampler):
+    r"""Markov chains over a ladder of temperatures that exchange their states.
+
+    At every rung of the ladder chains move by the kernel under $p_t(z) \propto p(z)\, p(x \mid z)^t$; every
+    `swap_every` steps neighbouring rungs exchange states, even pairs and odd pairs in turn, with probability
+    $\min(1, \exp((t_{k+1} - t_k)(\log p(x \mid z_k) - \log p(x \mid z_{k+1}))))$, decided for each datum and chain on
+    its own. The rung t = 0 is drawn from the prior afresh at every step, so that any mode the prior knows can reach the
+    posterior. All data, chains and rungs advance in one compiled computation. A swap costs no evaluation of the model.
+
+    Chains start at draws from the prior or, with a guide, from the guide: an encoder that was trained with the model
+    puts them where the posterior is. (The rung t = 0 stays with the prior; draws outside of the prior's support are
+    moved inside.) During warm-up step sizes adapt per rung and datum to the kernel's best acceptance rate by dual
+    averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
+
+    The draws are those at t = 1, chain by chain, with equal weights (zero where the likelihood is). With the rung t = 0
+    in the ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of thermodynamic integration
+    too; otherwise `log_evidence` is None.
+
+    Args:
+        ladder: temperatures; a `Ladder` or the numbers. The evidence needs the rung t = 0.
+        kernel: how chains move.
+        num_steps: steps of each chain after warm-up.
+        swap_every: steps between exchanges.
+        num_chains: independent populations per datum.
+        warmup: steps that adapt and are dropped; None for as many as `num_steps`.
+        thin: every how many steps a draw is kept; it divides `num_steps`.
+        chunk_size: states (data x chains x rungs) that move at once; None for all. It bounds the memory, and does not
+            change the result.
+        plate: name of the data plate, where the model has several.
+        progress: whether to show a progress bar.
+        guide: NumPyro guide q(z | x) with the model's arguments and latent sites, where chains start; None for the
+            prior.
+        guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
+        checkpoint_dir: directory for checkpoints, one per run, written twice a minute at most: after Ctrl-C, or the end
+            of the process, the same call goes on with the run, and at its end gives the same draws.
+
+    Raises:
+        ValueError: for numbers out of range, a ladder that does not increase to 1, and guide_params without a guide.
+
+    References:
+        C. J. Geyer, Markov chain Monte Carlo maximum likelihood, Computing Science and Statistics 23, 1991;
+        S. Syed et al., Non-reversible parallel tempering, Journal of the Royal Statistical Society B 84(2), 2022.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import numpyro
+        import numpyro.distributions as dist
+        from numpyro_kaem import Ladder, ParallelTempering
+
+
+        def model(x):
+            with numpyro.plate("data", x.shape[0]):
+                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+                numpyro.sample("x", dist.Normal(z**2, 0.2), obs=x)  # z and -z explain x
+
+
+        sampler = ParallelTempering(Ladder.power(4), num_steps=500, num_chains=2, progress=False)
+        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([1.0, 2.0]))
+        z = posterior.latents["z"]
+        assert z.shape == (2, 1000)
+        assert ((z > 0).mean(1) > 0.2).all() and ((z > 0).mean(1) < 0.8).all()
+        ```
+    """
 
     ladder: Ladder | Sequence[float]
-    num_steps: int
-    swap_every: int
-    num_chains: int
-    warmup: int | None
-    thin: int
-    guide: Callable | None
-    guide_params: dict[str, Any] | None
+    kernel: Kernel | None = None
+    num_steps: int = 1000
+    swap_every: int = 1
+    _: KW_ONLY
+    num_chains: int = 1
+    warmup: int | None = None
+    thin: int = 1
+    chunk_size: int | None = None
+    plate: str | None = None
+    progress: bool = True
+    guide: Callable | None = None
+    guide_params: dict[str, Any] | None = None
+    checkpoint_dir: str | os.PathLike | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -211,90 +281,7 @@ class ChainSampler(ChunkedSampler):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ParallelTempering(ChainSampler):
-    r"""Markov chains over a ladder of temperatures that exchange their states.
-
-    At every rung of the ladder chains move by the kernel under $p_t(z) \propto p(z)\, p(x \mid z)^t$; every
-    `swap_every` steps neighbouring rungs exchange states, even pairs and odd pairs in turn, with probability
-    $\min(1, \exp((t_{k+1} - t_k)(\log p(x \mid z_k) - \log p(x \mid z_{k+1}))))$, decided for each datum and chain on
-    its own. The rung t = 0 is drawn from the prior afresh at every step, so that any mode the prior knows can reach the
-    posterior. All data, chains and rungs advance in one compiled computation. A swap costs no evaluation of the model.
-
-    Chains start at draws from the prior or, with a guide, from the guide: an encoder that was trained with the model
-    puts them where the posterior is. (The rung t = 0 stays with the prior; draws outside of the prior's support are
-    moved inside.) During warm-up step sizes adapt per rung and datum to the kernel's best acceptance rate by dual
-    averaging, and each coordinate is rescaled by its standard deviation; then both are frozen.
-
-    The draws are those at t = 1, chain by chain, with equal weights (zero where the likelihood is). With the rung t = 0
-    in the ladder, `log_evidence` is the steppingstone estimate, and `evidence` has that of thermodynamic integration
-    too; otherwise `log_evidence` is None.
-
-    Args:
-        ladder: temperatures; a `Ladder` or the numbers. The evidence needs the rung t = 0.
-        kernel: how chains move.
-        num_steps: steps of each chain after warm-up.
-        swap_every: steps between exchanges.
-        num_chains: independent populations per datum.
-        warmup: steps that adapt and are dropped; None for as many as `num_steps`.
-        thin: every how many steps a draw is kept; it divides `num_steps`.
-        chunk_size: states (data x chains x rungs) that move at once; None for all. It bounds the memory, and does not
-            change the result.
-        plate: name of the data plate, where the model has several.
-        progress: whether to show a progress bar.
-        guide: NumPyro guide q(z | x) with the model's arguments and latent sites, where chains start; None for the
-            prior.
-        guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
-        checkpoint_dir: directory for checkpoints, one per run, written twice a minute at most: after Ctrl-C, or the end
-            of the process, the same call goes on with the run, and at its end gives the same draws.
-
-    Raises:
-        ValueError: for numbers out of range, a ladder that does not increase to 1, and guide_params without a guide.
-
-    References:
-        C. J. Geyer, Markov chain Monte Carlo maximum likelihood, Computing Science and Statistics 23, 1991;
-        S. Syed et al., Non-reversible parallel tempering, Journal of the Royal Statistical Society B 84(2), 2022.
-
-    Example:
-        ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        from numpyro_kaem import Ladder, ParallelTempering
-
-
-        def model(x):
-            with numpyro.plate("data", x.shape[0]):
-                z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-                numpyro.sample("x", dist.Normal(z**2, 0.2), obs=x)  # z and -z explain x
-
-
-        sampler = ParallelTempering(Ladder.power(4), num_steps=500, num_chains=2, progress=False)
-        posterior = sampler.run(jax.random.key(0), model, {}, jnp.array([1.0, 2.0]))
-        z = posterior.latents["z"]
-        assert z.shape == (2, 1000)
-        assert ((z > 0).mean(1) > 0.2).all() and ((z > 0).mean(1) < 0.8).all()
-        ```
-    """
-
-    ladder: Ladder | Sequence[float]
-    kernel: Kernel | None = None
-    num_steps: int = 1000
-    swap_every: int = 1
-    _: KW_ONLY
-    num_chains: int = 1
-    warmup: int | None = None
-    thin: int = 1
-    chunk_size: int | None = None
-    plate: str | None = None
-    progress: bool = True
-    guide: Callable | None = None
-    guide_params: dict[str, Any] | None = None
-    checkpoint_dir: str | os.PathLike | None = None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Langevin(ChainSampler):
+class Langevin(ParallelTempering):
     """Independent Markov chains on the posterior of every datum: `ParallelTempering` with the one rung t = 1.
 
     Args:
@@ -336,17 +323,7 @@ class Langevin(ChainSampler):
         ```
     """
 
-    ladder: Ladder = field(default=Ladder([1.0]), init=False, repr=False)
+    ladder: Ladder | Sequence[float] = field(default=Ladder([1.0]), init=False, repr=False)
     swap_every: int = field(default=1, init=False, repr=False)
-    kernel: Kernel | None = None
-    num_steps: int = 1000
     num_chains: int = 4
     warmup: int | None = None
-    _: KW_ONLY
-    thin: int = 1
-    chunk_size: int | None = None
-    plate: str | None = None
-    progress: bool = True
-    guide: Callable | None = None
-    guide_params: dict[str, Any] | None = None
-    checkpoint_dir: str | os.PathLike | None = None
