@@ -120,7 +120,9 @@ class RunCheckpoints:
 
     def _read(self) -> None:
         found = self._store.restore({}, self._description)
-        history = {"stages": []} if found is None else found[2]
+        if found is None:
+            return
+        history = found[2]
         for i, stages in enumerate(history["stages"]):
             prefix = f"{i}/"
             arrays = {name.removeprefix(prefix): x for name, x in history.items() if name.startswith(prefix)}

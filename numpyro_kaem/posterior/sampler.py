@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from numpyro_kaem.posterior.diagnostics import check_call, check_observations
 from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.predictive import rows_by_datum
-from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
+from numpyro_kaem.posterior.reading import first_data, read_model
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.target import Target
@@ -200,7 +201,8 @@ class ChunkedSampler(Sampler):
         unfinished, model = None, target.model
         if len(done) < num_data or not is_whole:
             unfinished = self._unfinished(joined, done[back], num_data)
-            warn_unfinished(unfinished, kept.way_on)
+            told = f"interrupted: {unfinished} (`unfinished` of the result says so; {kept.way_on})"
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
             if len(done) < num_data:
                 model = first_data(target.model, done[back])
         return model, unfinished, joined

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,7 @@ class LatentGaussian(Kernel):
             return tempered(point.log_likelihood, at), _tempered_gradient(point, at)
 
         ones = jnp.ones_like(point.position)
-        kernel = latent_gaussian.build_kernel(_IdentityCovariance(_Identity(), ones, _Identity()))
+        kernel = latent_gaussian.build_kernel(latent_gaussian.CovarianceSVD(_Identity(), ones, _Identity()))
         value, gradient = split(point)
         state = latent_gaussian.MarginalState(point.position, value, gradient, point.position, gradient)
         _, info = kernel(key, state, with_gradient(lambda v: split(evaluate(v))), tuning.step_size)
@@ -174,9 +174,3 @@ class _Identity:
 
     def __matmul__(self, other: Array) -> Array:
         return other
-
-
-class _IdentityCovariance(NamedTuple):
-    U: _Identity
-    Gamma: Array
-    U_t: _Identity
