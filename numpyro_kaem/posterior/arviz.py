@@ -1,7 +1,4 @@
-"""Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x).
-
-ArviZ is imported when a function is called, not when this module is.
-"""
+"""Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x)."""
 
 from __future__ import annotations
 

@@ -116,13 +116,10 @@ def thermodynamic_of_rungs(
     mean: Float[np.ndarray, "*runs num_rungs"],
     variance: Float[np.ndarray, "*runs num_rungs"],
 ) -> Evidence:
-    """As `thermodynamic`, from moments of the log-likelihood at rungs; the error is that of one draw at each.
-
-    Temperatures are NaN where a ladder has fewer rungs than others.
-    """
+    """As `thermodynamic`, from moments of the log-likelihood at rungs; the error is that of one draw at each."""
+    # Temperatures are NaN where a ladder has fewer rungs than others.
     steps = np.nan_to_num(np.diff(temperatures, axis=-1))
-    none = np.zeros((*steps.shape[:-1], 1))
-    weights = 0.5 * (np.concatenate([steps, none], -1) + np.concatenate([none, steps], -1))
+    weights = 0.5 * (np.insert(steps, 0, 0.0, -1) + np.insert(steps, steps.shape[-1], 0.0, -1))
     used = weights > 0
     with np.errstate(invalid="ignore"):
         integral = np.sum(np.where(used, weights * mean, 0.0), -1)

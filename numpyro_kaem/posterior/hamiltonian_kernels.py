@@ -40,13 +40,11 @@ class _Hamiltonian(Kernel):
 def _told_from_numpyros(cls: type[Kernel]) -> type[Kernel]:
     """Let a kernel's constructor say, where it is called as NumPyro's kernel of the same name, which is which."""
     name, init = cls.__name__, cls.__init__
-    ours = inspect.signature(init).parameters
-    theirs = inspect.signature(getattr(numpyro.infer, name)).parameters
+    ours, theirs = (inspect.signature(f).parameters.keys() for f in (init, getattr(numpyro.infer, name)))
 
     @functools.wraps(init)
     def __init__(self, *args, **settings):
-        foreign = [repr(value) for value in args]
-        foreign += [f"{key}={value!r}" for key, value in settings.items() if key in theirs and key not in ours]
+        foreign = [*map(repr, args), *(f"{key}={settings[key]!r}" for key in settings if key in theirs - ours)]
         if foreign:
             raise TypeError(
                 f"this {name} is the kernel of numpyro_kaem for its samplers, and takes no {', '.join(foreign)}: for "

@@ -81,18 +81,15 @@ def pointwise_density(
     latent_model: LatentModel, latents: dict[str, np.ndarray]
 ) -> tuple[Float[np.ndarray, "num_data num_draws"], dict[str, Float[np.ndarray, "num_data num_draws ..."]]]:
     """The log-prior of draws, and by observed site the terms of log p(x | z): one for each element of its batch."""
-    plate, structure = latent_model.plate, latent_model.structure
-
-    def terms(sites: dict[str, dict], name: str) -> Array:
-        log_prob = scaled_log_prob(sites[name])
-        return log_prob if plate is None else jnp.squeeze(log_prob, structure.sites[name].plates[plate])
+    plate, sites_of = latent_model.plate, latent_model.structure.sites
+    axes = {name: () if plate is None else sites_of[name].plates[plate] for name in latent_model.observed_names}
 
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> tuple[Array, dict[str, Array]]:
         sites, _ = latent_model.run(latent_model.lead(z), latent_model.lead(row))
         log_prior = jnp.asarray(sum(jnp.sum(latent_model.draw_terms(sites, name)) for name in z))
-        return log_prior, {name: terms(sites, name) for name in latent_model.observed_names}
+        return log_prior, {name: jnp.squeeze(scaled_log_prob(sites[name]), axis) for name, axis in axes.items()}
 
-    size = sum(math.prod(structure.sites[name].shape) for name in latent_model.observed_names)
+    size = sum(math.prod(sites_of[name].shape) for name in axes)
     return _map_draws(latent_model, run, jax.random.key(0), latents, size // latent_model.num_data)
 
 
@@ -133,10 +130,7 @@ def deterministic_values(
 
 
 def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The positional array arguments of the model that are no observed values, by the names of its signature.
-
-    `(num_data, ...)`. The name of the data plate, which an xarray dimension bears, is followed by `_value`.
-    """
+    """The model's positional arrays `(num_data, ...)` that are no observed values, by the names of its signature."""
     arguments = inspect.signature(latent_model.model).bind_partial(*latent_model.rows).arguments
     constants = {}
     for path, leaf in jax.tree.leaves_with_path(arguments):
@@ -145,6 +139,7 @@ def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) ->
         equal_nan = np.issubdtype(value.dtype, np.floating)
         if not any(np.array_equal(by_datum, other, equal_nan=equal_nan) for other in observed.values()):
             name = jax.tree_util.keystr(path, simple=True, separator="_")
+            # The name of the plate is that of a dimension.
             constants[f"{name}_value" if name == latent_model.plate else name] = by_datum
     return constants
 

@@ -94,12 +94,10 @@ def log_likelihood(latent_model: LatentModel, draws: dict[str, Array]) -> Float[
 def log_proposal_ratio(
     latent_model: LatentModel, encoder: LatentModel, draws: dict[str, Array]
 ) -> Float[Array, "num_samples num_data"]:
-    """Ratio log p(z_bs) - log q(z_bs | x_b) at draws from a guide q; -inf outside of the prior's support.
-
-    NumPyro's densities do not say where their support ends.
-    """
+    """Ratio log p(z_bs) - log q(z_bs | x_b) at draws from a guide q; -inf outside of the prior's support."""
     ratio = log_prior(latent_model, draws) - log_prior(encoder, draws)
 
+    # NumPyro's densities do not say where their support ends.
     def excluded(*z_and_row):
         # What rounding has put outside of both supports, such as a point of the simplex, belongs to both.
         return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)
@@ -108,13 +106,11 @@ def log_proposal_ratio(
 
 
 def map_chunks(function: Callable, draws: PyTree, chunk_size: int | None) -> Float[Array, "rows num_data"]:
-    """Apply a function of draws to `chunk_size` of them at a time and join the results along the first axis.
-
-    Nothing inside of a chunk is kept for the backward pass, so memory does not grow with the number of draws.
-    """
+    """Apply a function of draws to `chunk_size` of them at a time and join the results along the first axis."""
     num_samples = len(jax.tree.leaves(draws)[0])
     if chunk_size is None or chunk_size >= num_samples:
         return function(draws)
+    # Nothing inside of a chunk is kept for the backward pass, so memory does not grow with the number of draws.
     function = jax.checkpoint(function)
     whole = num_samples - num_samples % chunk_size
     chunks = jax.tree.map(lambda z: z[:whole].reshape(-1, chunk_size, *z.shape[1:]), draws)
@@ -165,10 +161,8 @@ def log_evidence(
 
 
 def observed_values(latent_model: LatentModel) -> dict[str, Array]:
-    """Values of the observed sites of every datum, `(num_data, ...)`.
-
-    Factors have none, and those that depend on latents, such as what is imputed, are no data.
-    """
+    """Values of the observed sites of every datum, `(num_data, ...)`; factors have none."""
+    # Those that depend on latents, such as what is imputed, are no data.
     names = [
         name for name in latent_model.observed_names if not latent_model.depends_on_latents(output("observed", name))
     ]
