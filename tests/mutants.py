@@ -491,9 +491,9 @@ MUTANTS = [
     ),
     Mutant(
         "HMC's first kick is not preconditioned",
-        "posterior/hamiltonian_kernels.py",
-        "point.log_density(temperature), point.gradient(temperature) * scale)",
-        "point.log_density(temperature), point.gradient(temperature))",
+        "posterior/kernel.py",
+        "return (point.position / scale, *parts(point)), with_gradient(",
+        "return (point.position / scale, parts(point)[0], parts(point)[1] / scale), with_gradient(",
         "test_kernels.py::test_exact_draws_of_correlated_latents_stay_exact[HMC]",
     ),
     Mutant(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
-from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_density
+from numpyro_kaem.posterior.kernel import Kernel, Move, choose, preconditioned
 
 
 class _Hamiltonian(Kernel):
@@ -25,13 +25,12 @@ class _Hamiltonian(Kernel):
         """A step of one of BlackJAX's kernels along a path of a length, as the kernel counts it."""
         from blackjax.mcmc.hmc import HMCState
 
-        temperature, step_size, scale = tuning
-        state = HMCState(point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale)
-        log_density, mass = scaled_log_density(tuning, evaluate), jnp.ones_like(point.position)
-        new, info = kernel(key, state, log_density, step_size, mass, length)
+        start, log_density = preconditioned(point, tuning, evaluate)
+        state, mass = HMCState(*start), jnp.ones_like(point.position)
+        new, info = kernel(key, state, log_density, tuning.step_size, mass, length)
         moved = jnp.any(new.position != state.position)
         return Move(
-            choose(moved, evaluate(new.position * scale), point),
+            choose(moved, evaluate(new.position * tuning.scale), point),
             jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate),
             info.is_divergent,
         )

@@ -185,13 +185,13 @@ def with_gradient(value_and_gradient: Callable[[Array], tuple[Array, Array]]) ->
     return function
 
 
-def scaled_log_density(tuning: Tuning, evaluate: Evaluate) -> Callable[[Array], Array]:
-    """Log p_t in preconditioned coordinates."""
+def preconditioned(
+    point: Point, tuning: Tuning, evaluate: Evaluate
+) -> tuple[tuple[Array, Array, Array], Callable[[Array], Array]]:
+    """A point's coordinates, log p_t and its gradient, as BlackJAX's states have them, and the function log p_t."""
     temperature, _, scale = tuning
 
-    @with_gradient
-    def log_density(v):
-        point = evaluate(v * scale)
+    def parts(point: Point) -> tuple[Array, Array]:
         return point.log_density(temperature), point.gradient(temperature) * scale
 
-    return log_density
+    return (point.position / scale, *parts(point)), with_gradient(lambda v: parts(evaluate(v * scale)))
