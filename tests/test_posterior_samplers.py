@@ -411,6 +411,7 @@ BAD = {
     "TemperedSMC(num_particles=100, num_mcmc_steps=10, waste_free=True)": "must be a multiple",
     "TemperedSMC(num_particles=11, num_mcmc_steps=10, waste_free=True)": "at least two times, of num_mcmc_steps + 1 =",
     "TemperedSMC(waste_free=True, persistent=True)": "do not go together",
+    "TemperedSMC(resampling='none')": "resampling must be one of",
     "ParallelTempering([0.0, 1.0], num_steps=10, thin=3)": "thin must divide num_steps, got thin 3 and num_steps 10",
     "ParallelTempering([0.0, 1.0], swap_every=0)": "swap_every must be a whole number of at least 1, got 0",
     "Langevin(num_chains=0)": "num_chains must be a whole number of at least 1, got 0",

@@ -188,14 +188,8 @@ def _statistics(posterior: Posterior) -> dict[str, np.ndarray]:
     statistics = {name: getattr(posterior, name) for name in names}
     rungs = posterior.rungs
     if rungs is not None:
-        statistics |= {
-            "temperature": rungs.temperatures,
-            "acceptance": rungs.acceptance,
-            "step_size": rungs.step_size,
-            "rung_ess": rungs.ess,
-            "log_likelihood_mean": rungs.log_likelihood_mean,
-            "log_likelihood_std": rungs.log_likelihood_std,
-        }
+        renamed = {"temperatures": "temperature", "ess": "rung_ess"}
+        statistics |= {renamed.get(name, name): getattr(rungs, name) for name in rungs._fields[:6]}
         if rungs.temperatures.shape[1] > 1 and rungs.swap_acceptance is not None:
             last = np.full((posterior.num_data, 1), np.nan)
             statistics["swap_acceptance"] = np.concatenate([rungs.swap_acceptance, last], axis=1)

@@ -101,13 +101,10 @@ def thermodynamic(
         assert np.allclose(thermodynamic(np.array([0.0, 0.5, 1.0]), ones).log_evidence, 1.0)
         ```
     """
-    log_likelihood = log_likelihood.astype(float)
-    log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood, np.nan)
+    log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood.astype(float), np.nan)
     steps = np.diff(temperatures)
     integral = np.sum(steps / 2 * (log_likelihood[..., 1:] + log_likelihood[..., :-1]), -1)
-    with np.errstate(invalid="ignore"):
-        variances = log_likelihood.var((1, 2))
-    bias = np.sum(steps**2 / 12 * np.diff(variances, axis=-1), -1)
+    bias = np.sum(steps**2 / 12 * np.diff(log_likelihood.var((1, 2)), axis=-1), -1)
     return Evidence(integral.mean((1, 2)), np.hypot(_std_error(integral), bias), bias)
 
 

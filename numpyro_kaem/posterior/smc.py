@@ -28,6 +28,8 @@ from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
 from numpyro_kaem.posterior.smc_evidence import mean_rungs, smc_std_error, thermodynamic_along_smc
 from numpyro_kaem.posterior.target import Target
 
+_RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
+
 
 class Arrived(NamedTuple):
     """Where the particles of R runs of B data have come, on the host; their temperature is below 1 after Ctrl-C."""
@@ -80,7 +82,8 @@ class TemperedSMC(ChunkedSampler):
             of the process, the same call goes on with the run, and at its end gives the same draws.
 
     Raises:
-        ValueError: for both ladder and target_ess, numbers out of range, N that waste-free resampling cannot divide.
+        ValueError: for both ladder and target_ess, numbers out of range, N that waste-free resampling cannot divide, an
+            unknown resampling.
 
     References:
         P. Del Moral, A. Doucet and A. Jasra, Sequential Monte Carlo samplers, Journal of the Royal Statistical Society
@@ -155,6 +158,8 @@ class TemperedSMC(ChunkedSampler):
                 f"with waste_free, num_particles must be a multiple, at least two times, of num_mcmc_steps + 1 = "
                 f"{per_chain}, got {num_particles}"
             )
+        if self.resampling not in _RESAMPLERS:
+            raise ValueError(f"resampling must be one of {_RESAMPLERS}, got {self.resampling!r}")
         if self.ladder is not None:
             self._set(ladder=as_ladder(self.ladder))
             self._set(max_rungs=len(self._temperatures))
@@ -205,17 +210,9 @@ class TemperedSMC(ChunkedSampler):
                 f"the model has {num_data} data of {target.dim} coordinates, but the sampler is frozen for "
                 f"{len(self.tuning.scale)} of {self.tuning.scale.shape[2]}"
             )
-        return Settings(
-            self.kernel,
-            self.target_ess,
-            self.num_mcmc_steps,
-            self.max_rungs,
-            self.resampling,
-            self.waste_free,
-            self.persistent,
-            batch_size,
-            runs_at_once=0 if self.chunk_size is None else max(1, self.chunk_size // self.num_particles),
-        )
+        own = {name: getattr(self, name) for name in Settings._fields if hasattr(self, name)}
+        runs_at_once = 0 if self.chunk_size is None else max(1, self.chunk_size // self.num_particles)
+        return Settings(**own, batch_size=batch_size, runs_at_once=runs_at_once)
 
     def _bar(self, num_chunks: int) -> tqdm:
         return tqdm(total=num_chunks, unit="chunk", disable=not self.progress)
