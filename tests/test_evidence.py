@@ -170,8 +170,6 @@ def test_models_are_compared_by_the_sum_of_their_evidence():
 
 def test_what_cannot_be_compared_is_refused():
     one = make_posterior([-1.0, -2.0], [0.1, 0.1])
-    with pytest.raises(ValueError, match=r"at least two models, got \['a'\]"):
-        compare_evidence({"a": one})
     with pytest.raises(ValueError, match=r"same data, got numbers of data \{'a': 2, 'b': 1\}"):
         compare_evidence({"a": one, "b": make_posterior([-1.0], [0.1])})
     chains = Posterior(**{**one.__dict__, "log_evidence": None, "log_evidence_std_error": None})
@@ -213,8 +211,6 @@ def test_an_adapted_ladder_has_equal_thermodynamic_lengths():
 
 def test_a_ladder_adapts_to_runs_on_itself_only():
     ladder = Ladder.power(4)
-    with pytest.raises(ValueError, match="posterior must come of a run on this ladder"):
-        ladder.adapt(make_posterior([0.0], [0.0]))
     with pytest.raises(ValueError, match=r"on this ladder, .*, but the rungs of its first datum are"):
         ladder.adapt(with_rungs(Ladder.power(4, 2.0).temperatures, np.ones(5)))
 
@@ -227,7 +223,7 @@ def test_a_ladder_is_its_temperatures():
     assert ladder != Ladder([0.0, 0.4, 1.0])
     with pytest.raises(ValueError, match=r"end at 1 exactly, got 0.0 to 0.9999999999999999"):
         Ladder([0.0, 0.9999999999999999])
-    with pytest.raises(ValueError, match=r"exponent must be smaller for 10 intervals: \(1 / 10\)\^1000.0 is zero"):
+    with pytest.raises(ValueError, match="temperatures must increase, but 0 is followed by 0 at index 1"):
         Ladder.power(10, 1000.0)
 
 
