@@ -211,6 +211,8 @@ def test_an_adapted_ladder_has_equal_thermodynamic_lengths():
 
 def test_a_ladder_adapts_to_runs_on_itself_only():
     ladder = Ladder.power(4)
+    with pytest.raises(ValueError, match="posterior must come of a run on this ladder"):
+        ladder.adapt(make_posterior([0.0], [0.0]))
     with pytest.raises(ValueError, match=r"on this ladder, .*, but the rungs of its first datum are"):
         ladder.adapt(with_rungs(Ladder.power(4, 2.0).temperatures, np.ones(5)))
 

@@ -371,7 +371,7 @@ def test_a_broken_likelihood_names_the_datum(bad):
         ImportanceSampling(100).run(jax.random.key(0), model, {}, np.array([0.0, bad, bad], np.float32))
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments_are_named(posterior):
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         ImportanceSampling(0)
     with pytest.raises(ValueError, match="chunk_size must be a whole number of at least 1, got -1"):
@@ -380,8 +380,14 @@ def test_bad_arguments_are_named():
         ImportanceSampling(10, target_ess=-5)
     with pytest.raises(ValueError, match="max_samples must be a whole number of at least 10, got 9"):
         ImportanceSampling(10, target_ess=5, max_samples=9)
+    with pytest.raises(ValueError, match=r"target_ess must be at most .* 10, got 15"):
+        ImportanceSampling(10, target_ess=15, max_samples=19)
     with pytest.raises(ValueError, match="max_samples=100 needs a target_ess"):
         ImportanceSampling(10, max_samples=100)
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+        posterior.resample(jax.random.key(0), 0)
+    with pytest.raises(ValueError, match=r"method must be one of .*systematic.*, got 'bootstrap'"):
+        posterior.resample(jax.random.key(0), 10, "bootstrap")
     with pytest.raises(ValueError, match="noise"):
         ImportanceSampling(10).run(jax.random.key(0), linear_gaussian, {}, DATA)
 

@@ -402,6 +402,8 @@ BAD = {
     "Ladder([0.0, 0.5, 0.4, 1.0])": "temperatures must increase, but 0.5 is followed by 0.4 at index 2",
     "Ladder([0.0, 0.5])": "temperatures must lie in [0, 1] and end at 1 exactly, got 0.0 to 0.5",
     "Ladder([-0.1, 1.0])": "temperatures must lie in [0, 1] and end at 1 exactly, got -0.1 to 1.0",
+    "Ladder.power(0)": "num_intervals must be a whole number of at least 1, got 0",
+    "Ladder.power(3, exponent=-1.0)": "exponent must be a positive number, got -1.0",
     "Ladder.geometric(4, 2.0)": "temperatures must increase, but 2 is followed by",
     "TemperedSMC(target_ess=1.0)": "target_ess must lie in (0, 1), got 1.0",
     "TemperedSMC(target_ess=0.0)": "target_ess must lie in (0, 1), got 0.0",
@@ -418,6 +420,7 @@ BAD = {
     "MALA(step_size=-0.1)": "step_size must be a positive number, got -0.1",
     "PCNL(whiten=False)": "PCNL needs a standard normal prior: whiten must be True",
     "EllipticalSlice(precondition=True)": "precondition must be False",
+    "EllipticalSlice(step_size=0.1)": "EllipticalSlice has no step size",
 }
 
 

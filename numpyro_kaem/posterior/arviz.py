@@ -86,7 +86,8 @@ def to_arviz(
         RuntimeWarning: for an observed site whose distribution cannot be sampled; `posterior_predictive` lacks it.
 
     Raises:
-        ValueError: for dims of the wrong length, and dims or coords of what there is not.
+        ValueError: for num_samples below 1, an unknown method, dims of the wrong length, and dims or coords of what
+            there is not.
 
     Example:
         ```python

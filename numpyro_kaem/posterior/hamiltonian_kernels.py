@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.kernel import Kernel, Move, choose, preconditioned
 
 
@@ -88,6 +89,10 @@ class HMC(_Hamiltonian):
     num_integration_steps: int = 8
     target_acceptance: ClassVar[float | None] = 0.651
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("num_integration_steps", self.num_integration_steps, 1)
+
     def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import hmc
 
@@ -126,6 +131,10 @@ class NUTS(_Hamiltonian):
 
     max_num_doublings: int = 8
     target_acceptance: ClassVar[float | None] = 0.8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("max_num_doublings", self.max_num_doublings, 1)
 
     def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import nuts

@@ -114,7 +114,8 @@ class ImportanceSampling(Sampler):
         guide_params: constrained values of the guide's parameter sites, such as `fit(...).guide_params`.
 
     Raises:
-        ValueError: for numbers out of range, max_samples without target_ess, guide_params without a guide.
+        ValueError: for numbers out of range, a target_ess above max_samples, max_samples without target_ess,
+            guide_params without a guide.
 
     References:
         A. Vehtari et al., Pareto Smoothed Importance Sampling, Journal of Machine Learning Research 25(72), 2024.
@@ -165,6 +166,10 @@ class ImportanceSampling(Sampler):
         elif self.max_samples is not None:
             raise ValueError(f"max_samples={self.max_samples} needs a target_ess; without one, num_samples are drawn")
         self._set_counts(max_samples=self.num_samples)
+        if (self.target_ess or 0.0) > (most := self.max_batches * self.num_samples):
+            raise ValueError(
+                f"target_ess must be at most max_samples in whole batches of num_samples, {most}, got {self.target_ess}"
+            )
 
     @property
     def max_batches(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.posterior.result import Posterior
 
 
@@ -55,6 +56,7 @@ class Ladder:
         Raises:
             ValueError: for numbers out of range, and for an exponent so large that temperatures round to zero.
         """
+        num_intervals, exponent = check_count("num_intervals", num_intervals, 1), check_positive("exponent", exponent)
         return cls((np.arange(num_intervals + 1) / num_intervals) ** exponent)
 
     @classmethod
@@ -68,6 +70,7 @@ class Ladder:
         Raises:
             ValueError: for numbers out of range.
         """
+        num_intervals, smallest = check_count("num_intervals", num_intervals, 2), check_positive("smallest", smallest)
         return cls(np.concatenate([[0.0], np.geomspace(smallest, 1.0, num_intervals)]))
 
     def adapt(self, posterior: Posterior, num_intervals: int | None = None) -> Ladder:
@@ -84,14 +87,17 @@ class Ladder:
             A Ladder with the same ends.
 
         Raises:
-            ValueError: for a posterior with the rungs of another ladder.
+            ValueError: for a posterior without rungs, or with those of another ladder.
 
         References:
             B. Calderhead and M. Girolami, Estimating Bayes factors via thermodynamic integration and population MCMC,
             Computational Statistics & Data Analysis 53(12), 2009.
         """
-        num_intervals = len(self) - 1 if num_intervals is None else num_intervals
-        temperatures, std = posterior.rungs.temperatures, posterior.rungs.log_likelihood_std
+        num_intervals = len(self) - 1 if num_intervals is None else check_count("num_intervals", num_intervals, 1)
+        rungs = posterior.rungs
+        if rungs is None:
+            raise ValueError("posterior must come of a run on this ladder, but its sampler has no rungs")
+        temperatures, std = rungs.temperatures, rungs.log_likelihood_std
         if temperatures.shape[1] == len(self) + 1 and self.temperatures[0] > 0:
             temperatures, std = temperatures[:, 1:], std[:, 1:]  # SMC adds the rung t = 0
         if temperatures.shape[1] != len(self) or not np.allclose(temperatures, self.temperatures):

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, rank_rhat
 from numpyro_kaem.posterior.evidence import Evidence
 from numpyro_kaem.posterior.pareto import pareto_smooth
 from numpyro_kaem.posterior.predictive import deterministic_values
+
+RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
 
 # jax.enable_x64 appeared in JAX 0.8; its predecessor is removed from later releases.
 _ENABLE_X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # type: ignore[attr-defined]
@@ -275,7 +278,13 @@ class Posterior:
 
         Returns:
             A Posterior of `num_samples` particles with equal weights.
+
+        Raises:
+            ValueError: for num_samples below 1 or an unknown method.
         """
+        check_count("num_samples", num_samples, 1)
+        if method not in RESAMPLERS:
+            raise ValueError(f"method must be one of {RESAMPLERS}, got {method!r}")
         log_weights = self.log_weights.astype(np.float64)
         # Where every weight is zero all particles are drawn alike.
         log_weights = np.where(self.ess[:, None] > 0, log_weights, 0.0)

@@ -23,12 +23,10 @@ from numpyro_kaem.posterior.evidence import Evidence
 from numpyro_kaem.posterior.kernel import Kernel, Tuning
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
 from numpyro_kaem.posterior.particles import Rung, Settings, effective_size
-from numpyro_kaem.posterior.result import Posterior
+from numpyro_kaem.posterior.result import RESAMPLERS, Posterior
 from numpyro_kaem.posterior.sampler import Chunk, ChunkedSampler
 from numpyro_kaem.posterior.smc_evidence import mean_rungs, smc_std_error, thermodynamic_along_smc
 from numpyro_kaem.posterior.target import Target
-
-_RESAMPLERS = ("systematic", "stratified", "multinomial", "residual")
 
 
 class Arrived(NamedTuple):
@@ -158,8 +156,8 @@ class TemperedSMC(ChunkedSampler):
                 f"with waste_free, num_particles must be a multiple, at least two times, of num_mcmc_steps + 1 = "
                 f"{per_chain}, got {num_particles}"
             )
-        if self.resampling not in _RESAMPLERS:
-            raise ValueError(f"resampling must be one of {_RESAMPLERS}, got {self.resampling!r}")
+        if self.resampling not in RESAMPLERS:
+            raise ValueError(f"resampling must be one of {RESAMPLERS}, got {self.resampling!r}")
         if self.ladder is not None:
             self._set(ladder=as_ladder(self.ladder))
             self._set(max_rungs=len(self._temperatures))

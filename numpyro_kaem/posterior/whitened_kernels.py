@@ -76,7 +76,7 @@ class EllipticalSlice(Kernel):
     chains wait for the one that tries longest.
 
     Args:
-        step_size: without effect.
+        step_size: must be None.
         whiten: must be True.
         precondition: must be False.
 
@@ -96,6 +96,11 @@ class EllipticalSlice(Kernel):
     target_acceptance: ClassVar[float | None] = None
     needs_gradients: ClassVar[bool] = False
     needs_whitening: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.step_size is not None:
+            raise ValueError(f"EllipticalSlice has no step size: step_size must be None, got {self.step_size}")
 
     def _guess(self, dim: int) -> float:
         return 1.0
