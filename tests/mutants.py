@@ -691,8 +691,8 @@ MUTANTS = [
     Mutant(
         "a step writes the chains of its batch to the first rows",
         "training/step.py",
-        "lambda x, y: x.at[rows].set(y), old, chains",
-        "lambda x, y: x.at[: len(y)].set(y), old, chains",
+        "lambda old, new: old.at[rows].set(new), everyones, chains",
+        "lambda old, new: old.at[: len(new)].set(new), everyones, chains",
         "test_training_features.py::test_a_bad_step_changes_nothing_but_the_random_key",
     ),
     Mutant(

@@ -10,7 +10,6 @@ import numpyro.distributions as dist
 import optax
 import pytest
 import scipy.stats
-from jax.sharding import PartitionSpec
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.elbo import ELBO
 from training_cases import Squares, model
@@ -252,8 +251,6 @@ def with_nan():
     return x
 
 
-MESH = jax.make_mesh((1,), ("data",))
-
 BAD_INPUT = {
     "nan": ({"data": with_nan()}, ValueError, r"data\[0\] must be finite, got nan at index \(4, 1\)"),
     "inf in the second argument": (
@@ -290,21 +287,9 @@ BAD_INPUT = {
         ValueError,
         r"data\[0\] must be finite, got 1e\+300 at index \(209,\), which is beyond float32",
     ),
-    "list of NumPy's numbers": ({"data": list(DATA)}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
-    "list of numbers": ({"data": DATA.tolist()}, TypeError, r"data must be an array .*: pass numpy.array\(data\)"),
     "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
     "no key": ({"key": None}, TypeError, "PRNG key"),
     "several keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, "accepts a single key"),
-    "specs": (
-        {"mesh": MESH, "batch_size": 10, "param_specs": lambda site, array: None},
-        TypeError,
-        r"param_specs must return a jax.sharding.PartitionSpec, got None for 'location': PartitionSpec\(\) means",
-    ),
-    "axis of specs": (
-        {"mesh": MESH, "batch_size": 10, "param_specs": lambda site, array: PartitionSpec("model")},
-        ValueError,
-        r"param_specs must name axes of the mesh, \('data',\), got \['model'\] for 'location'",
-    ),
 }
 
 

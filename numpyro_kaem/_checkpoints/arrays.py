@@ -17,23 +17,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-SCALARS = bool | int | float | complex
-
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """The leaves of a pytree under their paths, such as `state.optim_state['weight'][0]`; no class is named."""
-    leaves = {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-    for path, leaf in leaves.items():
-        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | SCALARS)
-        is_number = is_array and any(jnp.issubdtype(_dtype(leaf), kind) for kind in (np.number, np.bool_))
-        if not is_number and not _is_key(leaf):
-            raise TypeError(f"{path} must be an array of numbers, a PRNG key or a number, got {leaf!r}")
-    return leaves
+    return {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def signature(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Shape and dtype of every leaf, as JSON has them; a typed key's dtype names its generator."""
-    return {path: {"shape": list(np.shape(leaf)), "dtype": str(_dtype(leaf))} for path, leaf in leaves.items()}
+    dtypes = {path: leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype for path, leaf in leaves.items()}
+    return {path: {"shape": list(np.shape(leaf)), "dtype": str(dtypes[path])} for path, leaf in leaves.items()}
 
 
 def checksum(tree: PyTree) -> int:
@@ -60,7 +53,7 @@ def to_device(array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         data = to_device(array, jax.random.key_data(like))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
-    if isinstance(like, SCALARS) and not isinstance(like, np.generic):
+    if not hasattr(like, "dtype"):
         return type(like)(array.item())
     array = array.view(like.dtype)
     if not isinstance(like, jax.Array):
@@ -140,7 +133,3 @@ def _without_orbax_logs() -> Iterator[None]:
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype

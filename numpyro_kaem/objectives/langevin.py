@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem._compilation.fingerprint import ByValue
-from numpyro_kaem.checks import check_count, check_flag
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
@@ -50,8 +50,6 @@ class ChainObjective(ByValue, Objective):
             self._set(**{name: check_count(name, getattr(self, name), 1)})
         if self.start not in (None, *STARTS):
             raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
-        if self.persistent is not None:
-            check_flag("persistent", self.persistent)
 
     @property
     def num_rungs(self) -> int:
@@ -108,12 +106,9 @@ class ChainObjective(ByValue, Objective):
             key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
         )
         starts = draws.starts
-        shared, kept, rows_at = {}, {}, None
-        if state is not None:
-            shared = state["shared"]
-            rows_at = self._rows_of(latent_model, state["per_datum"])
-        if rows_at is not None:
-            kept = jax.tree.map(lambda leaf: leaf[rows_at], state["per_datum"])
+        shared, per_datum = ({}, {}) if state is None else (state["shared"], state["per_datum"])
+        rows_at = self._rows_of(latent_model, per_datum)
+        kept = {} if rows_at is None else jax.tree.map(lambda leaf: leaf[rows_at], per_datum)
         adaptation = self._adaptation(target, shared, kept, draws.scale)
         if kept:
             goes_on = kept["started"] & jnp.all(jnp.isfinite(kept["positions"]), (1, 2, 3))
@@ -142,7 +137,6 @@ class ChainObjective(ByValue, Objective):
         shared = shared | {"step": shared["step"] + 1}
         if self.kernel.adapts_step_size:
             shared["log_step_size"] = run.log_step_size.mean(0)
-        per_datum = state["per_datum"]
         if rows_at is not None:
             new = self._kept(run, kept)
             per_datum = {name: old.at[rows_at].set(new[name].astype(old.dtype)) for name, old in per_datum.items()}
@@ -290,16 +284,8 @@ class LangevinMLE(ChainObjective):
 
         x = 2.0 + 1.1 * jax.random.normal(jax.random.key(0), (200,))
         objective = LangevinMLE(num_steps=10, persistent=True)
-        result = fit(
-            jax.random.key(1),
-            model,
-            x,
-            objective=objective,
-            optimizer=optax.adam(0.1),
-            num_epochs=15,
-            batch_size=50,
-            progress=False,
-        )
+        options = {"optimizer": optax.adam(0.1), "num_epochs": 15, "batch_size": 50, "progress": False}
+        result = fit(jax.random.key(1), model, x, objective=objective, **options)
         assert abs(result.params["location"] - x.mean()) < 0.3
         ```
     """

@@ -138,19 +138,16 @@ class ImportanceDraws(NamedTuple):
 def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> ImportanceDraws:
     """Draws from the prior, shared by the data unless the prior differs by datum."""
     model = target.model
-    num_data, rows = model.num_data, model.rows
+
+    def of_datum(keys, row):
+        positions = jax.vmap(lambda k: target.draw(k, row))(keys)
+        return positions, jax.vmap(lambda u: target.latents(u, row))(positions)
+
     if draws_differ_by_datum(model):
-        keys = jax.random.split(key, (num_data, num_draws))
-
-        def of_datum(keys, row):
-            positions = jax.vmap(lambda k: target.draw(k, row))(keys)
-            return positions, jax.vmap(lambda u: target.latents(u, row))(positions)
-
-        positions, latents = jax.vmap(of_datum, out_axes=(0, 1))(keys, rows)
+        keys = jax.random.split(key, (model.num_data, num_draws))
+        positions, latents = jax.vmap(of_datum, out_axes=(0, 1))(keys, model.rows)
     else:
-        row = model.first_row
-        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))
-        latents = jax.vmap(lambda u: target.latents(u, row))(positions)
+        positions, latents = of_datum(jax.random.split(key, num_draws), model.first_row)
         positions = positions[None]
     return ImportanceDraws(positions, log_likelihood(model, latents).T)
 

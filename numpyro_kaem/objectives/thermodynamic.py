@@ -12,7 +12,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem.checks import check_count, check_flag, check_positive
+from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
@@ -96,16 +96,8 @@ class ThermodynamicMLE(ChainObjective):
 
         x = 2.0 + 1.1 * jax.random.normal(jax.random.key(0), (200,))
         objective = ThermodynamicMLE(Ladder.power(4, 2.0), num_steps=10)
-        result = fit(
-            jax.random.key(1),
-            model,
-            x,
-            objective=objective,
-            optimizer=optax.adam(0.1),
-            num_epochs=15,
-            batch_size=50,
-            progress=False,
-        )
+        options = {"optimizer": optax.adam(0.1), "num_epochs": 15, "batch_size": 50, "progress": False}
+        result = fit(jax.random.key(1), model, x, objective=objective, **options)
         assert abs(result.params["location"] - x.mean()) < 0.3
         assert result.history["log_evidence_steppingstone"][-1] > result.history["log_evidence_steppingstone"][0]
         ```
@@ -134,28 +126,21 @@ class ThermodynamicMLE(ChainObjective):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         self._set(num_particles=check_count("num_particles", self.num_particles, 2))
-        check_flag("adapt", self.adapt)
-        is_smc, ladder, schedule, target_ess = self.sampler == "smc", self.ladder, self.schedule, self.target_ess
-        if target_ess is not None:
-            if not is_smc or ladder is not None or schedule is not None:
-                raise ValueError("target_ess finds the ladder of sampler='smc': give no ladder and no schedule with it")
-            if not 0 < target_ess < 1:
-                raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
-        elif ladder is None:
-            raise ValueError(
-                "ladder must be a Ladder or temperatures, such as Ladder.power(5); sampler='smc' may have "
-                "a target_ess instead"
-            )
+        is_smc, schedule, target_ess = self.sampler == "smc", self.schedule, self.target_ess
         if is_smc and (self.persistent or self.adapt or self.start == "importance"):
             raise ValueError("sampler='smc' starts at the prior: persistent, adapt and start are for 'tempering'")
         if self.adapt and schedule is not None:
             raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
         if schedule is not None and not callable(schedule):
             self._set(schedule=check_positive("schedule, where it is no function of the training step,", schedule))
-        if ladder is None:
+        if target_ess is not None:
+            if not is_smc or self.ladder is not None or schedule is not None:
+                raise ValueError("target_ess finds the ladder of sampler='smc': give no ladder and no schedule with it")
+            if not 0 < target_ess < 1:
+                raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
             self._set(max_rungs=check_count("max_rungs", self.max_rungs, 1), target_ess=float(target_ess))
             return
-        ladder = as_ladder(ladder)
+        ladder = as_ladder(self.ladder)
         if ladder.temperatures[0] != 0 or len(ladder) < 2:
             raise ValueError(f"ladder must begin at 0, the prior, and end at 1, got {ladder}")
         self._set(ladder=ladder, max_rungs=len(ladder) - 1)

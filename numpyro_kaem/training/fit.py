@@ -147,25 +147,16 @@ def fit(
 
 
         x = jnp.array([1.0, -2.0]) + jax.random.normal(jax.random.key(0), (500, 2))
-        result = fit(
-            jax.random.key(1),
-            model,
-            x[:400],
-            objective=ImportanceMLE(100),
-            optimizer=optax.adam(0.05),
-            num_epochs=20,
-            batch_size=50,
-            held_out=x[400:],
-            progress=False,
-        )
+        options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
+        result = fit(jax.random.key(1), model, x[:400], num_epochs=20, batch_size=50, held_out=x[400:], **options)
         assert jnp.allclose(result.params["location"], jnp.array([1.0, -2.0]), atol=0.3)
         assert result.history["held_out_log_likelihood"][-1] > result.history["held_out_log_likelihood"][0]
         ```
     """
     init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
     held_out, checkpoints = with_moved_keywords(held_out, checkpoints, moved)
-    check_count("num_epochs", num_epochs, 1)
-    check_count("max_bad_steps", max_bad_steps, 1)
+    for name, count in {"num_epochs": num_epochs, "max_bad_steps": max_bad_steps, "accumulate": accumulate}.items():
+        check_count(name, count, 1)
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
     guide = initial.guide_for(objective, guide)
@@ -220,21 +211,20 @@ def fit(
 
     # Where the state is. Steps take over its arrays, which up to here may be the caller's, or one array in two places.
     state = TrainState(state, None if ema_decay is None else params, jnp.zeros((), int), jnp.zeros((), int))
-    state, keys, shardings = jax.tree.map(jnp.copy, state), {"shuffle": shuffle_key, "score": score_key}, None
+    state, keys = jax.tree.map(jnp.copy, state), {"shuffle": shuffle_key, "score": score_key}
     del params, at_initial, latent_model  # and with them what has been copied
-    if layout is not None:
+    if layout.mesh is not None:
         check_same_in_all_processes(key=keys, data=feed.of_all_processes, parameters=state)
-        shardings = layout.state_shardings(state, set(svi.get_params(state.svi)))
-        state, keys = layout.place(state, shardings), layout.place(keys)
-        kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
+    shardings = layout.state_shardings(state, {*sites.of_model, *sites.of_guide})
+    state, keys = layout.place(state, shardings), layout.place(keys)
+    kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
 
-    by_datum = None if layout is None else layout.by_datum
     run = Run(
         num_epochs=num_epochs,
         feed=feed,
         stepper=stepper,
         sites=sites,
-        scorer=None if scored is None else Scorer(held_out, stepper.model, plate, by_datum, *scored, kwargs),
+        scorer=None if scored is None else Scorer(held_out, stepper.model, plate, layout.by_datum, *scored, kwargs),
         store=store,
         checkpoint_every=None if checkpoints is None else checkpoints.every,
         description={
@@ -253,7 +243,7 @@ def fit(
 
 
 def _make_feed(
-    data: Any, batch_size: int | None, steps_per_epoch: int | None, layout: Layout | None
+    data: Any, batch_size: int | None, steps_per_epoch: int | None, layout: Layout
 ) -> ArrayFeed | StreamFeed:
     """Where batches come from."""
     if is_stream(data):
@@ -263,10 +253,7 @@ def _make_feed(
     data, num_data = check_data("data", data)
     if steps_per_epoch is not None:
         raise ValueError("steps_per_epoch is for an iterable of batches; an epoch of arrays is all their whole batches")
-    if batch_size is None:
-        raise ValueError("batch_size must be given for data that are arrays")
     if check_count("batch_size", batch_size, 1) > num_data:
         raise ValueError(f"batch_size must be at most the number of rows of data, {num_data}, got {batch_size}")
-    if layout is not None:
-        layout.check_batch("batch_size", batch_size)
+    layout.check_batch("batch_size", batch_size)
     return ArrayFeed(data, num_data, batch_size, layout)

@@ -42,10 +42,10 @@ class Scorer:
         return float(mean), float(std_error)
 
 
-def place_held_out(data: Any, like: tuple, layout: Layout | None) -> tuple[tuple, int]:
+def place_held_out(data: Any, like: tuple, layout: Layout) -> tuple[tuple, int]:
     """Held-out data on the device or the mesh, which may take a few rows more, and their number."""
     data, num_data = check_data("held_out", data, like=like)
-    return (jax.tree.map(jnp.asarray, data) if layout is None else layout.place_data(data)), num_data
+    return layout.place_data(data), num_data
 
 
 def check_held_out(read: Callable, data: tuple) -> None:

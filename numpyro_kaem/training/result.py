@@ -145,12 +145,11 @@ class TensorBoardLogger:
                     "TensorBoardLogger needs tensorboardX or clu: pip install 'numpyro_kaem[tensorboard]'"
                 ) from error
             writer = create_default_writer(os.fspath(directory))
-            self._write = lambda step, values: writer.write_scalars(step, values)
-            self._flush = writer.flush
+            self._write = writer.write_scalars
         else:
             writer = SummaryWriter(os.fspath(directory))
             self._write = lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()]
-            self._flush = writer.flush
+        self._flush = writer.flush
 
     def __call__(self, epoch: int, metrics: dict[str, Any], params: dict[str, Any]) -> None:
         """Write the scalars of an epoch."""

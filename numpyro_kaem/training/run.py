@@ -51,7 +51,9 @@ class Run:
         reason = "patience" if self._is_out_of_patience() else "finished"
         if self._goes_on(reason):
             self.feed.resume(self.step, self.history.step_in_epoch)
-            self.compile_seconds = self.feed.compile(self.stepper, self.state, shardings, kwargs)
+            start = time.perf_counter()
+            self.feed.compile(self.stepper, self.state, shardings, kwargs)
+            self.compile_seconds = time.perf_counter() - start
         is_shown = self.progress and jax.process_index() == 0
         bar = tqdm(total=self.num_epochs, initial=self.history.epoch - 1, unit="epoch", disable=not is_shown)
         with interrupts() as interrupted, bar:
@@ -150,7 +152,7 @@ class Run:
 
     def _anywhere(self, value: bool) -> bool:
         """Whether the value is true in any of the processes that train together."""
-        return value if self.feed.layout is None else any_process(value)
+        return value if self.feed.layout.mesh is None else any_process(value)
 
     def _is_out_of_patience(self) -> bool:
         """Whether there were too many scores since the best one."""
