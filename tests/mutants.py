@@ -676,8 +676,8 @@ MUTANTS = [
     Mutant(
         "rungs of the path gradient have whole intervals for weights",
         "objectives/thermodynamic.py",
-        "weights = 0.5 * (jnp.pad(steps",
-        "weights = 1.0 * (jnp.pad(steps",
+        "jnp.trapezoid(likelihood, temperatures) +",
+        "2.0 * jnp.trapezoid(likelihood, temperatures) +",
         "test_objectives.py::test_path_gradient_has_the_bias_that_theory_predicts",
     ),
     # Training

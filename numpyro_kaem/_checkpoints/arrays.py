@@ -77,7 +77,7 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         path: array if array.dtype.kind in "biufc" or array.dtype == jnp.bfloat16 else array.view(np.uint8)
         for path, array in arrays.items()
     }
-    with _without_orbax_logs(), _checkpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             checkpointer.save(os.fspath(folder), args=ocp.args.PyTreeSave(item=arrays))
         except ValueError as error:
@@ -95,7 +95,7 @@ def read_arrays(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
 
     restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
     args = ocp.args.PyTreeRestore(item=dict.fromkeys(paths, 0), restore_args=restore_args)
-    with _without_orbax_logs(), _checkpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             return checkpointer.restore(os.fspath(folder), args=args)
         except Exception as error:
@@ -104,7 +104,8 @@ def read_arrays(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
             ) from error
 
 
-def _checkpointer() -> Any:
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
     """An Orbax checkpointer that waits for no other process: JSON and TensorStore's arrays, no pickle."""
     import orbax.checkpoint as ocp
 
@@ -113,20 +114,15 @@ def _checkpointer() -> Any:
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"numpyro_kaem_{process}"
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-@contextlib.contextmanager
-def _without_orbax_logs() -> Iterator[None]:
-    """Silence Orbax, which logs several tracebacks for a full disk; the exception itself comes through."""
     logger = logging.getLogger("absl")
 
-    def drop(record):
+    def drop(record):  # several tracebacks for a full disk; the exception itself comes through
         return False
 
     logger.addFilter(drop)
     try:
-        yield
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+            yield checkpointer
     finally:
         logger.removeFilter(drop)
 

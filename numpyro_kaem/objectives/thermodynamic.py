@@ -79,11 +79,7 @@ class ThermodynamicMLE(ChainObjective):
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import Ladder, ThermodynamicMLE, fit
 
 
@@ -203,8 +199,7 @@ class ThermodynamicMLE(ChainObjective):
         # The stepping stone from a rung to the next is the mean of p(x | z)^(t' - t) at the lower one.
         weights = logsumexp(steps * by_rung[..., :-1], axis=(1, 2)) - jnp.log(by_rung.shape[1] * by_rung.shape[2])
         steppingstone = weights.sum(-1)
-        means = by_rung.mean((1, 2))
-        thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
+        thermodynamic = jnp.trapezoid(by_rung.mean((1, 2)), temperatures)
         positions = run.points.position if self.gradient == "path" else run.points.position[:, :, -1:]
         objective = self._objective(latent_model, target, positions, temperatures)
         if new_state is not None:
@@ -244,9 +239,7 @@ class ThermodynamicMLE(ChainObjective):
         is_path = self.gradient == "path"
         run = population.run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
         run = jax.lax.stop_gradient(run)
-        steps = jnp.diff(run.temperatures)
-        means = run.log_likelihood_mean
-        thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
+        thermodynamic = jnp.trapezoid(run.log_likelihood_mean, run.temperatures)
         positions = run.positions[:, :, None]
         if is_path:
             # The particles at t = 1 fill what is left of the ladder, so that the last rung is the posterior.
@@ -275,9 +268,7 @@ class ThermodynamicMLE(ChainObjective):
         likelihood, prior = (x.reshape(num_data, num_particles, num_rungs).mean(1) for x in (likelihood, prior))
         if num_rungs == 1:
             return likelihood[:, 0] + prior[:, 0]
-        steps = jnp.diff(jnp.broadcast_to(temperatures, (num_data, num_rungs)))
-        weights = 0.5 * (jnp.pad(steps, ((0, 0), (0, 1))) + jnp.pad(steps, ((0, 0), (1, 0))))
-        return jnp.sum(weights * likelihood, -1) + prior[:, -1]
+        return jnp.trapezoid(likelihood, temperatures) + prior[:, -1]
 
 
 def cyclic_schedule(low: float, high: float, period: int) -> Callable[[ArrayLike], Float[Array, ""]]:

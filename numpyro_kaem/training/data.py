@@ -25,9 +25,7 @@ class IndexedBatch(NamedTuple):
         import jax
         import jax.numpy as jnp
         import numpy as np
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import IndexedBatch, LangevinMLE, fit
 
         x = 2.0 + 1.1 * np.random.default_rng(0).normal(size=200)

@@ -205,30 +205,32 @@ class StreamFeed:
             batches, before = iter(source), self._count
             for batch in batches:
                 batch, indices, num_rows = self._checked(batch)
-                shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
-                if like is not None and shapes != like:
-                    if not _is_shorter(shapes, like) or next(batches, None) is not None:
+                kind = num_rows, [(leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(batch)]
+                like = kind if like is None else like
+                if kind != like:
+                    is_short = num_rows < like[0] and kind[1] == like[1]
+                    if not is_short or next(batches, None) is not None:
                         raise ValueError(
-                            f"batch {self._count} of data has arrays {_describe(shapes)}, the first had "
-                            f"{_describe(like)}: only the last batch of a pass may be short, and is left out"
+                            f"batch {self._count} of data has arrays {_describe(*kind)}, the first had "
+                            f"{_describe(*like)}: only the last batch of a pass may be short, and is left out"
                         )
                     if not is_told:
                         warnings.warn(
-                            f"the last batch of a pass has {num_rows} rows, the others {like[0][0][0]}: it is left "
-                            "out, as batches of one compiled step have one shape (shuffle, so that no row is left out "
-                            "every time)",
+                            f"the last batch of a pass has {num_rows} rows, the others {like[0]}: it is left out, as "
+                            "batches of one compiled step have one shape (shuffle, so that no row is left out every "
+                            "time)",
                             RuntimeWarning,
                             stacklevel=2,
                         )
                     is_told = True
                     break
-                like, self._count = shapes, self._count + 1
-                yield self._place(batch, num_rows), None if indices is None else jnp.asarray(indices)
+                self._count += 1
+                yield self._place(batch, num_rows), indices
             # An epoch that is no whole number of passes goes on with the next one, if there is anything in it.
             if self.num_steps is None or self.is_iterator or self._count == before:
                 yield None
 
-    def _checked(self, batch: Any) -> tuple[tuple, np.ndarray | None, int]:
+    def _checked(self, batch: Any) -> tuple[tuple, Array | None, int]:
         """The arguments of a batch, its indices if it has some, and its number of rows."""
         name, indices = f"batch {self._count} of data", None
         if isinstance(batch, IndexedBatch):
@@ -240,7 +242,7 @@ class StreamFeed:
             indices = np.asarray(indices)
             if indices.shape != (num_rows,) or indices.dtype.kind not in "iu" or len(np.unique(indices)) != num_rows:
                 raise ValueError(f"indices of {name} must be {num_rows} different whole numbers, got {indices!r}")
-            indices = indices.astype(np.int32)
+            indices = jnp.asarray(indices.astype(np.int32))
         return batch, indices, num_rows
 
     def _place(self, batch: tuple, num_rows: int) -> tuple:
@@ -262,13 +264,5 @@ def _take_step(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Ar
     return with_shardings(state, shardings), record
 
 
-def _is_shorter(shapes: list, like: list) -> bool:
-    """Whether arrays differ from others only in having fewer rows."""
-    return len(shapes) == len(like) and all(
-        shape[1:] == other[1:] and shape[0] < other[0] and dtype == other_dtype
-        for (shape, dtype), (other, other_dtype) in zip(shapes, like, strict=True)
-    )
-
-
-def _describe(shapes: list) -> str:
-    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes)
+def _describe(num_rows: int, rows: list) -> str:
+    return ", ".join(f"{dtype}{[num_rows, *shape]}" for shape, dtype in rows)

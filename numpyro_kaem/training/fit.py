@@ -28,7 +28,7 @@ from numpyro_kaem.training import initial
 from numpyro_kaem.training.data import check_data, is_stream
 from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.held_out import Scorer, check_held_out, place_held_out
+from numpyro_kaem.training.held_out import check_held_out, place_held_out, score
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
 from numpyro_kaem.training.settings import Checkpointing, HeldOut, with_moved_keywords
@@ -131,11 +131,7 @@ def fit(
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import ImportanceMLE, fit
 
 
@@ -167,7 +163,8 @@ def fit(
     layout = make_layout(mesh, param_specs)
     feed = _make_feed(data, batch_size, steps_per_epoch, layout)
     batch, kwargs = feed.first_batch, as_arrays("model_kwargs", dict(model_kwargs or {}))
-    scored = None if held_out is None else place_held_out(held_out.data, batch, layout)
+    if held_out is not None:
+        scored, num_scored = place_held_out(held_out.data, batch, layout)
     if feed.num_steps is not None and accumulate > num_epochs * feed.num_steps:
         warnings.warn(
             f"accumulate={accumulate} is more than the {num_epochs * feed.num_steps} steps of this run: the optimiser "
@@ -186,8 +183,8 @@ def fit(
     latent_model = at_initial(*batch, rng_key=check_key)
     latent_model.require_per_datum("fit")
     initial.check_suits(objective, latent_model)
-    if scored is not None:
-        check_held_out(partial(at_initial, check=False), scored[0])
+    if held_out is not None:
+        check_held_out(partial(at_initial, check=False), scored)
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
     if isinstance(objective, Objective):
@@ -219,12 +216,17 @@ def fit(
     state, keys = layout.place(state, shardings), layout.place(keys)
     kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
 
+    scorer = None
+    if held_out is not None:
+        static = stepper.model, plate, layout.by_datum, num_scored, held_out.num_samples
+        scorer = partial(score, static, scored, kwargs)
     run = Run(
         num_epochs=num_epochs,
         feed=feed,
         stepper=stepper,
         sites=sites,
-        scorer=None if scored is None else Scorer(held_out, stepper.model, plate, layout.by_datum, *scored, kwargs),
+        held_out=held_out,
+        scorer=scorer,
         store=store,
         checkpoint_every=None if checkpoints is None else checkpoints.every,
         description={

@@ -29,11 +29,7 @@ class HeldOut:
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import HeldOut, ImportanceMLE, fit
 
 
@@ -81,10 +77,7 @@ class Checkpointing:
         ```python
         import tempfile
 
-        import jax
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import Checkpointing, ImportanceMLE, fit
 
 
