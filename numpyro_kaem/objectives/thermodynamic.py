@@ -263,7 +263,7 @@ class ThermodynamicMLE(ChainObjective):
     ) -> Float[Array, " B"]:
         """What has the chosen gradient, by datum; of the last rung alone where K is 1."""
         num_data, num_particles, num_rungs, dim = positions.shape
-        latents = population.latents_of(target, positions.reshape(num_data, num_particles * num_rungs, dim))
+        latents = population.latents_of(target, positions.reshape(num_data, -1, dim))
         prior, likelihood = population.log_joint(latent_model, latents)
         likelihood, prior = (x.reshape(num_data, num_particles, num_rungs).mean(1) for x in (likelihood, prior))
         if num_rungs == 1:

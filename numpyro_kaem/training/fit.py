@@ -28,7 +28,7 @@ from numpyro_kaem.training import initial
 from numpyro_kaem.training.data import check_data, is_stream
 from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.held_out import check_held_out, place_held_out, score
+from numpyro_kaem.training.held_out import check_held_out, score
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
 from numpyro_kaem.training.settings import Checkpointing, HeldOut, with_moved_keywords
@@ -126,6 +126,7 @@ def fit(
             iterable that ends early or changes the shape of its batches, checkpoints of another model, a batch that the
             mesh does not divide, or arguments that differ between processes.
         TypeError: for what is no data, no objective or no optimiser.
+        OSError: for a folder of checkpoints that cannot be made or written to.
         TrainingFailed: after `max_bad_steps` bad steps in a row, or a run without a good one; its `result` is what
             there was before them. Whatever data or callbacks raise while the run goes on has a `result` too.
 
@@ -164,7 +165,8 @@ def fit(
     feed = _make_feed(data, batch_size, steps_per_epoch, layout)
     batch, kwargs = feed.first_batch, as_arrays("model_kwargs", dict(model_kwargs or {}))
     if held_out is not None:
-        scored, num_scored = place_held_out(held_out.data, batch, layout)
+        scored, num_scored = check_data("held_out", held_out.data, like=batch)
+        scored = layout.place_data(scored)
     if feed.num_steps is not None and accumulate > num_epochs * feed.num_steps:
         warnings.warn(
             f"accumulate={accumulate} is more than the {num_epochs * feed.num_steps} steps of this run: the optimiser "

@@ -15,14 +15,6 @@ from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import spreading
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.weights import log_evidence
-from numpyro_kaem.training.data import check_data
-from numpyro_kaem.training.sharding import Layout
-
-
-def place_held_out(data: Any, like: tuple, layout: Layout) -> tuple[tuple, int]:
-    """Held-out data on the device or the mesh, which may take a few rows more, and their number."""
-    data, num_data = check_data("held_out", data, like=like)
-    return layout.place_data(data), num_data
 
 
 def check_held_out(read: Callable, data: tuple) -> None:
@@ -39,7 +31,7 @@ def check_held_out(read: Callable, data: tuple) -> None:
 def score(
     static: tuple, data: tuple, kwargs: dict[str, Any], params: dict[str, Any], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The mean log-likelihood of data, as `place_held_out` returns them, and its error by the spread between data."""
+    """The mean log-likelihood of the first `num_data` rows, and its standard error, by the spread between them."""
     model, plate, by_datum, num_data, num_samples = static
     model_key, draw_key = jax.random.split(key)
     latent_model = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)
