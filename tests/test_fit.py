@@ -251,6 +251,8 @@ def with_nan():
     return x
 
 
+MESH = jax.make_mesh((1,), ("data",))
+
 BAD_INPUT = {
     "nan": ({"data": with_nan()}, ValueError, r"data\[0\] must be finite, got nan at index \(4, 1\)"),
     "inf in the second argument": (
@@ -290,6 +292,11 @@ BAD_INPUT = {
     "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
     "no key": ({"key": None}, TypeError, "PRNG key"),
     "several keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, "accepts a single key"),
+    "specs": (
+        {"mesh": MESH, "batch_size": 10, "param_specs": lambda site, array: None},
+        TypeError,
+        r"param_specs must return a jax.sharding.PartitionSpec, got None for 'location': PartitionSpec\(\) means",
+    ),
 }
 
 

@@ -193,8 +193,8 @@ class ChainObjective(ByValue, Objective):
         """What is kept of the chains of the batch; those that have got lost start anew when their data come again."""
         sound = jnp.all(jnp.isfinite(run.points.position), (1, 2, 3))
         sound &= jnp.all(jnp.isfinite(run.points.log_density(1.0)[:, :, -1]), 1)
-        old, new = jnp.where(kept["started"], kept["num_positions"], 0.0), float(self.num_steps * self.num_chains)
-        total = jnp.minimum(old, _MEMORY) + new
+        new = float(self.num_steps * self.num_chains)
+        total = jnp.minimum(kept["num_positions"], _MEMORY) + new
         share = (new / total)[:, None, None]
         delta = run.mean - kept["mean"]
         variance = (1 - share) * (kept["variance"] + share * delta**2) + share * run.variance
@@ -302,8 +302,7 @@ class LangevinMLE(ChainObjective):
 
     def metric_shapes(self) -> dict[str, tuple[int, ...]]:
         """Mean acceptance, geometric mean of step sizes, mean of log p(x | z) over chains and data, and the checks."""
-        names = ("acceptance", "step_size", "log_likelihood", "stuck", "importance_gap")
-        return dict.fromkeys(names, ())
+        return dict.fromkeys(("acceptance", "step_size", "log_likelihood", "stuck", "importance_gap"), ())
 
     def evaluate(
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None

@@ -71,8 +71,13 @@ class Layout(NamedTuple):
             site = next((key for key in keys if key in sites), None)
             if self.param_specs is None or site is None:
                 return self.replicated
-            told = NamedSharding(self.mesh, self.param_specs(site, leaf))
-            return told if len(told.spec) <= jnp.ndim(leaf) else self.replicated
+            spec = self.param_specs(site, leaf)
+            if not isinstance(spec, PartitionSpec):
+                raise TypeError(
+                    f"param_specs must return a jax.sharding.PartitionSpec, got {spec!r} for {site!r}: PartitionSpec() "
+                    "means a copy on every device"
+                )
+            return NamedSharding(self.mesh, spec if len(spec) <= jnp.ndim(leaf) else PartitionSpec())
 
         return jax.tree_util.tree_map_with_path(sharding, state)
 

@@ -82,8 +82,7 @@ class Stepper(NamedTuple):
             due = is_finite & self.grid_adaptation.is_due(number)
             kept, average = jax.lax.cond(due, adapt, lambda *unchanged: unchanged, kept, average)
         if self.ema_decay is not None:
-            params = svi.optim.get_params(kept.optim_state)
-            decay = self.ema_decay
+            params, decay = svi.optim.get_params(kept.optim_state), self.ema_decay
             average = jax.tree.map(lambda a, p: jnp.where(is_finite, decay * a + (1 - decay) * p, a), average, params)
         bad_in_a_row = jnp.where(is_finite, 0, state.bad_in_a_row + 1)
         record = {"loss": loss / self.data_per_step, "is_finite": is_finite, **metrics}
