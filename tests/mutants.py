@@ -676,8 +676,8 @@ MUTANTS = [
     Mutant(
         "rungs of the path gradient have whole intervals for weights",
         "objectives/thermodynamic.py",
-        "weights = 0.5 * (jnp.pad(steps",
-        "weights = 1.0 * (jnp.pad(steps",
+        "jnp.trapezoid(likelihood, temperatures) +",
+        "2.0 * jnp.trapezoid(likelihood, temperatures) +",
         "test_objectives.py::test_path_gradient_has_the_bias_that_theory_predicts",
     ),
     # Training
@@ -691,8 +691,8 @@ MUTANTS = [
     Mutant(
         "a step writes the chains of its batch to the first rows",
         "training/step.py",
-        "lambda x, y: x.at[rows].set(y), old, chains",
-        "lambda x, y: x.at[: len(y)].set(y), old, chains",
+        "lambda old, new: old.at[rows].set(new), everyones, chains",
+        "lambda old, new: old.at[: len(new)].set(new), everyones, chains",
         "test_training_features.py::test_a_bad_step_changes_nothing_but_the_random_key",
     ),
     Mutant(

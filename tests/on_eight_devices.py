@@ -162,7 +162,6 @@ def batches_of_an_iterable_are_divided():
 
 
 NO_LAYOUT = {
-    "devices": ({"mesh": [1, 2]}, TypeError, "mesh must be a jax.sharding.Mesh"),
     "specs alone": ({"param_specs": lambda *_: PartitionSpec()}, ValueError, "param_specs need a mesh"),
 }
 

@@ -25,9 +25,7 @@ class IndexedBatch(NamedTuple):
         import jax
         import jax.numpy as jnp
         import numpy as np
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import IndexedBatch, LangevinMLE, fit
 
         x = 2.0 + 1.1 * np.random.default_rng(0).normal(size=200)
@@ -65,20 +63,11 @@ def is_stream(data: Any) -> bool:
 
 def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
     """The positional arguments as arrays, whose rows must resemble those of `like`, and their number of rows."""
-    if isinstance(data, list) and any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
-        raise TypeError(
-            f"{name} must be an array or a tuple of arrays, got a list of single values: pass numpy.array({name})"
-        )
     data = as_arrays(name, tuple(data) if isinstance(data, tuple | list) else (data,))
     data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), data)
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         label = name + jax.tree_util.keystr(path)
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(
-                f"{label} is spread over several processes: pass all rows in every process, as an array of its own, or "
-                "an iterable that gives each process its own share of every batch"
-            )
         array = np.asarray(leaf)
         if array.dtype == object:
             raise TypeError(
