@@ -289,6 +289,11 @@ BAD_INPUT = {
         ValueError,
         r"data\[0\] must be finite, got 1e\+300 at index \(209,\), which is beyond float32",
     ),
+    "list of numbers": (
+        {"data": DATA.tolist()},
+        ValueError,
+        r"data\[0\] must lead with the data axis, got a scalar.*list",
+    ),
     "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
     "no key": ({"key": None}, TypeError, "PRNG key"),
     "several keys": ({"key": jax.random.split(jax.random.key(0))}, ValueError, "accepts a single key"),

@@ -49,9 +49,11 @@ def test_keywords_that_have_moved_do_what_they_did_and_say_where_they_are_now(tm
     assert [path.name for path in (tmp_path / "after").iterdir()] == ["0000000009"]
 
 
-def test_settings_of_what_is_not_there_are_of_no_use():
+def test_settings_of_what_is_not_there_are_of_no_use_but_patience_needs_a_score():
     with pytest.warns(DeprecationWarning):
         assert run(held_out_every=2, checkpoint_every=2, checkpoint_dir=None).stop_reason == "finished"
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="patience needs held_out data"):
+        run(patience=3)
 
 
 def test_a_keyword_that_there_never_was_is_named():

@@ -209,6 +209,11 @@ def test_the_default_label_is_the_name_of_the_site_or_module():
 
 
 LABELS = {
+    "a site without an optimiser": (
+        {"optimizer": {"location": optax.sgd(0.1), "decoder": optax.sgd(0.1)}},
+        ValueError,
+        r"entries for \['decoder', 'location'\], but .* \{'noise': 'noise'\}",
+    ),
     "a label that no site has": (
         {"optimizer": {"location": optax.sgd(0.1), "noise": optax.sgd(0.1), "lokation": optax.sgd(0.1)}},
         ValueError,

@@ -68,6 +68,11 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         label = name + jax.tree_util.keystr(path)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise ValueError(
+                f"{label} is spread over several processes: pass all rows in every process, as an array of its own, or "
+                "an iterable that gives each process its own share of every batch"
+            )
         array = np.asarray(leaf)
         if array.dtype == object:
             raise TypeError(
@@ -75,7 +80,10 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
                 "yields those of an epoch, and a function that makes one is called first"
             )
         if array.ndim == 0:
-            raise ValueError(f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs")
+            raise ValueError(
+                f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs, and numpy.array(...) "
+                "of a list of numbers"
+            )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         with np.errstate(over="ignore"):
             is_finite = np.isfinite(array.astype(dtype, copy=False))

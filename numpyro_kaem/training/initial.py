@@ -56,6 +56,11 @@ def optimizer_fingerprint(optim: _NumPyroOptim, params: dict[str, Any]) -> Hasha
 def _by_label(optimizers: dict[str, Any], labels: Callable[[str], str]) -> Any:
     def label_sites(params: dict[str, Any]) -> dict[str, str]:
         chosen = {site: labels(site) for site in params}
+        if unknown := {site: label for site, label in chosen.items() if label not in optimizers}:
+            raise ValueError(
+                f"optimizer has entries for {sorted(optimizers)}, but parameter sites have labels {unknown}: add an "
+                "entry, or pass labels, a function from the name of a site to a key"
+            )
         if unused := set(optimizers) - set(chosen.values()):
             raise ValueError(
                 f"optimizer has entries for {sorted(unused)}, but parameter sites have only the labels "

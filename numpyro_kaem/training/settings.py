@@ -136,6 +136,8 @@ def with_moved_keywords(
         message = f"{name} of fit is deprecated and works in this version only: write {new}"
         warnings.warn(message, DeprecationWarning, stacklevel=3)
         fields[keyword][field] = value
+    if held_out is None and fields["held_out"].get("patience") is not None:
+        raise ValueError("patience needs held_out data, whose score it waits for")
     checkpoints = fields["checkpoints"].pop("path", checkpoints)
     return (
         _settings(HeldOut, held_out, fields["held_out"]),
