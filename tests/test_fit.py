@@ -292,7 +292,7 @@ BAD_INPUT = {
     "list of numbers": (
         {"data": DATA.tolist()},
         ValueError,
-        r"data\[0\] must lead with the data axis, got a scalar.*list",
+        r"data\[0\] must lead with .*, got a scalar.*a list",
     ),
     "no guide": ({"objective": Trace_ELBO()}, ValueError, "guide must be given with Trace_ELBO"),
     "no key": ({"key": None}, TypeError, "PRNG key"),

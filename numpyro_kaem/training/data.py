@@ -81,8 +81,8 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
             )
         if array.ndim == 0:
             raise ValueError(
-                f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs, and numpy.array(...) "
-                "of a list of numbers"
+                f"{label} must lead with the data axis, got a scalar: pass scalars as model_kwargs, and of a list "
+                "of numbers numpy.array(...)"
             )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         with np.errstate(over="ignore"):
