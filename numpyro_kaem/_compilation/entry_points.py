@@ -39,7 +39,7 @@ def compiled(function: Callable) -> Callable:
         data, static = [], []
         for leaf in leaves:
             if isinstance(leaf, Grid):
-                data.append(leaf.as_data().bits)
+                data.append(leaf.as_data)
                 static.append(_GRID)
             elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
                 data.append(leaf)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from numpyro_kaem._densities.density import Density
+from numpyro_kaem._densities.density import Density, unchecked
 from numpyro_kaem.checks import check_precision
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.leaf_shapes import insert_axes, new_axes, settle, settle_tables, table_rank
@@ -119,7 +119,8 @@ class KAMixture(LearnedDistribution):
     def _density(self) -> Density:
         self = self._settled()
         components = self.components
-        return Density(
+        return unchecked(
+            Density,
             components.energy,
             components.reference,
             jax.nn.log_softmax(self.logits, axis=-1),

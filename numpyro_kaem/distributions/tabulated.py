@@ -92,8 +92,8 @@ class TabulatedDistribution(dist.Distribution):
             ValueError: for a shape that does not broadcast with the batch shape.
         """
         density = self._density
-        value = self._checked(density, "value", value)
-        return jnp.broadcast_to(masses.log_prob(density, value), self._result_shape(density, value))
+        value, shape = self._checked(density, "value", value)
+        return jnp.broadcast_to(masses.log_prob(density, value), shape)
 
     def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
         """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters.
@@ -220,22 +220,21 @@ class TabulatedDistribution(dist.Distribution):
         except ValueError:
             return sample_shape + density.shape
 
-    def _checked(self, density, name: str, value: ArrayLike) -> Array:
-        """An array in the density's dtype or a wider one, or an error that names it."""
+    def _checked(self, density, name: str, value: ArrayLike) -> tuple[Array, tuple[int, ...]]:
+        """An array in the density's dtype or a wider one, and its shape with the batch, or an error that names it."""
         value = jnp.asarray(value)
         try:
-            self._result_shape(density, value)
+            shape = self._result_shape(density, value)
         except ValueError as error:
             raise ValueError(
                 f"{name} must have a shape that broadcasts with the batch shape {self._result_shape(density, 0.0)} of "
                 f"this {type(self).__name__}, got {value.shape}"
             ) from error
-        return value.astype(jnp.result_type(value, density.dtype))
+        return value.astype(jnp.result_type(value, density.dtype)), shape
 
     def _broadcast(self, density, name: str, value: ArrayLike) -> Array:
         """The checked array, broadcast with the batch."""
-        value = self._checked(density, name, value)
-        return jnp.broadcast_to(value, self._result_shape(density, value))
+        return jnp.broadcast_to(*self._checked(density, name, value))
 
 
 @tails_of.register(TabulatedDistribution)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_kaem._densities.cdf_table import CDFTable
-from numpyro_kaem._densities.density import Constants, Density
+from numpyro_kaem._densities.density import Constants, Density, unchecked
 from numpyro_kaem._densities.inverse_table import InverseTable
 from numpyro_kaem._densities.quantiles import tabulated
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
@@ -176,7 +176,7 @@ class TruncatedPrior(TabulatedDistribution):
 
     @property
     def _density(self) -> TruncatedDensity:
-        return TruncatedDensity(self.base_dist._density, self.low, self.high)
+        return unchecked(TruncatedDensity, self.base_dist._density, self.low, self.high)
 
     def truncate(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> TruncatedPrior:
         """The density between these bounds as well as between those that it has."""
