@@ -558,7 +558,6 @@ def test_what_a_constant_mask_hides_may_be_missing():
     [
         (lambda m: pairwise_log_likelihood(m, {"z": jnp.ones((4, 3))}), "'z' has shape"),
         (lambda m: pairwise_log_likelihood(m, {"z": jnp.ones((4, 2))}, np.asarray(X)[:, :2]), "datum has shape"),
-        (lambda m: pairwise_log_likelihood(m, {"z": jnp.ones((4, 2))}, chunk_size=0), "chunk_size must be at least"),
         (lambda m: pairwise_log_likelihood(m, {"y": jnp.ones((4, 2))}), "latent sites are"),
     ],
 )

@@ -25,15 +25,9 @@ class _Censored:
                 f"base_dist must be a KAPrior, a KAMixture or one of these truncated, got {type(base_dist).__name__}; "
                 f"for other distributions there is numpyro.distributions.{name}"
             )
-        shape = base_dist.batch_shape
         for name, indicator in indicators.items():
-            try:
-                shape = jnp.broadcast_shapes(shape, jnp.shape(indicator))
-            except ValueError as error:
-                raise ValueError(
-                    f"{name} must have a shape that broadcasts with the batch shape {shape}, got {jnp.shape(indicator)}"
-                ) from error
             setattr(self, name, jnp.asarray(indicator, bool))
+        shape = jnp.broadcast_shapes(base_dist.batch_shape, *map(jnp.shape, indicators.values()))
         self.base_dist, self._support = base_dist, base_dist.support
         dist.Distribution.__init__(self, shape, event_shape, validate_args=validate_args)
 

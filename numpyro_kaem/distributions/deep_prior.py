@@ -232,17 +232,11 @@ def _show_static(energy: PyTree) -> PyTree:
 
 def _check_reference(reference: dist.Distribution) -> None:
     """Raise unless the reference is a distribution over real vectors."""
-    cure = "give a distribution over real vectors such as Normal(jnp.zeros(8), 1.0).to_event(1)"
-    name = type(reference).__name__
-    if reference.event_dim != 1:
-        raise ValueError(
-            f"reference must have vectors as events (event_dim 1), got {name} of event shape {reference.event_shape}; "
-            f"{cure}"
-        )
-    if reference.support != constraints.real_vector:
+    if reference.event_dim != 1 or reference.support != constraints.real_vector:
         raise ValueError(
             f"reference must have all real vectors as its support, for Langevin steps know no bounds, but the "
-            f"support of this {name} is constrained to {reference.support}; {cure}"
+            f"support of this {type(reference).__name__} is constrained to {reference.support}; give a distribution "
+            "over real vectors such as Normal(jnp.zeros(8), 1.0).to_event(1)"
         )
 
 

@@ -140,15 +140,7 @@ class TruncatedPrior(TabulatedDistribution):
             raise TypeError(f"base_dist must be a KAPrior or a KAMixture, got {base_dist!r}; wrap it afterwards")
         if low is None and high is None:
             raise ValueError("low or high must be given, got None for both")
-        shape = base_dist.batch_shape
-        for name, bound in (("low", low), ("high", high)):
-            try:
-                shape = jnp.broadcast_shapes(shape, jnp.shape(bound) if bound is not None else ())
-            except ValueError as error:
-                raise ValueError(
-                    f"{name} must have a shape that broadcasts with {shape}, that of the prior and other bounds, got "
-                    f"{jnp.shape(bound)}"
-                ) from error
+        shape = jnp.broadcast_shapes(base_dist.batch_shape, *(jnp.shape(end) for end in (low, high) if end is not None))
         if low is not None and high is not None and not any(isinstance(end, core.Tracer) for end in (low, high)):
             ends = np.broadcast_arrays(low, high)
             wrong = ~(ends[0] < ends[1])
