@@ -921,7 +921,7 @@ def test_without_observations_what_would_be_observed_is_latent():
         (lambda m: m.log_likelihood({"z": np.zeros(2)}, X), r"datum has shape \(3,\), got \(6, 3\)"),
     ],
 )
-def test_wrong_shapes_and_counts_are_errors(call, message):
+def test_wrong_shapes_are_errors(call, message):
     latent_model = unchecked(one_latent, {}, X)
     with pytest.raises(ValueError, match=message):
         call(latent_model)
