@@ -296,10 +296,6 @@ CASES = {
         "components must share one grid along the component axis, got grids of batch shape (3,) for 3 components; "
         "give the domain or the knots a last batch axis of size 1",
     ),
-    "KAMixture(KAPrior(energy((4, 3)), normal), jnp.zeros((2, 3)))": (
-        "ValueError",
-        "logits must have 3 components last and broadcast with the components' batch shape (4, 3), got shape (2, 3)",
-    ),
     "fit(z[:20], num_folds=np.int64(5))": ("no error", ""),
     "fit(z, num_folds=1)": ("ValueError", "num_folds must be a whole number of at least 2, got 1"),
     "fit(z, basis=BSpline(5, 3, (10.0, 20.0)), smoothness=1.0)": (

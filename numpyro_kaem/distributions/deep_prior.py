@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
@@ -93,8 +91,8 @@ class DeepKAPrior(dist.Distribution):
     reparametrized_params = []
     support = constraints.real_vector
     is_normalized = False
-    pytree_data_fields = ("_energy", "reference")
-    pytree_aux_fields = ("num_steps", "step_size")
+    pytree_data_fields = ("_arrays", "reference")
+    pytree_aux_fields = ("_others", "num_steps", "step_size")
 
     def __init__(
         self,
@@ -106,7 +104,8 @@ class DeepKAPrior(dist.Distribution):
         validate_args: bool | None = None,
     ):
         _check_reference(reference)
-        self._energy = _hide_static(energy)
+        self._arrays, others = eqx.partition(energy, eqx.is_array)
+        self._others = jax.tree.structure(others), tuple(jax.tree.leaves(others))
         self.reference = reference
         self.num_steps = check_count("num_steps", num_steps, 1)
         self.step_size = check_positive("step_size", step_size)
@@ -115,7 +114,8 @@ class DeepKAPrior(dist.Distribution):
     @property
     def energy(self) -> Callable[[Array], Array]:
         """The energy f."""
-        return _show_static(self._energy)
+        structure, leaves = self._others
+        return eqx.combine(self._arrays, jax.tree.unflatten(structure, leaves))
 
     @property
     def has_rsample(self) -> bool:
@@ -211,23 +211,6 @@ def _(prior: DeepKAPrior) -> DeepKAPrior:
         "a DeepKAPrior cannot be a site inside of NumPyro's scan: its energy may be any function, which knows of no "
         "time axis; take a KAPrior, or write the loop in Python"
     )
-
-
-class _Static(eqx.Module):
-    """A leaf that JAX does not see, such as an activation function."""
-
-    value: Any = eqx.field(static=True)
-
-
-def _hide_static(energy: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array | np.ndarray) else _Static(leaf), energy)
-
-
-def _show_static(energy: PyTree) -> PyTree:
-    def is_static(node: Any) -> bool:
-        return isinstance(node, _Static)
-
-    return jax.tree.map(lambda node: node.value if is_static(node) else node, energy, is_leaf=is_static)
 
 
 def _check_reference(reference: dist.Distribution) -> None:

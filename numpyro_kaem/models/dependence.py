@@ -108,7 +108,7 @@ class TracedModel(RowModel):
             sites, _ = model.run(latents, rows)
             return Static(tuple(name for name in latents if _is_adjusted(sites[name])))
 
-        return jax.eval_shape(run, self, *self.one_row).value
+        return StagedFunction(run, self, *self.one_row).outputs.value
 
     @_once
     def counted_sites(self) -> tuple[str, ...]:

@@ -76,8 +76,7 @@ def model_fingerprint(
         return sum(terms, jnp.zeros(())), computed
 
     def derivatives(*inputs: Any) -> Any:
-        floats, others = eqx.partition(inputs, eqx.is_inexact_array)
-        return jax.value_and_grad(lambda floats: densities(*eqx.combine(floats, others)), has_aux=True)(floats)
+        return eqx.filter_value_and_grad(lambda inputs: densities(*inputs), has_aux=True)(inputs)
 
     inputs = arrays, rng_key, plate_indices
     drawing, (latents, described) = jax.make_jaxpr(draws, return_shape=True)(*inputs)

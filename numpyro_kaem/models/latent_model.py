@@ -177,9 +177,6 @@ class LatentModel(TracedModel):
                 depends on the data. Where `plate` is None, the whole data, by default those of construction.
             unconstrained: whether z holds unconstrained coordinates.
 
-        Returns:
-            A scalar.
-
         Raises:
             ValueError: where shapes or sites do not fit, or a prior that depends on the data is given none.
         """
@@ -207,9 +204,6 @@ class LatentModel(TracedModel):
             x: one row of each positional argument, without the leading axis. Where `plate` is None, the whole
                 data, by default those of construction.
             unconstrained: whether z holds unconstrained coordinates.
-
-        Returns:
-            A scalar.
 
         Raises:
             ValueError: where shapes or sites do not fit, or the row is missing.
@@ -263,12 +257,11 @@ class LatentModel(TracedModel):
     def log_density(self, latents: Latents, *rows: Any) -> Float[Array, ""]:
         """The log joint density of all rows: `scale` times the sum over the data, plus the global part.
 
+        It is equal to `numpyro.infer.util.log_density` of the model.
+
         Args:
             latents: one array of shape `(num_data, *latent_shapes[site])` per latent site.
             rows: positional data, by default `self.rows`.
-
-        Returns:
-            A scalar, equal to `numpyro.infer.util.log_density` of the model.
 
         Raises:
             ValueError: where the leading axes of latents and rows differ, or shapes do not fit.

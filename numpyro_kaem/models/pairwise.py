@@ -102,10 +102,10 @@ def pairwise_log_likelihood(
     shown = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (rows_shown, *x.shape[1:])), latent_model.rows)
     sites, _ = latent_model.run(z, shown, jnp.zeros(num_draws, int))
 
-    def observe(_: Array, row: tuple) -> dict[str, Array]:
+    def observe(row: tuple) -> dict[str, Array]:
         return latent_model.evaluate(lambda out: out["observed"], None, latent_model.lead(row))
 
-    observed = jax.vmap(observe)(jnp.arange(num_rows), latent_model.checked_rows(rows))
+    observed = jax.vmap(observe, axis_size=num_rows)(latent_model.checked_rows(rows))
     matrices = (_site_matrix(latent_model, sites, name, values, chunk_size) for name, values in observed.items())
     # Masks and scales of latents, whose prior does not depend on the data, are the same for all of these.
     correction = jnp.reshape(latent_model.correction(sites), (-1, 1))

@@ -40,6 +40,7 @@ class StagedFunction:
         self.args = abstract(args)
         leaves, structure = jax.tree.flatten(self.args)
 
+        # JAX would hash the structure of its arguments, of which that of a model is hashed by more traces.
         def of_leaves(*leaves: Any) -> Any:
             return fn(*jax.tree.unflatten(structure, leaves))
 

@@ -1,5 +1,6 @@
 """The structure of a NumPyro model: its sites, plates and parameters, and which plate is the data's."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, NamedTuple
@@ -98,9 +99,9 @@ def inspect_model(model: Callable, params: dict, arrays: Any, static: Any, rng_k
     def run(params: dict, arrays: Any, rng_key: Array) -> dict[str, Any]:
         data, model_kwargs = eqx.combine(arrays, static)
         messages = _Messages(substitute(seed(model, rng_key), data=params))
-        by_type: dict[str, dict] = {kind: {} for kind in ("plate", "param", "mutable", "sample", "deterministic")}
+        by_type: dict[str, dict] = defaultdict(dict)
         for name, site in trace(messages).get_trace(*data, **model_kwargs).items():
-            by_type.setdefault(site["type"], {})[name] = site
+            by_type[site["type"]][name] = site
         values: dict[str, Any] = {
             kind: {name: site["value"] for name, site in by_type[kind].items()}
             for kind in ("plate", "param", "mutable")
