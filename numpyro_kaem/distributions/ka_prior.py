@@ -285,8 +285,7 @@ class KAPrior(LearnedDistribution):
         """
         fn, default, batch_shape = tabulated_log_density(points, density, floor)
         basis = default if basis is None else basis
-        fit = fit_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape)
-        return cls(fit.energy, fit.reference)
+        return cls.from_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape)
 
     @classmethod
     def from_posterior(

@@ -52,7 +52,7 @@ class TabulatedDistribution(dist.Distribution):
 
     def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
         """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
-        batch_shape = np.broadcast_to(np.empty(self.batch_shape), tuple(batch_shape)).shape
+        batch_shape = np.broadcast_to(np.empty(self.batch_shape), batch_shape).shape  # an error where it does not fit
         expanded = self._copy()
         if batch_shape != self.batch_shape:
             expanded._batch_shape = expanded._expanded_shape = batch_shape
