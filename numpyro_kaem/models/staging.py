@@ -40,7 +40,7 @@ class StagedFunction:
         self.args = abstract(args)
         leaves, structure = jax.tree.flatten(self.args)
 
-        # JAX would hash the structure of its arguments, of which that of a model is hashed by more traces.
+        # Of leaves alone: JAX hashes the structure of arguments, and the hash of a model takes further traces of it.
         def of_leaves(*leaves: Any) -> Any:
             return fn(*jax.tree.unflatten(structure, leaves))
 
