@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -33,6 +33,16 @@ from numpyro_kaem._numerics.log_probabilities import log_sum_exp
 from numpyro_kaem._numerics.quadrature import QuadratureRule
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.energies.energy import UnivariateEnergy, check_half_precision
+
+_Module = TypeVar("_Module", bound=eqx.Module)
+
+
+def unchecked(module: type[_Module], *fields: Any) -> _Module:
+    """A module of all its fields, without Equinox's checks: they take as long as a call of a compiled program."""
+    made = object.__new__(module)
+    for field, value in zip(dataclasses.fields(module), fields, strict=True):
+        object.__setattr__(made, field.name, value)
+    return made
 
 
 class Density(eqx.Module):

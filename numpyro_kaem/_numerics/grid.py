@@ -32,9 +32,10 @@ class Grid(eqx.Module):
             return cls(tuple(float(point) for point in np.asarray(points)), None)
         return cls(None, _bits(jnp.asarray(points, jnp.result_type(float))))
 
-    def as_data(self) -> Grid:
-        """The same grid as an array, which a compiled program takes as an argument."""
-        return self if self.shared is None else Grid(None, _bits(np.asarray(self.shared, jnp.result_type(float))))
+    @property
+    def as_data(self) -> Int[Array | np.ndarray, "*batch num_points"]:
+        """The bits of its points, which a compiled program takes as an argument."""
+        return _bits(np.asarray(self.shared, jnp.result_type(float))) if self.bits is None else self.bits
 
     @property
     def points(self) -> np.ndarray | Array:

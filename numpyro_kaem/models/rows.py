@@ -230,8 +230,6 @@ class RowModel(eqx.Module):
                 size, num_rows = sites[self.plate]["args"]
                 if size != num_rows:
                     sites[name]["scale"] = sites[name]["scale"] / (size / num_rows)
-        if not unconstrained:
-            return sites, 0.0
         # `handlers.scope` has put its prefix before these, too.
         log_dets = [sites.pop(name)["value"] for name in list(sites) if name.endswith(_LOG_DET)]
         return sites, sum(map(jnp.sum, log_dets))
@@ -308,8 +306,6 @@ class RowModel(eqx.Module):
 
     def checked_rows(self, rows: tuple) -> tuple:
         """Positional data of the shapes of construction, in its dtypes; None in place of what is not cut."""
-        if len(rows) != len(self.uncut_rows):
-            raise ValueError(f"the model takes {len(self.uncut_rows)} positional arguments, got {len(rows)}")
         first = 0 if self.plate is None else 1
 
         def check(original: Array | None, leaf: Any) -> Array | None:
