@@ -110,3 +110,10 @@ def test_float64_keys_give_float64_generators(x64, name):
         return GENERATORS[name](key)(jnp.zeros((2, 3)))
 
     assert jax.eval_shape(output, jax.random.key(0)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (3, 0), (3, -1)])
+@pytest.mark.parametrize("kind", [MLP, KAN])
+def test_sizes_are_at_least_one(kind, sizes):
+    with pytest.raises(ValueError, match=r"(in|out)_size must be a whole number of at least 1"):
+        kind(jax.random.key(0), *sizes)

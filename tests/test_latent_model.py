@@ -913,6 +913,7 @@ def test_without_observations_what_would_be_observed_is_latent():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda m: m.log_likelihood({"z": np.zeros(2)}, X[0], X[0]), "takes 1 positional"),
         (lambda m: m.log_prior({"z": np.zeros(1)}), r"'z' has shape \(2,\) for one datum, got \(1,\)"),
         (lambda m: m.log_prior({"z": np.zeros(1)}, unconstrained=True), r"shape \(2,\) for one datum"),
         (lambda m: m.log_prior({"w": np.zeros(2)}), r"latent sites are \['z'\], got \['w'\]"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis, BSpline
 from numpyro_kaem.energies.energy import ACTIVATIONS, UnivariateEnergy
 from numpyro_kaem.generators.precision import check_compute_dtype, contract
@@ -36,8 +37,8 @@ class KAN(eqx.Module):
 
     Args:
         key: JAX random key.
-        in_size: size of the last axis of the input.
-        out_size: size of the last axis of the output.
+        in_size: size of the last axis of the input, at least 1.
+        out_size: size of the last axis of the output, at least 1.
         hidden_sizes: width of each hidden layer; empty for one layer of functions.
         basis: the functions B_g and the domain on which they live, used in every layer.
         base_activation: "silu", "tanh" or "identity".
@@ -45,8 +46,8 @@ class KAN(eqx.Module):
             the basis, activations, the parameters and their gradients keep the parameters' dtype. None for that dtype.
 
     Raises:
-        ValueError: for a compute_dtype that is not floating, and, when called, for an input whose last axis is not
-            in_size.
+        ValueError: for a size below 1, a compute_dtype that is not floating, and, when called, for an input whose last
+            axis is not in_size.
 
     References:
         Z. Liu et al., KAN: Kolmogorov-Arnold Networks, arXiv 2404.19756.
@@ -78,7 +79,11 @@ class KAN(eqx.Module):
         base_activation: str = "silu",
         compute_dtype: Any = None,
     ):
-        sizes = [in_size, *hidden_sizes, out_size]
+        sizes = [
+            check_count("in_size", in_size, 1),
+            *(check_count("hidden_sizes", size, 1) for size in hidden_sizes),
+            check_count("out_size", out_size, 1),
+        ]
         layers = []
         for layer_key, shape in zip(jax.random.split(key, len(sizes) - 1), pairwise(sizes), strict=True):
             # E silu(z)^2 = 0.36 for a standard normal z, hence 1 / (0.6 sqrt(fan_in)).

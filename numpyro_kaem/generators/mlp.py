@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.generators.precision import check_compute_dtype, contract
 
 
@@ -25,16 +26,16 @@ class MLP(eqx.Module):
 
     Args:
         key: JAX random key.
-        in_size: size of the last axis of the input.
-        out_size: size of the last axis of the output.
+        in_size: size of the last axis of the input, at least 1.
+        out_size: size of the last axis of the output, at least 1.
         hidden_sizes: width of each hidden layer; empty for an affine map.
         activation: elementwise function of the hidden layers.
         compute_dtype: dtype to which the factors of matrix products are rounded, such as `jnp.bfloat16`; sums,
             biases, activations, the parameters and their gradients keep the parameters' dtype. None for that dtype.
 
     Raises:
-        ValueError: for a compute_dtype that is not floating, and, when called, for an input whose last axis is not
-            in_size.
+        ValueError: for a size below 1, a compute_dtype that is not floating, and, when called, for an input whose last
+            axis is not in_size.
 
     Example:
         ```python
@@ -63,7 +64,11 @@ class MLP(eqx.Module):
         *,
         compute_dtype: Any = None,
     ):
-        sizes = [in_size, *hidden_sizes, out_size]
+        sizes = [
+            check_count("in_size", in_size, 1),
+            *(check_count("hidden_sizes", size, 1) for size in hidden_sizes),
+            check_count("out_size", out_size, 1),
+        ]
         gains = [2.0] * len(hidden_sizes) + [1.0]
         self.weights = tuple(
             (gain / shape[0]) ** 0.5 * jax.random.normal(layer_key, shape)

@@ -306,6 +306,8 @@ class RowModel(eqx.Module):
 
     def checked_rows(self, rows: tuple) -> tuple:
         """Positional data of the shapes of construction, in its dtypes; None in place of what is not cut."""
+        if len(rows) != len(self.uncut_rows):
+            raise ValueError(f"the model takes {len(self.uncut_rows)} positional arguments, got {len(rows)}")
         first = 0 if self.plate is None else 1
 
         def check(original: Array | None, leaf: Any) -> Array | None:
