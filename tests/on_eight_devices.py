@@ -21,6 +21,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from speed import hurry
 
 from numpyro_kaem import (
     MALA,
@@ -266,6 +267,7 @@ CHECKS = {
 
 def main():
     assert jax.device_count() == 8
+    hurry()
     outcomes = {}
     for name, check in CHECKS.items():
         try:
