@@ -170,6 +170,8 @@ def test_models_are_compared_by_the_sum_of_their_evidence():
 
 def test_what_cannot_be_compared_is_refused():
     one = make_posterior([-1.0, -2.0], [0.1, 0.1])
+    with pytest.raises(ValueError, match=r"at least two models, got \['a'\]"):
+        compare_evidence({"a": one})
     with pytest.raises(ValueError, match=r"same data, got numbers of data \{'a': 2, 'b': 1\}"):
         compare_evidence({"a": one, "b": make_posterior([-1.0], [0.1])})
     chains = Posterior(**{**one.__dict__, "log_evidence": None, "log_evidence_std_error": None})

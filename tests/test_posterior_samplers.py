@@ -418,6 +418,7 @@ BAD = {
     "ParallelTempering([0.0, 1.0], swap_every=0)": "swap_every must be a whole number of at least 1, got 0",
     "Langevin(num_chains=0)": "num_chains must be a whole number of at least 1, got 0",
     "MALA(step_size=-0.1)": "step_size must be a positive number, got -0.1",
+    "PCNL(step_size=3.0)": "step_size of PCNL must be at most 2, got 3.0",
     "PCNL(whiten=False)": "PCNL needs a standard normal prior: whiten must be True",
     "EllipticalSlice(precondition=True)": "precondition must be False",
     "EllipticalSlice(step_size=0.1)": "EllipticalSlice has no step size",

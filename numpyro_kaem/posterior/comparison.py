@@ -26,7 +26,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
         the `probability` of the model where all are as probable beforehand.
 
     Raises:
-        ValueError: for different data, for a sampler without evidence, and where every model has log-evidence -inf.
+        ValueError: for fewer than two models, for different data, for a sampler without evidence, and where every
+            model has log-evidence -inf.
 
     Example:
         ```python
@@ -54,6 +55,8 @@ def compare_evidence(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    if len(posteriors) < 2:
+        raise ValueError(f"posteriors must hold at least two models, got {list(posteriors)}")
     # Of a model with global latents all the data are one datum.
     sizes = {name: posterior.num_data for name, posterior in posteriors.items() if posterior.plate is not None}
     if len(set(sizes.values())) > 1:

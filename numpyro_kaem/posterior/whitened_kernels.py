@@ -48,6 +48,11 @@ class PCNL(ProposalKernel):
     step_limit: ClassVar[float | None] = 2.0
     needs_whitening: ClassVar[bool] = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.step_size is not None and self.step_size > self.step_limit:
+            raise ValueError(f"step_size of PCNL must be at most 2, got {self.step_size}")
+
     def _guess(self, dim: int) -> float:
         return min(1.0, super()._guess(dim))
 
