@@ -132,6 +132,10 @@ CASES = {
         "ValueError",
         "scale must be a finite number of at least 0, got nan",
     ),
+    "UnivariateEnergy.init(jax.random.key(0), 3, basis=basis)": (
+        "ValueError",
+        "batch_shape must be a tuple of sizes, such as (40,), got 3",
+    ),
     **{
         f"UnivariateEnergy.init(jax.random.key(0), basis=basis, scale={scale})": (
             "ValueError",

@@ -119,7 +119,8 @@ class UnivariateEnergy(eqx.Module):
             An energy with normal coefficients and base weights, and spline weights of one.
 
         Raises:
-            ValueError: for a scale that is negative or not finite, and another base_activation.
+            ValueError: for a batch_shape that is no tuple, a scale that is negative or not finite, and another
+                base_activation.
 
         Example:
             ```python
@@ -134,6 +135,8 @@ class UnivariateEnergy(eqx.Module):
         """
         if not 0.0 <= scale < np.inf:
             raise ValueError(f"scale must be a finite number of at least 0, got {scale!r}")
+        if np.ndim(batch_shape) != 1:
+            raise ValueError(f"batch_shape must be a tuple of sizes, such as (40,), got {batch_shape!r}")
         base_key, coefficient_key = jax.random.split(key)
         return cls(
             base_weight=scale * jax.random.normal(base_key, batch_shape),
