@@ -87,8 +87,16 @@ class RightCensoredPrior(_OneSided, dist.RightCensoredDistribution):
         log p(value) = log(1 - F(value)) where censored, else the log-density.
 
     A `numpyro.distributions.RightCensoredDistribution`, as `LeftCensoredPrior` is one of the left-censored kind. The
-    survival function is not taken as 1 - F, which is zero in float32 from 1 - 6e-8 on. Arguments and errors are those
-    of `LeftCensoredPrior`.
+    survival function is not taken as 1 - F, which is zero in float32 from 1 - 6e-8 on.
+
+    Args:
+        base_dist: a `KAPrior`, `KAMixture` or `TruncatedPrior`.
+        censored: which observations are censored, of a shape that broadcasts with the batch shape.
+        validate_args: as in every NumPyro distribution.
+
+    Raises:
+        TypeError: for another base_dist.
+        ValueError: for a shape that does not broadcast.
 
     Example:
         ```python
