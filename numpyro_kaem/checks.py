@@ -37,6 +37,15 @@ def broadcasts(shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> bool:
         return False
 
 
+def joint_shape(**shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that the shapes of arguments broadcast to, or an error that names them."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        given = " and ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        raise ValueError(f"{', '.join(shapes)} must have shapes that broadcast, got {given}") from error
+
+
 def check_key(key: Any) -> None:
     """Raise an error unless `key` is a random key of JAX."""
     if not is_prng_key(key):

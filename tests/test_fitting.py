@@ -470,6 +470,7 @@ ONE[:, 1] = 2.5
         (Z[:12], {"smoothness": 0.0}, r"at least 43 samples, one for each basis function.*got 12 .*positive"),
         (Z, {"smoothness": -1.0}, r"smoothness must be finite and at least 0, or None to choose it, got -1\.0"),
         (Z, {"smoothness": np.nan}, r"smoothness must be finite"),
+        (Z, {"smoothness": [1.0, 1.0, 1.0]}, r"array of the batch shape \(2,\), got shape \(3,\)"),
         (Z, {"num_folds": 1}, r"num_folds must be a whole number of at least 2, got 1"),
         (
             Z,

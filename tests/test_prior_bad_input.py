@@ -243,7 +243,7 @@ CASES = {
     ),
     "KAPrior(energy((3,)), dist.Normal(jnp.zeros(2), 1.0))": (
         "ValueError",
-        "Incompatible shapes for broadcasting",
+        "energy, reference must have shapes that broadcast, got (3,) of energy and (2,) of reference",
     ),
     **{
         f"prior.{method}(jnp.zeros((4, 2)))": (
@@ -252,6 +252,12 @@ CASES = {
         )
         for method, name in [("log_prob", "value"), ("cdf", "value"), ("icdf", "q")]
     },
+    "prior.expand((4,))": ("ValueError", "batch_shape must be one to which (3,) broadcasts, got (4,)"),
+    "prior.expand(())": ("ValueError", "batch_shape must be one to which (3,) broadcasts, got ()"),
+    "KAMixture(KAPrior(energy((4, 3)), normal), jnp.zeros((2, 3)))": (
+        "ValueError",
+        "logits, components must have shapes that broadcast, got (2, 3) of logits and (4, 3) of components",
+    ),
     "KAMixture(normal, jnp.zeros(3))": ("ValueError", "components must have a batch axis, the last one being the"),
     "KAMixture(KAPrior(energy(), normal), jnp.zeros(3))": (
         "ValueError",

@@ -177,6 +177,7 @@ def test_supports_bounds_and_truncations_of_truncations():
     [
         ({}, ValueError, "low or high must be given, got None for both"),
         ({"low": 2.0, "high": 1.0}, ValueError, "bounds must be low < high, got low 2.0 and high 1.0"),
+        ({"low": jnp.zeros(3), "high": jnp.ones(4)}, ValueError, r"got .* \(3,\) of low and \(4,\) of high"),
         ({"base_dist": dist.Normal(0.0, 1.0), "low": 0.0}, TypeError, "base_dist must be a KAPrior or a KAMixture"),
     ],
 )
@@ -270,3 +271,5 @@ def test_nuts_learns_from_truncated_and_censored_lifetimes():
 def test_what_cannot_be_censored_is_refused():
     with pytest.raises(TypeError, match=r"there is numpyro.distributions.RightCensoredDistribution"):
         RightCensoredPrior(dist.Normal(0.0, 1.0), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"got \(2,\) of base_dist and \(3,\) of censored"):
+        LeftCensoredPrior(whole(batch_shape=(2,)), jnp.zeros(3))

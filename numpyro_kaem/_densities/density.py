@@ -31,6 +31,7 @@ from numpyro_kaem._densities.reference import (
 from numpyro_kaem._densities.reference_tails import log_mass_above, log_mass_below
 from numpyro_kaem._numerics.log_probabilities import log_sum_exp
 from numpyro_kaem._numerics.quadrature import QuadratureRule
+from numpyro_kaem.checks import joint_shape
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.energies.energy import UnivariateEnergy, check_half_precision
 
@@ -72,6 +73,7 @@ class Density(eqx.Module):
             given = f"{energy!r} and {reference!r}"
             raise TypeError(f"energy must be a UnivariateEnergy and reference a NumPyro distribution, got {given}")
         check_half_precision(energy)
+        joint_shape(energy=energy.batch_shape, reference=reference.batch_shape)
         if isinstance(reference, dist.ExpandedDistribution):
             reference = reference.base_dist  # an ExpandedDistribution hides cdf and icdf
         has_icdf = check_reference(reference)

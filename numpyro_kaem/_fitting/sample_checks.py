@@ -153,6 +153,10 @@ def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -
             f"z must have at least {num_basis} samples, one for each basis function, for a fit without smoothing, "
             f"got {fewest:.3g} (effective number, with weights); give a positive smoothness, or a smaller basis"
         )
+    if not broadcasts(values.shape, batch_shape):
+        raise ValueError(
+            f"smoothness must be a number or an array of the batch shape {batch_shape}, got shape {values.shape}"
+        )
     return np.broadcast_to(values, batch_shape).ravel()
 
 

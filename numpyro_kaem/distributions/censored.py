@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._numerics.log_probabilities import log_sum
+from numpyro_kaem.checks import joint_shape
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -27,7 +28,7 @@ class _Censored:
             )
         for name, indicator in indicators.items():
             setattr(self, name, jnp.asarray(indicator, bool))
-        shape = jnp.broadcast_shapes(base_dist.batch_shape, *map(jnp.shape, indicators.values()))
+        shape = joint_shape(base_dist=base_dist.batch_shape, **{n: jnp.shape(x) for n, x in indicators.items()})
         self.base_dist, self._support = base_dist, base_dist.support
         dist.Distribution.__init__(self, shape, event_shape, validate_args=validate_args)
 

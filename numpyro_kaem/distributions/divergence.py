@@ -17,6 +17,7 @@ from numpyro_kaem._densities.moments import expectation
 from numpyro_kaem._densities.reference_tails import tail_quantile
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
 from numpyro_kaem._numerics.quadrature import GaussLegendre
+from numpyro_kaem.checks import joint_shape
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
@@ -26,7 +27,7 @@ from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 # the other way round, the pair would be ambiguous in between.
 @kl_divergence.register(TabulatedDistribution, dist.ExpandedDistribution)
 def _(p: TabulatedDistribution, q: dist.ExpandedDistribution) -> Float[Array, "*batch"]:
-    shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+    shape = joint_shape(p=p.batch_shape, q=q.batch_shape)
     return jnp.broadcast_to(kl_divergence(p, q.base_dist), shape)
 
 
@@ -46,7 +47,7 @@ def _(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "*batch"]:
             f"q must be a univariate continuous distribution, as the {type(p).__name__} p is, got {name} of event "
             f"shape {q.event_shape}; give joint distributions as `.to_event(n)` of both"
         )
-    shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+    shape = joint_shape(p=p.batch_shape, q=q.batch_shape)
     return jnp.broadcast_to(_divergence(p._density, q), shape)
 
 
@@ -70,13 +71,13 @@ for _kind in (
         Panels end at those of q and at quantiles of p, so that either may be much narrower than the other. It is
         infinite where p's support reaches beyond q's.
         """
-        shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+        shape = joint_shape(p=p.batch_shape, q=q.batch_shape)
         return jnp.broadcast_to(_divergence_from_learned(p, q._density), shape)
 
 
 @kl_divergence.register(dist.ExpandedDistribution, TabulatedDistribution)
 def _(p: dist.ExpandedDistribution, q: TabulatedDistribution) -> Float[Array, "*batch"]:
-    shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
+    shape = joint_shape(p=p.batch_shape, q=q.batch_shape)
     return jnp.broadcast_to(kl_divergence(p.base_dist, q), shape)
 
 

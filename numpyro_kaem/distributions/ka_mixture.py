@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from numpyro_kaem._densities.density import Density, unchecked
-from numpyro_kaem.checks import check_precision
+from numpyro_kaem.checks import check_precision, joint_shape
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.leaf_shapes import insert_axes, new_axes, settle, settle_tables, table_rank
 from numpyro_kaem.distributions.truncated import LearnedDistribution
@@ -72,7 +72,7 @@ class KAMixture(LearnedDistribution):
                 f"components must share one grid along the component axis, got grids of batch shape {grid_shape} for "
                 f"{num_components} components; give the domain or the knots a last batch axis of size 1"
             )
-        shape = jnp.broadcast_shapes(logits.shape, components.batch_shape)
+        shape = joint_shape(logits=logits.shape, components=components.batch_shape)
         self.components, self.logits = components, logits
         self._logits_shape = logits.shape
         super().__init__(shape[:-1], (), validate_args=validate_args)

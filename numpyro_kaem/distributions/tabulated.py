@@ -6,7 +6,6 @@ import abc
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
@@ -19,6 +18,7 @@ from numpyro_kaem._densities.quantiles import draw, icdf
 from numpyro_kaem._densities.reference_tails import tails_of
 from numpyro_kaem._densities.tails import Tails
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
+from numpyro_kaem.checks import broadcasts
 
 
 class TabulatedDistribution(dist.Distribution):
@@ -52,7 +52,9 @@ class TabulatedDistribution(dist.Distribution):
 
     def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
         """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
-        batch_shape = np.broadcast_to(np.empty(self.batch_shape), batch_shape).shape  # an error where it does not fit
+        batch_shape = tuple(batch_shape)
+        if not broadcasts(self.batch_shape, batch_shape):
+            raise ValueError(f"batch_shape must be one to which {self.batch_shape} broadcasts, got {batch_shape}")
         expanded = self._copy()
         if batch_shape != self.batch_shape:
             expanded._batch_shape = expanded._expanded_shape = batch_shape

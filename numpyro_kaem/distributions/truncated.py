@@ -17,6 +17,7 @@ from numpyro_kaem._densities.density import Constants, Density, unchecked
 from numpyro_kaem._densities.inverse_table import InverseTable
 from numpyro_kaem._densities.quantiles import tabulated
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
+from numpyro_kaem.checks import joint_shape
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 
 
@@ -140,7 +141,8 @@ class TruncatedPrior(TabulatedDistribution):
             raise TypeError(f"base_dist must be a KAPrior or a KAMixture, got {base_dist!r}; wrap it afterwards")
         if low is None and high is None:
             raise ValueError("low or high must be given, got None for both")
-        shape = jnp.broadcast_shapes(base_dist.batch_shape, *(jnp.shape(end) for end in (low, high) if end is not None))
+        bounds = {name: jnp.shape(end) for name, end in (("low", low), ("high", high)) if end is not None}
+        shape = joint_shape(base_dist=base_dist.batch_shape, **bounds)
         if low is not None and high is not None and not any(isinstance(end, core.Tracer) for end in (low, high)):
             ends = np.broadcast_arrays(low, high)
             wrong = ~(ends[0] < ends[1])

@@ -342,6 +342,8 @@ def _check_samples(
             f"z must be at least one sample of shape (num_samples, *batch), with batch {batch_shape} (or 1 for an axis "
             f"that shares its grid; the present grid has {grid_shape}), got shape {z.shape}"
         )
+    if weights.shape not in ((), z.shape[:1], z.shape):
+        raise ValueError(f"weights must have shape {z.shape[:1]} or {z.shape}, got {weights.shape}")
     weights = jnp.broadcast_to(weights if weights.ndim == z.ndim else weights.reshape(-1, *[1] * (z.ndim - 1)), z.shape)
     usable = jnp.isfinite(z) & jnp.isfinite(weights) & (weights >= 0)
     if not isinstance(usable, core.Tracer) and not bool(jnp.all(usable)):
