@@ -61,27 +61,27 @@ def describe(value: Any, arrays: dict[str, np.ndarray], path: str) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": repr(value)}
+        return value if math.isfinite(value) else {"is": "float", "of": repr(value)}
     if eqx.is_array(value) or isinstance(value, np.generic):
         arrays[path] = np.asarray(value)
-        return {"array": path}
+        return {"is": "array", "of": path}
     if isinstance(value, np.dtype):
-        return {"dtype": value.name}
+        return {"is": "dtype", "of": value.name}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [inner(item, index) for index, item in enumerate(value)]}
+        return {"is": type(value).__name__, "of": [inner(item, index) for index, item in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return {"dict": {name: inner(item, name) for name, item in value.items()}}
+        return {"is": "dict", "of": {name: inner(item, name) for name, item in value.items()}}
     if isinstance(value, dist.Distribution | dist.transforms.Transform):
         return _described_by_arguments(value, inner, path)
     if isinstance(value, eqx.Module) and (where := _found(type(value), _MODULES)):
         fields = {field.name: inner(getattr(value, field.name), field.name) for field in dataclasses.fields(value)}
-        return {"module": where, "fields": fields}
+        return {"is": "module", "of": where, "fields": fields}
     if isinstance(value, dist.constraints.Constraint):
         for name in dist.constraints.__all__:
             if getattr(dist.constraints, name) is value:
-                return {"constraint": name}
+                return {"is": "constraint", "of": name}
     if where := _found(value, _FUNCTIONS):
-        return {"function": where}
+        return {"is": "function", "of": where}
     raise NotDescribed(f"{path} is a {type(value).__name__}, {value!r}, which a file cannot describe")
 
 
@@ -97,8 +97,7 @@ def build(described: Any, arrays: dict[str, np.ndarray]) -> Any:
 
     if not isinstance(described, dict):
         return described
-    kind = next(iter(described))
-    content = described[kind]
+    kind, content = described["is"], described["of"]
     match kind:
         case "float":
             return float(content)
@@ -135,7 +134,7 @@ def _described_by_arguments(value: Any, inner: Callable, path: str) -> dict[str,
     if not where or not all(hasattr(value, attribute) for attribute in attributes.values()):
         raise NotDescribed(f"{path} is a {type(value).__name__}, which a file cannot describe")
     arguments = {name: inner(getattr(value, attribute), name) for name, attribute in attributes.items()}
-    return {kind: where, "arguments": arguments}
+    return {"is": kind, "of": where, "arguments": arguments}
 
 
 def _found(value: Any, places: dict[str, Any]) -> str:
