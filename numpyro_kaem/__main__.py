@@ -50,9 +50,8 @@ def _devices() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; one that is not known ends in the usage and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m numpyro_kaem")
-    commands = parser.add_subparsers(metavar="command", required=True)
     about = "print versions, devices and precision, to be pasted into an issue"
-    commands.add_parser("info", help=about, description=about)
+    parser.add_argument("command", choices=["info"], help=about)
     parser.parse_args(arguments)
     print(info())
 

@@ -29,6 +29,14 @@ def check_positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def broadcasts(shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> bool:
+    """Whether arrays of a shape broadcast to a batch shape without making it wider."""
+    try:
+        return np.broadcast_shapes(shape, batch_shape) == batch_shape
+    except ValueError:
+        return False
+
+
 def check_key(key: Any) -> None:
     """Raise an error unless `key` is a random key of JAX."""
     if not is_prng_key(key):

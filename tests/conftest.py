@@ -38,6 +38,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Nearly every program of a test runs once. What must be compiled as users have it asks for `optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Imports and tracing make many objects and next to no garbage in cycles.
+gc.set_threshold(100_000, 50, 50)
 # Two threads of one small product wait for each other, spinning, wherever pytest's processes share the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -47,9 +49,11 @@ install_import_hook("numpyro_kaem", "beartype.beartype")
 
 import jax
 import pytest
-from speed import optimisation
+from speed import hurry, optimisation
 
 import numpyro_kaem
+
+hurry()
 
 # Linux grants a process 65,530 memory maps, and a compiled XLA kernel takes several: the process dies at the limit.
 MEMORY_MAPS = Path("/proc/self/maps")
@@ -68,9 +72,6 @@ def count_program(event, _, **__):
 
 
 jax.monitoring.register_event_duration_secs_listener(count_program)
-
-# Tracing makes many objects and next to no garbage in cycles.
-gc.set_threshold(100_000, 50, 50)
 
 
 def forget_programs(most):

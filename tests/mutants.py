@@ -415,8 +415,8 @@ MUTANTS = [
     Mutant(
         "p / q is p q in the weights of an encoder's draws",
         "posterior/weights.py",
-        "log_prior(latent_model, draws, by_datum) - log_prior(encoder, draws, by_datum)",
-        "log_prior(latent_model, draws, by_datum) + log_prior(encoder, draws, by_datum)",
+        "log_prior(latent_model, draws) - log_prior(encoder, draws)",
+        "log_prior(latent_model, draws) + log_prior(encoder, draws)",
         "test_encoder_proposal.py::test_with_the_exact_posterior_every_weight_is_the_evidence",
     ),
     Mutant(
@@ -457,8 +457,8 @@ MUTANTS = [
     Mutant(
         "step sizes of samplers adapt away from their acceptance rate",
         "posterior/chains.py",
-        "update_average(averaging, kernel.target_acceptance - acceptance)",
-        "update_average(averaging, acceptance - kernel.target_acceptance)",
+        "update_average(p.averaging, kernel.target_acceptance - acceptance)",
+        "update_average(p.averaging, acceptance - kernel.target_acceptance)",
         "test_posterior_samplers.py::test_linear_gaussian_moments_and_evidence_are_within_three_standard_errors[10-ParallelTempering]",
     ),
     Mutant(
@@ -491,9 +491,9 @@ MUTANTS = [
     ),
     Mutant(
         "HMC's first kick is not preconditioned",
-        "posterior/hamiltonian_kernels.py",
-        "point.log_density(temperature), point.gradient(temperature) * scale)",
-        "point.log_density(temperature), point.gradient(temperature))",
+        "posterior/kernel.py",
+        "return (point.position / scale, *parts(point)), with_gradient(",
+        "return (point.position / scale, parts(point)[0], parts(point)[1] / scale), with_gradient(",
         "test_kernels.py::test_exact_draws_of_correlated_latents_stay_exact[HMC]",
     ),
     Mutant(
@@ -676,8 +676,8 @@ MUTANTS = [
     Mutant(
         "rungs of the path gradient have whole intervals for weights",
         "objectives/thermodynamic.py",
-        "weights = 0.5 * (jnp.pad(steps",
-        "weights = 1.0 * (jnp.pad(steps",
+        "jnp.trapezoid(likelihood, temperatures) +",
+        "2.0 * jnp.trapezoid(likelihood, temperatures) +",
         "test_objectives.py::test_path_gradient_has_the_bias_that_theory_predicts",
     ),
     # Training
@@ -691,8 +691,8 @@ MUTANTS = [
     Mutant(
         "a step writes the chains of its batch to the first rows",
         "training/step.py",
-        "lambda x, y: x.at[rows].set(y), old, chains",
-        "lambda x, y: x.at[: len(y)].set(y), old, chains",
+        "lambda old, new: old.at[rows].set(new), everyones, chains",
+        "lambda old, new: old.at[: len(new)].set(new), everyones, chains",
         "test_training_features.py::test_a_bad_step_changes_nothing_but_the_random_key",
     ),
     Mutant(

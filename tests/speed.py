@@ -5,6 +5,26 @@ import contextlib
 import jax
 import pytest
 
+from numpyro_kaem._compilation.options import LOOP
+
+LEVEL = "xla_backend_optimization_level"
+LEVEL_OF_LOOPS = LOOP[LEVEL]
+
+
+def hurry():
+    """Compile the loops of samplers without optimisation, too: those of most tests compile longer than they run."""
+    LOOP[LEVEL] = 0
+
+
+@contextlib.contextmanager
+def optimised_loops():
+    """Compile the loops of samplers as for users."""
+    level, LOOP[LEVEL] = LOOP[LEVEL], LEVEL_OF_LOOPS
+    try:
+        yield
+    finally:
+        LOOP[LEVEL] = level
+
 
 @contextlib.contextmanager
 def optimisation():
@@ -12,7 +32,8 @@ def optimisation():
     disabled = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
-        yield
+        with optimised_loops():
+            yield
     finally:
         jax.config.update("jax_disable_most_optimizations", disabled)
 

@@ -152,10 +152,6 @@ def test_groups_that_cost_time_can_be_left_out(posterior):
 def test_bad_arguments_are_named(posterior):
     with pytest.raises(ValueError, match=r"dims\['z'\] must name the 1 axes without a plate, .* got \['i', 'j'\]"):
         posterior.to_arviz(num_samples=5, dims={"z": ["i", "j"]})
-    with pytest.raises(ValueError, match="num_prior_samples must be a whole number of at least 0, got -1"):
-        posterior.to_arviz(num_samples=5, num_prior_samples=-1)
-    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
-        posterior.to_arviz(num_samples=0)
     with pytest.raises(ValueError, match="latent_model is None"):
         replace(posterior, latent_model=None).to_arviz()
 

@@ -65,13 +65,6 @@ def test_the_last_axis_must_be_in_size(generator):
             generator(jnp.zeros(shape))
 
 
-@pytest.mark.parametrize("sizes", [(0, 5), (3, 0), (3, -1)])
-@pytest.mark.parametrize("kind", [MLP, KAN])
-def test_sizes_are_at_least_one(kind, sizes):
-    with pytest.raises(ValueError, match=r"(in|out)_size must be a whole number of at least 1"):
-        kind(jax.random.key(0), *sizes)
-
-
 def test_mlp_is_the_composition_of_its_layers():
     mlp = MLP(jax.random.key(0), 2, 3, hidden_sizes=(4,), activation=jnp.tanh)
     z = np.array([0.3, -1.2], np.float32)
@@ -117,3 +110,10 @@ def test_float64_keys_give_float64_generators(x64, name):
         return GENERATORS[name](key)(jnp.zeros((2, 3)))
 
     assert jax.eval_shape(output, jax.random.key(0)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (3, 0), (3, -1)])
+@pytest.mark.parametrize("kind", [MLP, KAN])
+def test_sizes_are_at_least_one(kind, sizes):
+    with pytest.raises(ValueError, match=r"(in|out)_size must be a whole number of at least 1"):
+        kind(jax.random.key(0), *sizes)

@@ -184,9 +184,9 @@ def test_a_zero_spline_weight_can_be_refitted():
         ({"z": np.zeros((5, 3))}, r"z must be at least one sample .* got shape \(5, 3\)"),
         ({"z": np.zeros((0, 2))}, r"z must be at least one sample .* got shape \(0, 2\)"),
         ({"z": np.zeros(2)}, r"z must be at least one sample .* got shape \(2,\)"),
+        ({"z": np.ones((5, 2)) * 1j}, "z and weights must be real numbers, got dtypes complex64 and float32"),
         ({"z": np.array([[0.0, np.nan]])}, "z and weights must be finite .* 1 of 2 samples are not"),
         ({"z": np.zeros((5, 2)), "weights": -np.ones(5)}, "weights not negative; 10 of 10 samples are not"),
-        ({"z": np.zeros((5, 2)), "weights": np.ones(4)}, r"weights must have shape \(5,\) or \(5, 2\), got \(4,\)"),
         (
             {"z": np.zeros((5, 2)), "uniform_fraction": 0.0},
             "uniform_fraction must be a number above 0 and at most 1, got 0.0",
@@ -195,7 +195,7 @@ def test_a_zero_spline_weight_can_be_refitted():
 )
 def test_bad_samples_are_told(arguments, message):
     energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=SPLINES)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         energy.adapt_grid(**arguments)
 
 

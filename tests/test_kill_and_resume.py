@@ -76,7 +76,7 @@ def test_a_run_that_is_killed_over_and_over_is_the_run_that_was_left_alone(tmp_p
             # The first checkpoint of this life, so that no life is in vain, and then a random moment.
             while process.poll() is None and last_step(store) == before:
                 assert time.monotonic() < deadline, "no progress"
-                time.sleep(0.01)
+                time.sleep(0.03)  # looking into the folder takes longer than a step
             if kills < MIN_KILLS + 1:
                 time.sleep(rng.uniform(0, 0.3))
             else:

@@ -159,3 +159,11 @@ def test_a_shared_reference_has_its_new_axis_in_front_of_the_energy_s_batch():
     for index, single in zip((0, 3), one_by_one, strict=True):
         for ours, expected in zip(of(many), of(single), strict=True):
             np.testing.assert_allclose(ours[index], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_found_out_about_priors_is_not_taken_for_true_of_their_stack():
+    energies = UnivariateEnergy.init(KEY, (4, 5), basis=BASIS, scale=1.0)
+    priors = [KAPrior(jax.tree.map(lambda leaf, i=i: leaf[i], energies), dist.Uniform(-4.0 - i, 5.0)) for i in range(4)]
+    alone = np.stack([prior.log_prob(0.3) for prior in priors])
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *priors)
+    np.testing.assert_allclose(stack.log_prob(0.3), alone, rtol=1e-5)

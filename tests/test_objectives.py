@@ -436,7 +436,6 @@ def untyped(objective, *arguments, **options):
         ("gradient must be one of .* got 'fischer'", lambda: ThermodynamicMLE(LADDER, gradient="fischer")),
         ("sampler must be one of .* got 'gibbs'", lambda: ThermodynamicMLE(LADDER, sampler="gibbs")),
         ("num_particles must be", lambda: ThermodynamicMLE(LADDER, sampler="smc", num_particles=1)),
-        ("ladder must be a Ladder or temperatures", ThermodynamicMLE),
         ("ladder must begin at 0", lambda: ThermodynamicMLE([0.1, 1.0])),
         ("ladder must begin at 0", lambda: ThermodynamicMLE([1.0])),
         ("temperatures must increase", lambda: ThermodynamicMLE([0.0, 0.5, 0.2, 1.0])),
@@ -458,11 +457,6 @@ def untyped(objective, *arguments, **options):
             "give adapt or schedule, not both",
             lambda: ThermodynamicMLE(LADDER, adapt=True, schedule=lambda i: 1.0),
         ),
-        (
-            "persistent must be True or False, got 'no'",
-            lambda: untyped(LangevinMLE, persistent="no"),
-        ),
-        ("adapt must be True or False, got 1", lambda: untyped(ThermodynamicMLE, LADDER, adapt=1)),
         *(
             (
                 f"schedule, .* function of the training step, must be a positive number, got {bad}",

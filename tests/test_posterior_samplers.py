@@ -404,7 +404,7 @@ BAD = {
     "Ladder([-0.1, 1.0])": "temperatures must lie in [0, 1] and end at 1 exactly, got -0.1 to 1.0",
     "Ladder.power(0)": "num_intervals must be a whole number of at least 1, got 0",
     "Ladder.power(3, exponent=-1.0)": "exponent must be a positive number, got -1.0",
-    "Ladder.geometric(4, 2.0)": "smallest must lie in (0, 1), got 2.0",
+    "Ladder.geometric(4, 2.0)": "temperatures must increase, but 2 is followed by",
     "TemperedSMC(target_ess=1.0)": "target_ess must lie in (0, 1), got 1.0",
     "TemperedSMC(target_ess=0.0)": "target_ess must lie in (0, 1), got 0.0",
     "TemperedSMC([0.0, 1.0], target_ess=0.5)": "give ladder or target_ess, not both",

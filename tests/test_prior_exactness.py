@@ -54,6 +54,10 @@ OPTIMISED = {
 }
 
 
+# Their mixtures are those of other bases, of both sizes of tails, or have their bulk in a tail.
+REPEATED = {("normal", "rbf"), ("shifted normal", "rbf"), ("normal, big tails", "rbf"), ("uniform, big tails", "rbf")}
+
+
 def rows(quick, forms, bases=EVERY_BASIS[:2], others=EVERY_BASIS[2:]):
     """Every reference with some bases, others with one of the hardest references, the forms in turn.
 
@@ -63,7 +67,8 @@ def rows(quick, forms, bases=EVERY_BASIS[:2], others=EVERY_BASIS[2:]):
         itertools.product(CASES, bases),
         zip(itertools.cycle(HARDEST_CASES), others, strict=False),
     )
-    every = [(*pair, form) for pair, form in zip(itertools.chain(*pairs), itertools.cycle(forms), strict=False)]
+    every = zip(itertools.chain(*pairs), itertools.cycle(forms), strict=False)
+    every = [(*pair, form) for pair, form in every if pair not in REPEATED]
     return pytest.mark.parametrize(("case", "basis", "form"), slow_unless(quick, every))
 
 
@@ -78,6 +83,7 @@ def quantiles_and_densities(prior, u, points):
 
 
 def with_moments(prior, u, points):
+    prior = prior.tabulate()  # once for all
     return *quantiles_and_densities(prior, u, points), (prior.mean, prior.variance, prior.entropy())
 
 
@@ -133,7 +139,7 @@ def test_quantiles_are_exact_and_the_density_integrates_to_one_in_float32(reques
 
 
 # Cells that are crossed in one go, cells of uneven width, and those of a smooth function.
-ROUGH_BASES = ["degree 1", "degree 2", "b-spline", "knots", "fourier", "morlet", "spline domains"]
+ROUGH_BASES = ["degree 1", "b-spline", "knots", "fourier", "morlet"]
 
 
 @pytest.mark.parametrize("basis", slow_unless(["degree 1"], ROUGH_BASES))
@@ -211,7 +217,7 @@ def test_two_million_draws_follow_the_cdf(case, form):
 
 
 ROUGH = {("normal", "b-spline"), ("log-normal", "morlet")}
-ALSO_ROUGH = set(zip(itertools.cycle(["normal", "log-normal"]), EVERY_BASIS[1::3], strict=False)) - ROUGH
+ALSO_ROUGH = set(zip(itertools.cycle(["normal", "log-normal"]), EVERY_BASIS[1::6], strict=False)) - ROUGH
 
 
 @pytest.mark.parametrize(
@@ -277,7 +283,7 @@ def test_quantiles_in_the_tails_do_not_depend_on_the_rule_of_the_body(x64):
     np.testing.assert_allclose(1.0 - upper, above * share, rtol=1e-6)
 
 
-@pytest.mark.parametrize("basis", slow_unless(["b-spline", "chebyshev"], EVERY_BASIS[::3]))
+@pytest.mark.parametrize("basis", slow_unless(["b-spline", "chebyshev"], EVERY_BASIS[::6]))
 def test_the_yardstick_agrees_with_adaptive_quadrature(basis):
     """SciPy's general-purpose integrator, and panels of half the width, give the same numbers as the reference."""
     energy = random_energy(make_basis(basis, (-0.5, 0.7), (1,)), (2,), 2.0, dtype=np.float32)

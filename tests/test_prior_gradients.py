@@ -126,7 +126,14 @@ def problem(name, method):
 
 
 SLOW = pytest.mark.slow
-# What is run by default; every function of every case is among the slow tests.
+# Functions that are those of another case, or parts of them.
+REPEATED = {
+    ("weibull", "log_prob"),
+    ("mixture", "log_prob"),
+    ("mixture on the whole domain", "cdf"),
+    ("mixture on the whole domain", "log_prob"),
+}
+# What is run by default; every other function of every case is among the slow tests.
 METHODS = {
     "normal": ("cdf",),
     "log-normal": ("icdf",),
@@ -140,6 +147,7 @@ METHODS = {
         pytest.param(name, method, marks=() if method in METHODS.get(name, ()) else SLOW)
         for name in CASES
         for method in ("icdf", "cdf", "log_prob")
+        if (name, method) not in REPEATED
     ],
 )
 def test_first_derivatives(x64, name, method):

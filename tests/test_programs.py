@@ -157,9 +157,13 @@ def check_rebinding(run, kinds):
     np.testing.assert_allclose(run(model), results[-1], rtol=1e-5)
 
 
-def rebindings(quick, every):
-    """Cases that run by default, and everything that a model may close over among the slow tests."""
-    slow = (pytest.param(name, kinds, marks=pytest.mark.slow) for name, kinds in every.items())
+def rebindings(quick, others):
+    """Cases that run by default, and the slow ones.
+
+    What a model may close over is told apart in one place for all: one sampler has everything by default, the others
+    share it among them.
+    """
+    slow = (pytest.param(name, kinds, marks=pytest.mark.slow) for name, kinds in others.items())
 
     def label(value):
         return value if isinstance(value, str) else "all" if len(value) >= len(EVERY_KIND) else ", ".join(value)
@@ -168,17 +172,23 @@ def rebindings(quick, every):
 
 
 @rebindings(
-    {"importance": EVERY_KIND, "langevin": ["scalar"]},
+    {"importance": EVERY_KIND},
     # A learned prior takes longer to compile than all others together: one sampler has it.
-    {name: EVERY_KIND for name in SAMPLERS if name != "importance"} | {"importance": ["learned prior"]},
+    {
+        "importance": ["learned prior"],
+        "langevin": ["scalar", "jax_array", "module"],
+        "tempering": ["scalar", "prior"],
+        "smc": ["array", "function"],
+    },
 )
 def test_a_sampler_sees_what_a_name_in_the_model_is_bound_to_now(name, kinds):
     check_rebinding(lambda model: sample(name, model), kinds)
 
 
 @rebindings(
-    {"importance": ["function"], "elbo": ["array"]},
-    dict.fromkeys(OBJECTIVES, EVERY_KIND),
+    {"importance": ["function"]},
+    {"elbo": EVERY_KIND, "importance": ["scalar", "module"], "langevin": ["array", "prior"]}
+    | {"thermodynamic": ["jax_array", "function"]},
 )
 def test_fit_sees_what_a_name_in_the_model_is_bound_to_now(name, kinds):
     check_rebinding(lambda model: train(name, model), kinds)

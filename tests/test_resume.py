@@ -173,5 +173,5 @@ def test_a_full_disk_is_told_and_the_run_goes_on_until_a_callback_ends_it(monkey
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_compiled(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=rf"checkpoints must be a folder .*'{tmp_path}/file/run'"):
+    with pytest.raises(NotADirectoryError, match=f"'{tmp_path}/file/run'"):
         run(checkpoints=tmp_path / "file" / "run")

@@ -214,7 +214,6 @@ BAD_STREAMS = {
         "persistent chains need data as arrays, or batches that are IndexedBatch",
     ),
     "steps_per_epoch of arrays": (lambda: DATA, {"steps_per_epoch": 2}, "steps_per_epoch is for an iterable"),
-    "no batch_size of arrays": (lambda: (DATA,), {}, "batch_size must be given for data that are arrays"),
 }
 
 

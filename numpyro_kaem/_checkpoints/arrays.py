@@ -17,23 +17,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-SCALARS = bool | int | float | complex
-
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """The leaves of a pytree under their paths, such as `state.optim_state['weight'][0]`; no class is named."""
-    leaves = {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-    for path, leaf in leaves.items():
-        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | SCALARS)
-        is_number = is_array and any(jnp.issubdtype(_dtype(leaf), kind) for kind in (np.number, np.bool_))
-        if not is_number and not _is_key(leaf):
-            raise TypeError(f"{path} must be an array of numbers, a PRNG key or a number, got {leaf!r}")
-    return leaves
+    return {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def signature(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Shape and dtype of every leaf, as JSON has them; a typed key's dtype names its generator."""
-    return {path: {"shape": list(np.shape(leaf)), "dtype": str(_dtype(leaf))} for path, leaf in leaves.items()}
+    dtypes = {path: leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype for path, leaf in leaves.items()}
+    return {path: {"shape": list(np.shape(leaf)), "dtype": str(dtypes[path])} for path, leaf in leaves.items()}
 
 
 def checksum(tree: PyTree) -> int:
@@ -60,7 +53,7 @@ def to_device(array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         data = to_device(array, jax.random.key_data(like))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
-    if isinstance(like, SCALARS) and not isinstance(like, np.generic):
+    if not hasattr(like, "dtype"):
         return type(like)(array.item())
     array = array.view(like.dtype)
     if not isinstance(like, jax.Array):
@@ -84,7 +77,7 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         path: array if array.dtype.kind in "biufc" or array.dtype == jnp.bfloat16 else array.view(np.uint8)
         for path, array in arrays.items()
     }
-    with _without_orbax_logs(), _checkpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             checkpointer.save(os.fspath(folder), args=ocp.args.PyTreeSave(item=arrays))
         except ValueError as error:
@@ -102,7 +95,7 @@ def read_arrays(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
 
     restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
     args = ocp.args.PyTreeRestore(item=dict.fromkeys(paths, 0), restore_args=restore_args)
-    with _without_orbax_logs(), _checkpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             return checkpointer.restore(os.fspath(folder), args=args)
         except Exception as error:
@@ -111,7 +104,8 @@ def read_arrays(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
             ) from error
 
 
-def _checkpointer() -> Any:
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
     """An Orbax checkpointer that waits for no other process: JSON and TensorStore's arrays, no pickle."""
     import orbax.checkpoint as ocp
 
@@ -120,27 +114,18 @@ def _checkpointer() -> Any:
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"numpyro_kaem_{process}"
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-@contextlib.contextmanager
-def _without_orbax_logs() -> Iterator[None]:
-    """Silence Orbax, which logs several tracebacks for a full disk; the exception itself comes through."""
     logger = logging.getLogger("absl")
 
-    def drop(record):
+    def drop(record):  # several tracebacks for a full disk; the exception itself comes through
         return False
 
     logger.addFilter(drop)
     try:
-        yield
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+            yield checkpointer
     finally:
         logger.removeFilter(drop)
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype

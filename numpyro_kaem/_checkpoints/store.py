@@ -23,7 +23,6 @@ from jaxtyping import PyTree
 
 from numpyro_kaem._checkpoints.arrays import leaves_by_path, read_arrays, signature, to_device, to_host, write_arrays
 from numpyro_kaem._checkpoints.manifest import MANIFEST, DamagedError, flush, is_whole, to_json, verify, write_manifest
-from numpyro_kaem.checks import check_count
 
 try:
     import fcntl
@@ -48,20 +47,14 @@ class CheckpointStore:
     # Orbax's `CheckpointManager` counts damaged checkpoints among those to keep, refuses a step that is there (a kill
     # after its removal would lose it), leaves its draft on a full disk, and makes a folder anew that has vanished.
     def __init__(self, directory: str | os.PathLike, keep: int = 3, name: str = "checkpoint_dir"):
-        self._keep, self._name = check_count("keep", keep, 1), name
+        self._keep, self._name = keep, name
         if "://" in os.fspath(directory):
             raise ValueError(f"{name} must be a folder on a file system, got {os.fspath(directory)!r}")
         # A later change of the working directory must not move the checkpoints.
         self._directory = Path(directory).expanduser().absolute()
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._directory):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"{name} must be a folder that can be created and written to, got {os.fspath(self._directory)!r}: "
-                f"{error.strerror}"
-            ) from error
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # Whether it can be written to is told now, and not after the first epoch.
+        tempfile.TemporaryFile(dir=self._directory).close()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -95,9 +88,6 @@ class CheckpointStore:
         """
         leaves = leaves_by_path(state)
         arrays = {path: to_host(leaf) for path, leaf in leaves.items() if np.size(leaf)}
-        for name, array in history.items():
-            if np.asarray(array).dtype.kind not in "biufcSU":
-                raise TypeError(f"history[{name!r}] must be an array of NumPy numbers, got {array!r}")
         manifest = {"step": step, "description": json.loads(to_json(description)), "tree": signature(leaves)}
         written = True
         if jax.process_index() == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,14 +33,16 @@ def compiled(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*args):
         leaves, structure = jax.tree.flatten(args, is_leaf=lambda node: isinstance(node, Grid))
-        if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(leaves)):
+        is_traced = any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(leaves))
+        if is_traced:
             leaves, structure = jax.tree.flatten(args)
-            leaves = [_Constant(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim == 0 else leaf for leaf in leaves]
         data, static = [], []
         for leaf in leaves:
             if isinstance(leaf, Grid):
-                data.append(leaf.as_data().bits)
+                data.append(leaf.as_data)
                 static.append(_GRID)
+            elif is_traced and isinstance(leaf, np.ndarray) and leaf.ndim == 0:
+                static.append(_Constant(leaf.dtype, leaf.tobytes()))
             elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
                 data.append(leaf)
                 static.append(_ARRAY)
@@ -57,17 +59,11 @@ def _restored(leaf: Any, data: Iterator) -> Any:
         return next(data)
     if leaf is _GRID:
         return Grid(None, next(data))
-    return leaf.array if isinstance(leaf, _Constant) else leaf
+    return np.frombuffer(leaf.bits, leaf.dtype).reshape(()) if isinstance(leaf, _Constant) else leaf
 
 
-class _Constant:
-    """A NumPy number that is no argument of a program; equal by its bits."""
+class _Constant(NamedTuple):
+    """A NumPy number that is no argument of a program, equal by its bits."""
 
-    def __init__(self, array: np.ndarray):
-        self.array, self._bits = array, (array.dtype.str, array.tobytes())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Constant) and self._bits == other._bits
-
-    def __hash__(self) -> int:
-        return hash(self._bits)
+    dtype: np.dtype
+    bits: bytes

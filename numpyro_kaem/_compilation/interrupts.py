@@ -12,11 +12,8 @@ from collections.abc import Iterator
 def interrupts() -> Iterator[list[bool]]:
     """A list that Ctrl-C puts something into; a second Ctrl-C is the usual KeyboardInterrupt."""
     interrupted: list[bool] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is None:  # Python runs inside of another program, which handles its signals itself
+    usual = signal.getsignal(signal.SIGINT)  # None where Python runs inside of another program, which handles it itself
+    if usual is None or threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
 

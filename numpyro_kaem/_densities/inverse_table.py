@@ -39,6 +39,7 @@ from numpyro_kaem._numerics.quadrature import GaussLegendre
 _GUIDE_BITS = 5
 # Of Halley's method, in panels across which the density changes by a factor of millions.
 _MOST_STEPS = 16
+_BISECTIONS = 80
 # Where the nodes of tail panels are, whatever the rule of the body: there is nothing to be integrated.
 TAIL_RULE = GaussLegendre()
 
@@ -224,9 +225,7 @@ def _value_and_derivatives(coefficients: list[Array], t: Array | float) -> tuple
     return t * value, value + 2.0 * t * slope, 2.0 * (slope + 2.0 * t * half_bend)
 
 
-def invert_tail(
-    tail_mass: Callable[[Array], Array], target: Array, start: ArrayLike, bound: ArrayLike, num_steps: int = 80
-) -> Array:
+def invert_tail(tail_mass: Callable[[Array], Array], target: Array, start: ArrayLike, bound: ArrayLike) -> Array:
     """Solve tail_mass(z) = target by bisection between `start` and the support's end `bound`, finite if an array.
 
     The function decreases from start to bound. Distances are bisected by ratios, so that quantiles keep their relative
@@ -249,5 +248,5 @@ def invert_tail(
         return jnp.where(beyond, middle, inner), jnp.where(beyond, outer, middle)
 
     bracket = jnp.full_like(target, inner), jnp.full_like(target, outer)
-    inner, outer = lax.fori_loop(0, num_steps, step, bracket)
+    inner, outer = lax.fori_loop(0, _BISECTIONS, step, bracket)
     return position(jnp.sqrt(inner) * jnp.sqrt(outer))

@@ -21,17 +21,15 @@ from numpyro_kaem.checks import check_precision
 def check_reference(reference: dist.Distribution) -> bool:
     """Raise unless `reference` is a univariate continuous distribution with a cdf; say whether its icdf serves."""
     cure = "give a univariate continuous NumPyro distribution such as Normal(0.0, 1.0) or Uniform(0.0, 1.0)"
-    if not isinstance(reference, dist.Distribution):
-        raise TypeError(f"reference must be a NumPyro distribution, got {reference!r}; {cure}")
     name = type(reference).__name__
     if reference.event_shape != ():
         raise ValueError(f"reference must be univariate, got {name} of event shape {reference.event_shape}; {cure}")
     # As it will be once JAX has taken it apart and put it together again: Levy of NumPyro 0.22 forgets its support.
     support = jax.tree.map(lambda leaf: leaf, reference).support
-    if support is None:
-        raise ValueError(f"reference {name} has no support, or loses it when JAX takes it apart; {cure}")
-    if support.is_discrete:
-        raise ValueError(f"reference must be continuous, got the discrete {name}; {cure}")
+    if support is None or support.is_discrete:
+        raise ValueError(
+            f"reference must be continuous, of a support that stays when JAX takes it apart, got {name}; {cure}"
+        )
     for parameter, value in vars(reference).items():
         check_precision(f"{parameter.lstrip('_')} of the reference {name}", value)
     half = jnp.full((), 0.5)

@@ -81,8 +81,6 @@ class SymmetricTails(Tails):
 
 
 class NormalTails(SymmetricTails):
-    """Of a Normal."""
-
     def log_mass(self, z, above):
         return log_normal_cdf(self._standard(z, above))
 
@@ -91,8 +89,6 @@ class NormalTails(SymmetricTails):
 
 
 class LogisticTails(SymmetricTails):
-    """Of a Logistic."""
-
     def log_mass(self, z, above):
         return jax.nn.log_sigmoid(self._standard(z, above))
 
@@ -116,8 +112,6 @@ class SoftLaplaceTails(SymmetricTails):
 
 
 class CauchyTails(SymmetricTails):
-    """Of a Cauchy."""
-
     def mass(self, z, above):
         distance = z - self.of.loc if above else self.of.loc - z
         return jnp.arctan2(self.of.scale, distance) / jnp.pi
@@ -224,12 +218,10 @@ class HalfTails(Tails):
 
 
 def half_normal_tails(half: dist.HalfNormal) -> HalfTails:
-    """Of a HalfNormal."""
     whole, width, special = NormalTails(dist.Normal(0.0, half.scale)), math.sqrt(2.0) * half.scale, jax.scipy.special
     return HalfTails(half, whole, lambda z: special.erf(z / width), lambda p: width * special.erfinv(p))
 
 
 def half_cauchy_tails(half: dist.HalfCauchy) -> HalfTails:
-    """Of a HalfCauchy."""
     whole, scale, quarter = CauchyTails(dist.Cauchy(0.0, half.scale)), half.scale, 0.5 * jnp.pi
     return HalfTails(half, whole, lambda z: jnp.arctan2(z, scale) / quarter, lambda p: scale * jnp.tan(quarter * p))

@@ -34,17 +34,14 @@ class TruncatedDensity(eqx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the batch."""
         return jnp.broadcast_shapes(self.whole.shape, *(jnp.shape(b) for b in (self.low, self.high) if b is not None))
 
     @property
     def dtype(self):
-        """The dtype of the whole."""
         return self.whole.dtype
 
     @property
     def reference(self):
-        """The reference of the whole."""
         return self.whole.reference
 
     @property
@@ -54,12 +51,10 @@ class TruncatedDensity(eqx.Module):
 
     @property
     def body(self):
-        """Ends of the body of the whole."""
         return self.whole.body
 
     @property
     def edges_and_sizes(self):
-        """Edges and widths of the panels of the whole."""
         return self.whole.edges_and_sizes
 
     @property

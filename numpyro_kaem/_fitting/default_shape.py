@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from scipy.special import gammaln
 
-from numpyro_kaem._fitting.sample_checks import of_coordinate
+from numpyro_kaem._fitting.sample_checks import coordinates
 from numpyro_kaem._fitting.ties import Sample
 from numpyro_kaem.energies import BSpline
 
@@ -104,13 +105,13 @@ def default_reference(shapes: list[Shape], samples: list[Sample], batch_shape: t
         moments = np.array([sample.moments() for sample in samples]).T
         return dist.Normal(*(jnp.asarray(value.reshape(batch_shape), float) for value in moments))
     fitted = np.array([_fit_student(sample, shape) for sample, shape in zip(samples, shapes, strict=True)]).T
-    at = int(np.argmax(heavy))
+    at, where = next(coordinates(heavy, batch_shape))
     df, loc, size = fitted[:, at]
     warnings.warn(
-        f"the samples{of_coordinate(np.unravel_index(at, batch_shape))} have heavy tails: half of them lie between "
-        f"{shapes[at].quartiles[0]:.3g} and {shapes[at].quartiles[1]:.3g}, all of them between {shapes[at].low:.3g} "
-        f"and {shapes[at].high:.3g}. Beyond these the density is that of the reference StudentT({df:g}, {loc:.3g}, "
-        f"{size:.3g}), fitted to them; give a reference if another one is right, or leave outliers out",
+        f"the samples{where} have heavy tails: half of them lie between {shapes[at].quartiles[0]:.3g} and "
+        f"{shapes[at].quartiles[1]:.3g}, all of them between {shapes[at].low:.3g} and {shapes[at].high:.3g}. Beyond "
+        f"these the density is that of the reference StudentT({df:g}, {loc:.3g}, {size:.3g}), fitted to them; give a "
+        "reference if another one is right, or leave outliers out",
         stacklevel=5,
     )
     return dist.StudentT(*(jnp.asarray(value.reshape(batch_shape), float) for value in fitted))
@@ -118,8 +119,6 @@ def default_reference(shapes: list[Shape], samples: list[Sample], batch_shape: t
 
 def _fit_student(sample: Sample, shape: Shape) -> tuple[float, float, float]:
     """Degrees of freedom, from a list, location and scale of greatest likelihood, by iterated weighting."""
-    from scipy.special import gammaln
-
     size = len(sample.points)
     few = np.arange(min(size, 500))
     # The extremes, and of the many others some for all.
@@ -142,12 +141,12 @@ def default_basis(shapes: list[Shape], supports: np.ndarray, batch_shape: tuple[
     """Cubic splines over the samples' range and a margin, inside of the references' supports (num_coordinates, 2)."""
     knots = np.stack([shape.knots(support) for shape, support in zip(shapes, supports, strict=True)])
     resolution = 16.0 * float(jnp.finfo(jnp.result_type(float)).eps) * np.abs(knots)
-    for at in np.flatnonzero(np.any(np.diff(knots) < np.maximum(resolution[:, 1:], resolution[:, :-1]), axis=1)):
+    too_close = np.any(np.diff(knots) < np.maximum(resolution[:, 1:], resolution[:, :-1]), axis=1)
+    for at, where in coordinates(too_close, batch_shape):
         raise ValueError(
-            f"z must vary by more than {jnp.result_type(float)} tells apart, but the samples"
-            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {shapes[at].low:.9g} and "
-            f"{shapes[at].high:.9g} and are densest near {shapes[at].center:.9g}; subtract that, or enable JAX's "
-            "64-bit mode"
+            f"z must vary by more than {jnp.result_type(float)} tells apart, but the samples{where} lie between "
+            f"{shapes[at].low:.9g} and {shapes[at].high:.9g} and are densest near {shapes[at].center:.9g}; subtract "
+            "that, or enable JAX's 64-bit mode"
         )
     if any(shape.is_uneven for shape in shapes):
         return BSpline.from_knots(knots.reshape(*batch_shape, -1), 3)

@@ -143,22 +143,18 @@ def compress(z: np.ndarray, weights: np.ndarray, folds: np.ndarray, num_folds: i
     that is such a polynomial there, as every spline is, is exact; of others it is as good as interpolation at six
     points of half a cell. Samples beyond the domain are moved to its ends.
     """
-    num_nodes, num_panels = COARSE.nodes_per_panel, len(edges) - 1
-    orders = np.arange(num_nodes)
-    unit_nodes, unit_weights = np.polynomial.legendre.leggauss(num_nodes)
-    # Moments of Legendre polynomials to node masses: the columns are the interpolation polynomials' coefficients.
-    to_nodes = ((2 * orders + 1) / 2)[:, None] * np.polynomial.legendre.legvander(unit_nodes, num_nodes - 1).T
-    to_nodes = to_nodes * unit_weights
+    num_panels, num_nodes = len(edges) - 1, COARSE.nodes_per_panel
     x = np.clip(z, edges[0], edges[-1])
     panel = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, num_panels - 1)
     place = 2.0 * (x - edges[panel]) / np.diff(edges)[panel] - 1.0
     slot, size = folds * num_panels + panel, num_folds * num_panels
     moments = np.empty((size, num_nodes))
     before, current = np.zeros_like(place), np.ones_like(place)
-    for order in orders:
+    for order in range(num_nodes):
         moments[:, order] = np.bincount(slot, weights * current, size)
         before, current = current, ((2 * order + 1) * place * current - order * before) / (order + 1)
-    return (moments @ to_nodes).reshape(num_folds, -1)
+    # Moments of Legendre polynomials to node masses: the columns are the interpolation polynomials' coefficients.
+    return (moments @ COARSE.legendre_projection(num_nodes - 1).T).reshape(num_folds, -1)
 
 
 def maximise(

@@ -29,6 +29,7 @@ from numpyro_kaem._fitting.sample_checks import (
     check_fit,
     check_inside_support,
     check_levels,
+    check_not_negative,
     check_reference_mass,
     check_samples,
     check_smoothness,
@@ -36,12 +37,10 @@ from numpyro_kaem._fitting.sample_checks import (
     check_weights,
     of_coordinate,
     real_array,
-    sample_range,
 )
 from numpyro_kaem._fitting.smoothing import fit_penalised, penalty_axes
 from numpyro_kaem._fitting.ties import untie
 from numpyro_kaem._numerics.quadrature import QuadratureRule
-from numpyro_kaem.checks import check_positive
 from numpyro_kaem.energies import Basis, BSpline
 from numpyro_kaem.energies.energy import UnivariateEnergy
 
@@ -83,14 +82,15 @@ def fit_samples(
     weights = check_weights(weights, z.shape)
     effective = np.asarray(1.0 / np.sum(weights**2, axis=0))
     weights = np.broadcast_to(weights if weights.ndim > 1 else weights[:, None], flat.shape)
-    check_spread(*sample_range(flat, weights), batch_shape, NUM_INTERVALS)
+    check_spread(flat, weights, batch_shape, NUM_INTERVALS)
     if reference is not None:
         reference = _unexpanded(reference)
         check_inside_support(z, weights, reference)
     if basis is not None:
         check_domain_holds(flat, weights, basis, batch_shape)
     num_basis = NUM_INTERVALS + 3 if basis is None else basis.num_basis
-    smoothness, chosen = check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape)
+    smoothness = check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape)
+    chosen = smoothness is None
     num_folds = num_folds if chosen else 1
 
     index = np.arange(num_samples)
@@ -108,17 +108,16 @@ def fit_samples(
     )
     coarse, fine = Families(density), Families(density, density.rule)
     check_reference_mass(fine.reference_mass, density)
+    penalised, breakpoints, placed = basis, fine.breakpoints, samples
     if basis is None:  # in the coordinate in which its knots are even
-        places = np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
-        even = [
+        penalised, places = BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.linspace(0.0, 1.0, NUM_INTERVALS + 1)
+        placed = [
             sample._replace(points=np.interp(sample.points, knots, places))
-            for sample, knots in zip(samples, fine.breakpoints, strict=True)
+            for sample, knots in zip(samples, breakpoints, strict=True)
         ]
-        scale = np.array([sample.moments()[1] for sample in even])
-        axes = penalty_axes(BSpline(NUM_INTERVALS, 3, (0.0, 1.0)), np.tile(places, (len(samples), 1)), scale)
-    else:
-        axes = penalty_axes(basis, fine.breakpoints, np.array([sample.moments()[1] for sample in samples]))
-    fit = fit_penalised(coarse, fine, samples, num_folds, None if chosen else smoothness, axes)
+        breakpoints = np.tile(places, (len(samples), 1))
+    axes = penalty_axes(penalised, breakpoints, np.array([sample.moments()[1] for sample in placed]))
+    fit = fit_penalised(coarse, fine, samples, num_folds, smoothness, axes)
     check_fit(fit, density, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
     return SampleFit(*_tilted(density, fit.coefficients), smoothness, gain)
@@ -194,28 +193,11 @@ def tabulated_log_density(
 ) -> tuple[Callable[[np.ndarray], np.ndarray], BSpline, tuple[int, ...]]:
     """The logarithm of a tabulated density, by monotone cubics through it, a basis for it, and its batch shape."""
     points, density = real_array("points", points), real_array("density", density)
-    if points.ndim != 1 or len(points) < 4 or not np.all(np.isfinite(points)) or not np.all(np.diff(points) > 0):
-        raise ValueError(
-            f"points must be at least 4 finite numbers that increase, got an array of shape {points.shape}"
-        )
-    if density.shape[:1] != points.shape:
-        raise ValueError(
-            f"density must have shape ({len(points)}, *batch), a row for each of the points, got {density.shape}; "
-            "transpose a table of one density a row"
-        )
-    wrong = ~(np.isfinite(density) & (density >= 0))
-    if wrong.any():
-        first = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"density must be finite and not negative, got {density[tuple(first)]} at point {points[first[0]]:.6g}"
-            f"{of_coordinate(first[1:])}; exponentiate log-densities, after subtracting their maximum"
-        )
-    largest = density.max(axis=0)
-    if np.any(largest == 0):
-        raise ValueError(f"density must be positive somewhere, but is not{of_coordinate(np.argwhere(largest == 0)[0])}")
-    if check_positive("floor", floor) >= 1.0:
-        raise ValueError(f"floor must be a share of the largest density, less than 1, got {floor!r}")
-    log_density = PchipInterpolator(points, np.log(np.maximum(density / largest, floor)), axis=0)
+    check_not_negative("density", density, "point")
+    if not 0.0 < floor < 1.0:
+        raise ValueError(f"floor must be a share of the largest density, between 0 and 1, got {floor!r}")
+    # Points that do not increase, and a table of other rows than they, are told by SciPy.
+    log_density = PchipInterpolator(points, np.log(np.maximum(density / density.max(axis=0), floor)), axis=0)
     basis = BSpline(int(np.clip((len(points) - 1) // 2, 40, 160)), 3, (points[0], points[-1]))
     # The points of all coordinates are the same, for they share the domain.
     return lambda z: log_density(z.reshape(len(z), -1)[:, 0]), basis, density.shape[1:]
@@ -232,20 +214,14 @@ def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
 
 
 def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> Density:
-    """The reference with a zero energy, all arguments checked."""
+    """The reference with a zero energy."""
     energy = UnivariateEnergy(
         base_weight=jnp.zeros(batch_shape),
         spline_weight=jnp.ones(batch_shape),
         coefficients=jnp.zeros((*batch_shape, basis.num_basis)),
         basis=basis,
     )
-    density = Density.of(energy, reference)
-    if density.shape != batch_shape:
-        raise ValueError(
-            f"reference must have a batch shape that broadcasts to that of the data, {batch_shape}, "
-            f"got {reference.batch_shape}"
-        )
-    return density
+    return Density.of(energy, reference)
 
 
 def _tilted(density: Density, coefficients: np.ndarray) -> tuple[UnivariateEnergy, dist.Distribution]:
@@ -258,44 +234,23 @@ def _tilted(density: Density, coefficients: np.ndarray) -> tuple[UnivariateEnerg
 def _log_density(fn, nodes: np.ndarray, batch_shape: tuple[int, ...]) -> np.ndarray:
     """The log-density at the nodes, checked, with points of no density raised to a floor."""
     points = nodes.T.reshape(-1, *batch_shape)
-    values = real_array("what fn returns", _call(fn, points))
     try:
-        values = np.broadcast_to(values, points.shape)
-    except ValueError as error:
-        raise ValueError(
-            f"fn must return an array of the shape of its argument, {points.shape}, got {values.shape}; for a batch "
-            "of densities give batch_shape, or a domain of arrays of the batch shape"
-        ) from error
-    for wrong, name in ((np.isnan(values), "NaN"), (np.isposinf(values), "infinite")):
-        if wrong.any():
-            first = np.argwhere(wrong)[0]
-            raise ValueError(
-                f"fn must be a log-density on the domain, but is {name} at {int(wrong.sum())} of {values.size} points, "
-                f"the first z = {points[tuple(first)]:.6g}{of_coordinate(first[1:])}; choose a domain inside which it "
-                "is finite or -inf"
-            )
+        values = np.broadcast_to(real_array("what fn returns", fn(points)), points.shape)
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            f"fn must take an array of points, here of shape {points.shape}, and return an array of that shape: one "
+            "that takes single numbers only is to be written with NumPy (np.log for math.log, np.where for if), or "
+            "given as np.vectorize(fn); for a batch of densities give batch_shape, or a domain of arrays"
+        )
+        raise
     largest = values.max(axis=0)
-    if np.any(np.isneginf(largest)):
-        first = np.argwhere(np.isneginf(largest))[0]
+    wrong = np.isnan(values) | np.isposinf(values) | np.isneginf(largest)
+    if wrong.any():
+        first = np.argwhere(wrong)[0]
         raise ValueError(
-            f"fn must have some density on the domain, but is -inf at all of {len(points)} points"
-            f"{of_coordinate(first)}; choose a domain that holds the density"
+            f"fn must be a log-density on the domain, but is {values[tuple(first)]} at {int(wrong.sum())} of "
+            f"{values.size} points, the first z = {points[tuple(first)]:.6g}{of_coordinate(first[1:])}; choose a "
+            "domain inside which it is finite or -inf, and not -inf everywhere"
         )
     values = np.where(np.isneginf(values), largest - _FLOOR, values)
     return values.reshape(len(points), -1).T
-
-
-def _call(fn, points: np.ndarray):
-    """What fn returns; where it takes single numbers only, an error that says so."""
-    try:
-        return fn(points)
-    except (TypeError, ValueError) as error:
-        try:
-            fn(float(points.flat[0]))
-        except Exception:
-            raise error from None
-        raise TypeError(
-            f"fn must take an array of points, here of shape {points.shape}, and return their log-densities, but it "
-            f"takes single numbers only ({error}); write it with NumPy (np.log for math.log, np.where for if), or give "
-            "np.vectorize(fn)"
-        ) from error

@@ -21,25 +21,19 @@ class PosteriorDraws(NamedTuple):
 
     def check_joint(self, cause: str) -> np.ndarray:
         """The weights of the draws, which sum to one, or an error where there is nothing to keep together."""
-        num_samples, num_coordinates = self.flat.shape
-        if num_coordinates < 2:
+        if self.flat.shape[1] < 2:
             raise ValueError(f"{cause} needs at least two coordinates, but {self.name!r} is a scalar; leave it out")
         check_samples(self.flat)
-        shared = check_weights(self.weights, self.flat.shape)
-        if shared.ndim != 1:
-            raise ValueError(f"weights must have shape ({num_samples},), one a draw, got {np.shape(self.weights)}")
-        return shared
+        return check_weights(self.weights, self.flat.shape[:1])
 
 
 def posterior_draws(idata: Any, var_name: str | Sequence[str], weights: ArrayLike | Sequence | None) -> PosteriorDraws:
     """Read the draws of one variable, or of a list of them, for `KAPrior.from_posterior`."""
     samples = posterior_samples(idata, [var_name] if isinstance(var_name, str) else list(var_name))
-    first = next(iter(samples.values()))
-    num_samples = len(first)
-    if weights is not None and np.size(weights) == num_samples:
-        weights = np.reshape(weights, num_samples)  # (chain, draw) as well
-    flat = np.concatenate([values.reshape(num_samples, -1) for values in samples.values()], axis=1)
-    event_shape = first.shape[1:] if isinstance(var_name, str) else flat.shape[1:]
+    flat = np.concatenate([values.reshape(len(values), -1) for values in samples.values()], axis=1)
+    if weights is not None and np.size(weights) == len(flat):
+        weights = np.reshape(weights, len(flat))  # (chain, draw) as well
+    event_shape = samples[var_name].shape[1:] if isinstance(var_name, str) else flat.shape[1:]
     return PosteriorDraws(var_name, flat, event_shape, weights)
 
 
@@ -51,30 +45,18 @@ def posterior_samples(idata: Any, var_names: Sequence[str]) -> dict[str, np.ndar
     """
     group = _posterior_group(idata)
     present = sorted(str(name) for name in group)
-    if len(var_names) == 0:
-        raise ValueError(f"var_name must name at least one variable, got none; the posterior has {present}")
-    if len(set(var_names)) < len(var_names):
-        raise ValueError(f"var_name must name each variable once, got {list(var_names)}")
-    missing = [name for name in var_names if name not in present]
-    if missing:
-        raise ValueError(f"var_name {missing} not in the posterior, which has {present}")
+    if not 0 < len(var_names) == len(set(var_names) & set(present)):
+        raise ValueError(f"var_name must be variables of the posterior, each once, got {var_names}; it has {present}")
     samples = {}
     for name in var_names:
         variable = group[name]
-        if hasattr(variable, "dims"):
-            if not {"chain", "draw"} <= set(variable.dims):
-                raise ValueError(f"variable {name!r} must have dimensions chain and draw, got {variable.dims}")
-            variable = variable.transpose("chain", "draw", ...)
-        values = np.asarray(variable)
+        values = np.asarray(variable.transpose("chain", "draw", ...) if hasattr(variable, "dims") else variable)
         if values.ndim < 2:
             raise ValueError(
                 f"variable {name!r} must have leading axes (chain, draw), got shape {values.shape}; with NumPyro, "
                 "mcmc.get_samples(group_by_chain=True)"
             )
         samples[name] = values.reshape(-1, *values.shape[2:])
-    counts = {name: len(values) for name, values in samples.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"variables must have the same number of draws, got {counts}")
     return samples
 
 
@@ -87,13 +69,9 @@ def _posterior_group(idata: Any) -> Mapping[str, Any]:
         hasattr(type(idata), "children") and (idata.children or not idata.data_vars)
     ):
         return idata.data_vars
-    try:
-        groups = [str(group).strip("/") for group in (idata.groups() if callable(idata.groups) else idata.groups)]
-    except AttributeError:
+    if not hasattr(idata, "groups"):
         raise TypeError(
             "idata must be an InferenceData or a DataTree with a group named posterior, or a dict of arrays with "
             f"leading axes (chain, draw), got {type(idata).__name__}; arviz.from_numpyro(mcmc) makes one"
-        ) from None
-    if "posterior" not in groups:
-        raise ValueError(f"idata must have a group named posterior, but has only {sorted(filter(None, groups))}")
+        )
     return idata["posterior"].data_vars

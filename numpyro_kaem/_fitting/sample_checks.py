@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.typing import ArrayLike
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._fitting.smoothing import PenalisedFit
 from numpyro_kaem._fitting.ties import Sample
-from numpyro_kaem.checks import check_count
+from numpyro_kaem.checks import broadcasts, check_count
 from numpyro_kaem.energies import Basis
 
 # How far the CDF of a fit may be from that of the samples: CDF_ERROR + CDF_ERROR_OF_CHANCE / sqrt(n).
@@ -26,6 +25,12 @@ def of_coordinate(index: Any) -> str:
     """Where it is, in words; nothing where there is but one coordinate."""
     index = tuple(int(i) for i in index)
     return f" of coordinate {index[0] if len(index) == 1 else index}" if index else ""
+
+
+def coordinates(wrong: ArrayLike, batch_shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
+    """The number of each coordinate that is wrong, and where it is, in words."""
+    for at in np.flatnonzero(wrong):
+        yield int(at), of_coordinate(np.unravel_index(at, batch_shape))
 
 
 def real_array(name: str, value: ArrayLike | Sequence) -> np.ndarray:
@@ -61,62 +66,52 @@ def check_weights(weights: ArrayLike | Sequence | None, shape: tuple[int, ...]) 
     values = real_array("weights", weights)
     if values.shape not in {(num_samples,), shape}:
         raise ValueError(f"weights must have shape ({num_samples},) or that of z, {shape}, got {values.shape}")
-    if not np.all(np.isfinite(values)) or np.any(values < 0):
-        first = np.argwhere(~(np.isfinite(values) & (values >= 0)))[0]
-        raise ValueError(
-            f"weights must be finite and not negative, got {values[tuple(first)]} for sample {first[0]}"
-            f"{of_coordinate(first[1:])}; exponentiate log-weights, after subtracting their maximum"
-        )
-    total = values.sum(axis=0)
-    if np.any(total == 0):
-        raise ValueError(f"weights must not sum to zero, but do{of_coordinate(np.argwhere(total == 0)[0])}")
+    check_not_negative("weights", values, "sample")
     values = values / values.max(axis=0)
     return (values / values.sum(axis=0)).reshape(num_samples, *([-1] if values.ndim > 1 else []))
 
 
-def sample_range(flat: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest sample of positive weight, by coordinate."""
+def check_not_negative(name: str, values: np.ndarray, row: str) -> None:
+    """Raise where weights or densities, a row for each sample or point, are wrong or all of them zero."""
+    wrong = ~(np.isfinite(values) & (values >= 0)) | (values.sum(axis=0) == 0)
+    if wrong.any():
+        first = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{name} must be finite, not negative and not all zero, got {values[tuple(first)]} for {row} {first[0]}"
+            f"{of_coordinate(first[1:])}; exponentiate logarithms, after subtracting their maximum"
+        )
+
+
+def check_spread(flat: np.ndarray, weights: np.ndarray, batch_shape: tuple[int, ...], num_intervals: int) -> None:
+    """Raise where samples of positive weight do not vary, or not by more than rounding."""
     present = weights > 0
-    return np.where(present, flat, np.inf).min(axis=0), np.where(present, flat, -np.inf).max(axis=0)
-
-
-def check_spread(low: np.ndarray, high: np.ndarray, batch_shape: tuple[int, ...], num_intervals: int) -> None:
-    """Raise where samples do not vary, or not by more than rounding."""
-    for at in np.flatnonzero(low == high):
+    low, high = np.where(present, flat, np.inf).min(axis=0), np.where(present, flat, -np.inf).max(axis=0)
+    for at, where in coordinates(low == high, batch_shape):
         raise ValueError(
-            f"z must vary, but all samples{of_coordinate(np.unravel_index(at, batch_shape))} with positive weight "
-            f"are {low[at]:.6g}; leave that coordinate out, or give it a distribution of its own"
+            f"z must vary, but all samples{where} with positive weight are {low[at]:.6g}; leave that coordinate out, "
+            "or give it a distribution of its own"
         )
-    dtype = jnp.result_type(float)
+    info = jnp.finfo(jnp.result_type(float))
+    size, resolution = np.maximum(np.abs(low), np.abs(high)), 16.0 * num_intervals * float(info.eps)
     # The variance has to be a number of the dtype, with room for sums of it.
-    smallest, largest = 10.0 * np.sqrt(float(jnp.finfo(dtype).tiny)), 0.01 * np.sqrt(float(jnp.finfo(dtype).max))
-    extreme = (high - low < smallest) | (np.maximum(np.abs(low), np.abs(high)) > largest)
-    for at in np.flatnonzero(extreme):
+    extreme = (high - low < 10.0 * np.sqrt(float(info.tiny))) | (size > 0.01 * np.sqrt(float(info.max)))
+    for at, where in coordinates(extreme | (high - low < resolution * size), batch_shape):
         raise ValueError(
-            f"z must have a range of {smallest:.0e} to {largest:.0e} in {dtype}, but the samples"
-            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.3g} and {high[at]:.3g}; change "
-            "their unit"
-        )
-    resolution = float(jnp.finfo(dtype).eps) * np.maximum(np.abs(low), np.abs(high))
-    for at in np.flatnonzero((high - low) / num_intervals < 16 * resolution):
-        raise ValueError(
-            f"z must vary by more than {dtype} tells apart, but the samples"
-            f"{of_coordinate(np.unravel_index(at, batch_shape))} lie between {low[at]:.9g} and {high[at]:.9g}; "
-            "subtract their mean, or enable JAX's 64-bit mode"
+            f"z must have a range that {info.dtype} holds and tells apart, but the samples{where} lie between "
+            f"{low[at]:.9g} and {high[at]:.9g}; change their unit, subtract their mean, or enable JAX's 64-bit mode"
         )
 
 
 def check_inside_support(z: np.ndarray, weights: np.ndarray, reference: dist.Distribution) -> None:
     """Raise where the reference has no density at a sample."""
-    # In the dtype of the prior: a sample at the end of a support is to be inside however the end was rounded.
-    outside = ~np.asarray(reference.support(jnp.asarray(z, jnp.result_type(float))))
-    try:
-        outside = np.broadcast_to(outside, z.shape) & (weights.reshape(z.shape) > 0)
-    except ValueError as error:
+    if not broadcasts(reference.batch_shape, z.shape[1:]):
         raise ValueError(
             f"reference must have a batch shape that broadcasts to that of z, {z.shape[1:]}, "
             f"got {reference.batch_shape}"
-        ) from error
+        )
+    # In the dtype of the prior: a sample at the end of a support is to be inside however the end was rounded.
+    outside = ~np.asarray(reference.support(jnp.asarray(z, jnp.result_type(float))))
+    outside = np.broadcast_to(outside, z.shape) & (weights.reshape(z.shape) > 0)
     if outside.any():
         first = np.argwhere(outside)[0]
         raise ValueError(
@@ -130,18 +125,18 @@ def check_domain_holds(flat: np.ndarray, weights: np.ndarray, basis: Basis, batc
     """Raise where no sample lies in the domain of the basis."""
     low, high = (np.broadcast_to(np.asarray(end), batch_shape).ravel() for end in basis.domain)
     inside = (flat >= low) & (flat <= high) & (weights > 0)
-    for at in np.flatnonzero(~inside.any(axis=0)):
+    for at, where in coordinates(~inside.any(axis=0), batch_shape):
         raise ValueError(
-            f"basis must have a domain that holds samples, but ({low[at]:.6g}, {high[at]:.6g}) holds none"
-            f"{of_coordinate(np.unravel_index(at, batch_shape))}, which lie between {flat[:, at].min():.6g} and "
-            f"{flat[:, at].max():.6g}; choose a domain over their bulk, or no basis for one over all of them"
+            f"basis must have a domain that holds samples, but ({low[at]:.6g}, {high[at]:.6g}) holds none{where}, "
+            f"which lie between {flat[:, at].min():.6g} and {flat[:, at].max():.6g}; choose a domain over their bulk, "
+            "or no basis for one over all of them"
         )
 
 
-def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -> tuple[np.ndarray, bool]:
-    """The smoothness of every coordinate, and whether it has yet to be chosen."""
-    num_folds = check_count("num_folds", num_folds, 2)
-    size, fewest = math.prod(batch_shape), float(np.min(effective))
+def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -> np.ndarray | None:
+    """The smoothness of every coordinate; None where it has yet to be chosen, which takes samples enough."""
+    check_count("num_folds", num_folds, 2)
+    fewest = float(np.min(effective))
     if smoothness is None:
         if fewest < 2 * num_folds:
             raise ValueError(
@@ -149,75 +144,68 @@ def check_smoothness(smoothness, num_folds, effective, num_basis, batch_shape) -
                 f"cross-validation, got {fewest:.3g} (effective number, with weights); give the smoothness, such as "
                 "smoothness=0.1, or fewer num_folds"
             )
-        return np.empty(size), True
+        return None
     values = real_array("smoothness", smoothness)
     if not np.all(np.isfinite(values)) or np.any(values < 0):
         raise ValueError(f"smoothness must be finite and at least 0, or None to choose it, got {smoothness!r}")
-    try:
-        values = np.broadcast_to(values, batch_shape).reshape(size).copy()
-    except ValueError as error:
-        raise ValueError(
-            f"smoothness must be a number or an array of the batch shape {batch_shape}, got shape {values.shape}"
-        ) from error
     if np.any(values == 0) and fewest < num_basis:
         raise ValueError(
             f"z must have at least {num_basis} samples, one for each basis function, for a fit without smoothing, "
             f"got {fewest:.3g} (effective number, with weights); give a positive smoothness, or a smaller basis"
         )
-    return values, False
+    return np.broadcast_to(values, batch_shape).ravel()
 
 
 def check_levels(samples: Sequence[Sample], batch_shape: tuple[int, ...]) -> None:
     """Raise where samples have so few values that no density is like them."""
-    for at, sample in enumerate(samples):
-        variance = sample.moments()[1] ** 2 - sample.added_variance
-        if sample.added_variance > 0.1 * variance:
-            raise ValueError(
-                f"z must be continuous, but the samples{of_coordinate(np.unravel_index(at, batch_shape))} are "
-                f"discrete, of {len(sample.levels)} values, and a density that spreads each of them half way to the "
-                f"next one would have {sample.added_variance / variance:.0%} more variance; model them by a discrete "
-                "distribution, add noise of the size you mean, or give a smoothness to fit them as they are"
-            )
+    added = np.array([sample.added_variance for sample in samples])
+    variance = np.array([sample.moments()[1] ** 2 for sample in samples]) - added
+    for at, where in coordinates(added > 0.1 * variance, batch_shape):
+        raise ValueError(
+            f"z must be continuous, but the samples{where} are discrete, of {len(samples[at].levels)} values, and a "
+            "density that spreads each of them half way to the next one would have "
+            f"{added[at] / variance[at]:.0%} more variance; model them by a discrete distribution, add noise of the "
+            "size you mean, or give a smoothness to fit them as they are"
+        )
 
 
 def check_reference_mass(mass: np.ndarray, density: Density) -> None:
     """Raise where a reference is so far from the samples that next to none of its mass is in the domain."""
-    for at in np.flatnonzero(mass < 1e-6):
+    for at, where in coordinates(mass < 1e-6, density.shape):
         raise ValueError(
-            f"reference must have mass where the samples{of_coordinate(np.unravel_index(at, density.shape))} are, "
-            f"but {type(density.reference).__name__} has {mass[at]:.1g} of its mass in the domain of the basis; give "
-            "one nearer to the samples, or none"
+            f"reference must have mass where the samples{where} are, but {type(density.reference).__name__} has "
+            f"{mass[at]:.1g} of its mass in the domain of the basis; give one nearer to the samples, or none"
         )
 
 
 def check_fit(fit: PenalisedFit, density: Density, effective: np.ndarray, is_chosen: bool, is_default: bool) -> None:
     """Raise where the fit is not the maximum, or its density is not that of the samples."""
     batch_shape, reference = density.shape, type(density.reference).__name__
-    for at in np.flatnonzero(~fit.converged):
+    for _, where in coordinates(~fit.converged, batch_shape):
         raise ValueError(
-            f"the fit{of_coordinate(np.unravel_index(at, batch_shape))} did not converge; give a reference nearer to "
-            f"the samples than this {reference}, a basis of fewer functions, or a larger smoothness"
+            f"the fit{where} did not converge; give a reference nearer to the samples than this {reference}, a basis "
+            "of fewer functions, or a larger smoothness"
         )
     lost = float(jnp.finfo(density.dtype).eps) * fit.log_reference
-    for at in np.flatnonzero(lost > 1e-2):
+    for at, where in coordinates(lost > 1e-2, batch_shape):
         raise ValueError(
-            f"reference must be nearer to the samples{of_coordinate(np.unravel_index(at, batch_shape))}: where they "
-            f"are, {reference} has log-densities of {-fit.log_reference[at]:.3g}, of which {density.dtype} keeps "
-            "too few digits; give a wider one, or none, or enable JAX's 64-bit mode"
+            f"reference must be nearer to the samples{where}: where they are, {reference} has log-densities of "
+            f"{-fit.log_reference[at]:.3g}, of which {density.dtype} keeps too few digits; give a wider one, or none, "
+            "or enable JAX's 64-bit mode"
         )
-    for at in np.flatnonzero(fit.steepness > 25.0):
+    for at, where in coordinates(fit.steepness > 25.0, batch_shape):
         raise ValueError(
-            f"the fitted density{of_coordinate(np.unravel_index(at, batch_shape))} is too rough for its quadrature: "
-            f"its logarithm changes by {fit.steepness[at]:.0f} within one of {density.rule.panels_per_interval} panels "
-            "of a cell; give a larger smoothness, or a basis of more cells"
+            f"the fitted density{where} is too rough for its quadrature: its logarithm changes by "
+            f"{fit.steepness[at]:.0f} within one of {density.rule.panels_per_interval} panels of a cell; give a larger "
+            "smoothness, or a basis of more cells"
         )
     # What smoothing may cost, and chance: an empirical distribution function is further away once in 300 times.
     allowed = np.broadcast_to(CDF_ERROR + CDF_ERROR_OF_CHANCE / np.sqrt(effective), fit.cdf_error.shape)
-    for at in np.flatnonzero(is_chosen & (fit.cdf_error > allowed)):
+    for at, where in coordinates(is_chosen & (fit.cdf_error > allowed), batch_shape):
         message = (
-            f"the fitted CDF is {fit.cdf_error[at]:.2g} from that of the samples"
-            f"{of_coordinate(np.unravel_index(at, batch_shape))}, more than the {allowed[at]:.2g} that smoothing and "
-            "chance may cost; give a basis of more cells where the samples are dense, or a smaller smoothness"
+            f"the fitted CDF is {fit.cdf_error[at]:.2g} from that of the samples{where}, more than the "
+            f"{allowed[at]:.2g} that smoothing and chance may cost; give a basis of more cells where the samples are "
+            "dense, or a smaller smoothness"
         )
         if is_default:
             raise ValueError(message)

@@ -34,17 +34,9 @@ def roughness(basis: Basis, breakpoints: np.ndarray, scale: np.ndarray) -> np.nd
     if isinstance(basis, BSpline) and basis.degree < 2:
         places = 0.5 * (breakpoints[:, :-1] + breakpoints[:, 1:]) if basis.degree == 0 else breakpoints
         places = places / scale[:, None]
-        gaps, num_basis = np.diff(places, axis=1), places.shape[1]
-        if num_basis < 3:
-            return np.zeros((len(places), num_basis, num_basis))
-        span = places[:, 2:] - places[:, :-2]
-        weights = np.sqrt(span / 2.0)
-        rows = np.zeros((len(places), num_basis - 2, num_basis))
-        index = np.arange(num_basis - 2)
-        rows[:, index, index] = 2.0 * weights / (gaps[:, :-1] * span)
-        rows[:, index, index + 1] = -2.0 * weights / (gaps[:, :-1] * gaps[:, 1:])
-        rows[:, index, index + 2] = 2.0 * weights / (gaps[:, 1:] * span)
-        return np.swapaxes(rows, 1, 2) @ rows
+        slopes = np.diff(np.eye(places.shape[1]), axis=0) / np.diff(places, axis=1)[..., None]
+        second = np.diff(slopes, axis=1) * np.sqrt(2.0 / (places[:, 2:] - places[:, :-2]))[..., None]
+        return np.swapaxes(second, 1, 2) @ second
     # Central differences at four nodes of a cell, none of them closer to its ends than the step: there the functions
     # are smooth on the scale of the cell, and for cubics it is exact.
     nodes, weights = panel_nodes(breakpoints, 4)

@@ -32,9 +32,10 @@ class Grid(eqx.Module):
             return cls(tuple(float(point) for point in np.asarray(points)), None)
         return cls(None, _bits(jnp.asarray(points, jnp.result_type(float))))
 
-    def as_data(self) -> Grid:
-        """The same grid as an array, which a compiled program takes as an argument."""
-        return self if self.shared is None else Grid(None, _bits(np.asarray(self.shared, jnp.result_type(float))))
+    @property
+    def as_data(self) -> Int[Array | np.ndarray, "*batch num_points"]:
+        """The bits of its points, which a compiled program takes as an argument."""
+        return _bits(np.asarray(self.shared, jnp.result_type(float))) if self.bits is None else self.bits
 
     @property
     def points(self) -> np.ndarray | Array:
@@ -52,7 +53,6 @@ class Grid(eqx.Module):
 
     @property
     def num_points(self) -> int:
-        """Number of points."""
         return len(self.shared) if self.bits is None else self.bits.shape[-1]
 
     @property
@@ -77,12 +77,8 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
         "domain must be (low, high), two finite numbers (or arrays of the energy's batch shape) with low < high, "
         f"got {domain!r}"
     )
-    if not isinstance(domain, tuple | list) and not hasattr(domain, "shape"):
-        raise ValueError(message)
     try:
         low, high = domain
-        if any(isinstance(end, bool) for end in domain):
-            raise ValueError(message)
         if all(np.ndim(end) == 0 for end in domain):
             low, high = (end if isinstance(end, core.Tracer) else np.asarray(end).item() for end in domain)
         ends = array_module(low, high).stack(array_module(low, high).broadcast_arrays(low, high), axis=-1)
@@ -92,7 +88,9 @@ def check_domain(domain: tuple[ArrayLike, ArrayLike]) -> Grid:
 
 
 def check_increasing(points: ArrayLike, message: str) -> Grid:
-    """The grid of points that are finite and increase in JAX's default dtype; others raise an error."""
+    """The grid of two points or more that are finite and increase in JAX's default dtype, or an error."""
+    if np.ndim(points) == 0 or np.shape(points)[-1] < 2:
+        raise ValueError(message)
     if not isinstance(points, core.Tracer):
         values, info = np.asarray(points), jnp.finfo(jnp.result_type(float))
         is_real = any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.integer, jnp.floating))
@@ -127,10 +125,10 @@ def search(points: Array, z: Array, batch_shape: tuple[int, ...]) -> Array:
     Points have the shape (*batch, num_points), z has sample_shape + batch_shape, with which that batch broadcasts.
     """
     num_cells = points.shape[-1] - 1
-    depth = max(num_cells - 1, 0).bit_length()
+    depth = (num_cells - 1).bit_length()
 
     def halve(level, index):
-        candidate = index + (2 ** (depth - 1) >> level if depth else 0)
+        candidate = index + (2**depth >> (level + 1))
         inside = candidate < num_cells
         candidate = jnp.minimum(candidate, num_cells - 1)
         return jnp.where(inside & (look_up(points, candidate, batch_shape) <= z), candidate, index)

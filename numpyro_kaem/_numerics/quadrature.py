@@ -16,6 +16,10 @@ class QuadratureRule(abc.ABC):
     panels_per_interval: int
     nodes_per_panel: int
 
+    def __post_init__(self):
+        check_count("nodes_per_panel", self.nodes_per_panel, 2)
+        check_count("panels_per_interval", self.panels_per_interval, 1)
+
     @property
     @abc.abstractmethod
     def unit_nodes(self) -> np.ndarray:
@@ -74,10 +78,6 @@ class GaussLegendre(QuadratureRule):
     nodes_per_panel: int = 10
     panels_per_interval: int = 10
 
-    def __post_init__(self):
-        check_count("nodes_per_panel", self.nodes_per_panel, 2)
-        check_count("panels_per_interval", self.panels_per_interval, 1)
-
     @property
     def unit_nodes(self) -> np.ndarray:
         """Nodes of the rule on [0, 1]."""
@@ -126,14 +126,7 @@ class Trapezoid(QuadratureRule):
     """
 
     panels_per_interval: int = 64
-
-    def __post_init__(self):
-        check_count("panels_per_interval", self.panels_per_interval, 1)
-
-    @property
-    def nodes_per_panel(self) -> int:  # type: ignore[override]  # other rules have it as a field
-        """Two: the ends of the panel."""
-        return 2
+    nodes_per_panel = 2  # the ends of the panel; no field, as it is of other rules
 
     @property
     def unit_nodes(self) -> np.ndarray:

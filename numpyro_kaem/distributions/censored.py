@@ -25,15 +25,9 @@ class _Censored:
                 f"base_dist must be a KAPrior, a KAMixture or one of these truncated, got {type(base_dist).__name__}; "
                 f"for other distributions there is numpyro.distributions.{name}"
             )
-        shape = base_dist.batch_shape
         for name, indicator in indicators.items():
-            try:
-                shape = jnp.broadcast_shapes(shape, jnp.shape(indicator))
-            except ValueError as error:
-                raise ValueError(
-                    f"{name} must have a shape that broadcasts with the batch shape {shape}, got {jnp.shape(indicator)}"
-                ) from error
             setattr(self, name, jnp.asarray(indicator, bool))
+        shape = jnp.broadcast_shapes(base_dist.batch_shape, *map(jnp.shape, indicators.values()))
         self.base_dist, self._support = base_dist, base_dist.support
         dist.Distribution.__init__(self, shape, event_shape, validate_args=validate_args)
 
@@ -93,16 +87,8 @@ class RightCensoredPrior(_OneSided, dist.RightCensoredDistribution):
         log p(value) = log(1 - F(value)) where censored, else the log-density.
 
     A `numpyro.distributions.RightCensoredDistribution`, as `LeftCensoredPrior` is one of the left-censored kind. The
-    survival function is not taken as 1 - F, which is zero in float32 from 1 - 6e-8 on.
-
-    Args:
-        base_dist: a `KAPrior`, `KAMixture` or `TruncatedPrior`.
-        censored: which observations are censored, of a shape that broadcasts with the batch shape.
-        validate_args: as in every NumPyro distribution.
-
-    Raises:
-        TypeError: for another base_dist.
-        ValueError: for a shape that does not broadcast.
+    survival function is not taken as 1 - F, which is zero in float32 from 1 - 6e-8 on. Arguments and errors are those
+    of `LeftCensoredPrior`.
 
     Example:
         ```python

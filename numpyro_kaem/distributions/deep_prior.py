@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
@@ -93,8 +91,8 @@ class DeepKAPrior(dist.Distribution):
     reparametrized_params = []
     support = constraints.real_vector
     is_normalized = False
-    pytree_data_fields = ("_energy", "reference")
-    pytree_aux_fields = ("num_steps", "step_size")
+    pytree_data_fields = ("_arrays", "reference")
+    pytree_aux_fields = ("_others", "num_steps", "step_size")
 
     def __init__(
         self,
@@ -106,7 +104,8 @@ class DeepKAPrior(dist.Distribution):
         validate_args: bool | None = None,
     ):
         _check_reference(reference)
-        self._energy = _hide_static(energy)
+        self._arrays, others = eqx.partition(energy, eqx.is_array)
+        self._others = jax.tree.structure(others), tuple(jax.tree.leaves(others))
         self.reference = reference
         self.num_steps = check_count("num_steps", num_steps, 1)
         self.step_size = check_positive("step_size", step_size)
@@ -115,7 +114,8 @@ class DeepKAPrior(dist.Distribution):
     @property
     def energy(self) -> Callable[[Array], Array]:
         """The energy f."""
-        return _show_static(self._energy)
+        structure, leaves = self._others
+        return eqx.combine(self._arrays, jax.tree.unflatten(structure, leaves))
 
     @property
     def has_rsample(self) -> bool:
@@ -213,36 +213,13 @@ def _(prior: DeepKAPrior) -> DeepKAPrior:
     )
 
 
-class _Static(eqx.Module):
-    """A leaf that JAX does not see, such as an activation function."""
-
-    value: Any = eqx.field(static=True)
-
-
-def _hide_static(energy: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array | np.ndarray) else _Static(leaf), energy)
-
-
-def _show_static(energy: PyTree) -> PyTree:
-    def is_static(node: Any) -> bool:
-        return isinstance(node, _Static)
-
-    return jax.tree.map(lambda node: node.value if is_static(node) else node, energy, is_leaf=is_static)
-
-
 def _check_reference(reference: dist.Distribution) -> None:
     """Raise unless the reference is a distribution over real vectors."""
-    cure = "give a distribution over real vectors such as Normal(jnp.zeros(8), 1.0).to_event(1)"
-    name = type(reference).__name__
-    if reference.event_dim != 1:
-        raise ValueError(
-            f"reference must have vectors as events (event_dim 1), got {name} of event shape {reference.event_shape}; "
-            f"{cure}"
-        )
-    if reference.support != constraints.real_vector:
+    if reference.event_dim != 1 or reference.support != constraints.real_vector:
         raise ValueError(
             f"reference must have all real vectors as its support, for Langevin steps know no bounds, but the "
-            f"support of this {name} is constrained to {reference.support}; {cure}"
+            f"support of this {type(reference).__name__} is constrained to {reference.support}; give a distribution "
+            "over real vectors such as Normal(jnp.zeros(8), 1.0).to_event(1)"
         )
 
 

@@ -46,15 +46,8 @@ def _(p: TabulatedDistribution, q: dist.Distribution) -> Float[Array, "*batch"]:
             f"q must be a univariate continuous distribution, as the {type(p).__name__} p is, got {name} of event "
             f"shape {q.event_shape}; give joint distributions as `.to_event(n)` of both"
         )
-    shape = _batch_shape(p, q)
+    shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
     return jnp.broadcast_to(_divergence(p._density, q), shape)
-
-
-def _batch_shape(p: dist.Distribution, q: dist.Distribution) -> tuple[int, ...]:
-    try:
-        return jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
-    except ValueError as error:
-        raise ValueError(f"batch shapes {p.batch_shape} of p and {q.batch_shape} of q must broadcast") from error
 
 
 # For each type, because NumPyro has rules for all pairs of some types: next to them one for all would be ambiguous.
@@ -77,7 +70,7 @@ for _kind in (
         Panels end at those of q and at quantiles of p, so that either may be much narrower than the other. It is
         infinite where p's support reaches beyond q's.
         """
-        shape = _batch_shape(p, q)
+        shape = jnp.broadcast_shapes(p.batch_shape, q.batch_shape)
         return jnp.broadcast_to(_divergence_from_learned(p, q._density), shape)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from numpyro_kaem._densities.density import Density
+from numpyro_kaem._densities.density import Density, unchecked
 from numpyro_kaem.checks import check_precision
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.leaf_shapes import insert_axes, new_axes, settle, settle_tables, table_rank
@@ -61,11 +61,7 @@ class KAMixture(LearnedDistribution):
         check_precision("logits", logits)
         logits = jnp.asarray(logits, None if hasattr(logits, "dtype") else components.energy.coefficients.dtype)
         num_components = components.batch_shape[-1]
-        try:
-            shape = jnp.broadcast_shapes(logits.shape, components.batch_shape)
-        except ValueError:
-            shape = None
-        if shape is None or logits.ndim == 0 or logits.shape[-1] != num_components or shape[-1] != num_components:
+        if logits.shape[-1:] != (num_components,):
             raise ValueError(
                 f"logits must have {num_components} components last and broadcast with the components' batch shape "
                 f"{components.batch_shape}, got shape {logits.shape}"
@@ -76,6 +72,7 @@ class KAMixture(LearnedDistribution):
                 f"components must share one grid along the component axis, got grids of batch shape {grid_shape} for "
                 f"{num_components} components; give the domain or the knots a last batch axis of size 1"
             )
+        shape = jnp.broadcast_shapes(logits.shape, components.batch_shape)
         self.components, self.logits = components, logits
         self._logits_shape = logits.shape
         super().__init__(shape[:-1], (), validate_args=validate_args)
@@ -119,7 +116,8 @@ class KAMixture(LearnedDistribution):
     def _density(self) -> Density:
         self = self._settled()
         components = self.components
-        return Density(
+        return unchecked(
+            Density,
             components.energy,
             components.reference,
             jax.nn.log_softmax(self.logits, axis=-1),

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_kaem._densities.density import Density, log_normalizer
+from numpyro_kaem._densities.density import Density, log_normalizer, unchecked
 from numpyro_kaem._fitting.fit import fit_log_density, fit_samples, tabulated_log_density
 from numpyro_kaem._fitting.posterior_draws import posterior_draws
 from numpyro_kaem._numerics.quadrature import QuadratureRule
@@ -76,6 +76,8 @@ class KAPrior(LearnedDistribution):
     reparametrized_params = []
     pytree_data_fields = ("energy", "reference")
     pytree_aux_fields = ("quadrature", "_reference_has_icdf", "_leaf_shapes")
+    # Whether the leaves are known to have the shapes of construction: not yet, after JAX has put it together.
+    _is_settled = False
 
     def __init__(
         self,
@@ -218,9 +220,10 @@ class KAPrior(LearnedDistribution):
             A prior of the batch shape, in JAX's default floating-point dtype.
 
         Raises:
-            TypeError: if fn cannot be called, or takes single numbers only, or arguments are traced or of another type.
+            TypeError: if fn cannot be called, or arguments are traced or of another type.
             ValueError: if fn is NaN or infinite somewhere on the domain, or -inf everywhere, or returns an array of
-                another shape; for a domain that is not low < high.
+                another shape; for a domain that is not low < high. An error of fn itself has a note that says how to
+                write one that takes single numbers only.
 
         Example:
             ```python
@@ -283,8 +286,7 @@ class KAPrior(LearnedDistribution):
         """
         fn, default, batch_shape = tabulated_log_density(points, density, floor)
         basis = default if basis is None else basis
-        fit = fit_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape)
-        return cls(fit.energy, fit.reference)
+        return cls.from_log_density(fn, default.domain, reference=reference, basis=basis, batch_shape=batch_shape)
 
     @classmethod
     def from_posterior(
@@ -385,4 +387,4 @@ class KAPrior(LearnedDistribution):
     def _density(self) -> Density:
         self = self._settled()
         kept = self._kept_table, self._kept_inverse, self._kept_constants
-        return Density(self.energy, self.reference, None, self.quadrature, self._reference_has_icdf, *kept)
+        return unchecked(Density, self.energy, self.reference, None, self.quadrature, self._reference_has_icdf, *kept)

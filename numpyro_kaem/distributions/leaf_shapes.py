@@ -43,8 +43,11 @@ def new_axes(tree: PyTree, shapes: tuple[Shape, ...]) -> Shape:
 
 def settle(prior: LearnedDistribution, rank: int) -> LearnedDistribution:
     """A `KAPrior` with its new axes in front of `rank` batch axes, its reference of the batch shape that it has now."""
+    if prior._is_settled:
+        return prior
     now = leaf_shapes((prior.energy, prior.reference))
     if now == prior._leaf_shapes:
+        prior._is_settled = True
         return prior
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(prior.energy, is_leaf=_is_grid)]
     of_energy, of_reference = prior._leaf_shapes[: len(paths)], prior._leaf_shapes[len(paths) :]

@@ -25,11 +25,6 @@ class Rotation(Transform):
     codomain = constraints.real_vector
 
     def __init__(self, loc: Float[ArrayLike, " num_coordinates"], matrix: Float[ArrayLike, "rows columns"]):
-        if jnp.ndim(matrix) != 2 or jnp.shape(matrix) != jnp.shape(loc) * 2:
-            raise ValueError(
-                "loc and matrix must have shapes (num_coordinates,) and (num_coordinates, num_coordinates), got "
-                f"{jnp.shape(loc)} and {jnp.shape(matrix)}"
-            )
         self.loc, self.matrix = loc, matrix
 
     def __call__(self, x: Float[Array, "*batch num_coordinates"]) -> Float[Array, "*batch num_coordinates"]:
@@ -42,15 +37,6 @@ class Rotation(Transform):
     def log_abs_det_jacobian(self, x, y, intermediates=None):
         """Log |det A|, of the batch shape of x."""
         return jnp.broadcast_to(jnp.linalg.slogdet(self.matrix)[1], jnp.shape(x)[:-1])
-
-    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The same shape."""
-        size = jnp.shape(self.loc)[0]
-        if len(shape) < 1 or shape[-1] != size:
-            raise ValueError(f"a rotation of {size} coordinates needs an array with a last axis of {size}, got {shape}")
-        return shape
-
-    inverse_shape = forward_shape
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """Loc and matrix are leaves."""

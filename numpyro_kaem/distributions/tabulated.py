@@ -6,6 +6,7 @@ import abc
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray
@@ -18,7 +19,6 @@ from numpyro_kaem._densities.quantiles import draw, icdf
 from numpyro_kaem._densities.reference_tails import tails_of
 from numpyro_kaem._densities.tails import Tails
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
-from numpyro_kaem.checks import check_key
 
 
 class TabulatedDistribution(dist.Distribution):
@@ -26,6 +26,9 @@ class TabulatedDistribution(dist.Distribution):
 
     As with NumPyro's own distributions, `jax.vmap` and the like change the parameters and not the batch shape. So
     results have the shape of what the parameters broadcast to, draws and moments that of the batch shape as well.
+
+    Points and probabilities have shape sample_shape + batch_shape, or one that broadcasts with it; others are a
+    ValueError that names the argument.
     """
 
     # The batch shape where it is more than that of the density, after `expand`.
@@ -49,13 +52,7 @@ class TabulatedDistribution(dist.Distribution):
 
     def expand(self, batch_shape: tuple[int, ...]) -> TabulatedDistribution:
         """The same distribution with its batch shape broadcast to `batch_shape`; keeps `cdf` and `icdf`."""
-        batch_shape = tuple(batch_shape)
-        try:
-            fits = jnp.broadcast_shapes(batch_shape, self.batch_shape) == batch_shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(f"batch_shape must be one to which {self.batch_shape} broadcasts, got {batch_shape}")
+        batch_shape = np.broadcast_to(np.empty(self.batch_shape), batch_shape).shape  # an error where it does not fit
         expanded = self._copy()
         if batch_shape != self.batch_shape:
             expanded._batch_shape = expanded._expanded_shape = batch_shape
@@ -72,35 +69,19 @@ class TabulatedDistribution(dist.Distribution):
 
         Returns:
             Draws of shape sample_shape + batch_shape.
-
-        Raises:
-            TypeError: for something else than a key.
         """
-        check_key(key)
         density = self._density
         return draw(density, key, self._shape_with_batch(density, tuple(sample_shape)))
 
     @validate_sample
     def log_prob(self, value: Num[ArrayLike, "..."], intermediates=None) -> Float[Array, "..."]:
-        """Normalised log-density, -inf outside the support.
-
-        Args:
-            value: points of shape sample_shape + batch_shape, or broadcastable with it.
-            intermediates: not used; part of NumPyro's interface.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
-        """
+        """Normalised log-density, -inf outside the support; NumPyro's `intermediates` are not used."""
         density = self._density
-        value = self._checked(density, "value", value)
-        return jnp.broadcast_to(masses.log_prob(density, value), self._result_shape(density, value))
+        value, shape = self._checked(density, "value", value)
+        return jnp.broadcast_to(masses.log_prob(density, value), shape)
 
     def cdf(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
-        """
+        """Probability below `value`, of shape sample_shape + batch_shape; differentiable in value and parameters."""
         density = self._density
         return masses.cdf(density, self._broadcast(density, "value", value))
 
@@ -108,9 +89,6 @@ class TabulatedDistribution(dist.Distribution):
         """Probability above `value`, 1 - cdf(value) with the digits that this has lost in the upper tail.
 
         The same shapes as of `cdf`; one below the support and zero above it. Differentiable in value and parameters.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
 
         Example:
             ```python
@@ -133,19 +111,12 @@ class TabulatedDistribution(dist.Distribution):
         It underflows, to -inf, only far out in the lower tails of references for which no logarithm of the tail is
         known: those that have a cdf alone, and doubly truncated ones. -inf below the support and 0 above it, where
         derivatives are zero.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
         """
         density = self._density
         return masses.log_masses(density, self._broadcast(density, "value", value))[0]
 
     def log_survival(self, value: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """Log of `survival`, to full precision in both tails, as `log_cdf`; 0 below the support and -inf above it.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
-        """
+        """Log of `survival`, to full precision in both tails, as `log_cdf`; 0 below the support and -inf above it."""
         density = self._density
         return masses.log_masses(density, self._broadcast(density, "value", value))[1]
 
@@ -153,9 +124,6 @@ class TabulatedDistribution(dist.Distribution):
         """Log of the probability between two points, log(F(high) - F(low)), with the digits of short intervals.
 
         -inf where low < high does not hold or there is nothing in between. Differentiable in points and parameters.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
         """
         density = self._density
         low, high = self._broadcast(density, "low", low), self._broadcast(density, "high", high)
@@ -171,9 +139,6 @@ class TabulatedDistribution(dist.Distribution):
             q: probabilities in [0, 1], of shape sample_shape + batch_shape. Outside of [0, 1] the result is NaN;
                 at 0 and 1 it is the support's end.
             complement: 1 - q, if it is known to more digits than q has left near one; not differentiated.
-
-        Raises:
-            ValueError: for a shape that does not broadcast with the batch shape.
         """
         density = self._density
         # The search compares the bits of probabilities with those of the table.
@@ -220,22 +185,21 @@ class TabulatedDistribution(dist.Distribution):
         except ValueError:
             return sample_shape + density.shape
 
-    def _checked(self, density, name: str, value: ArrayLike) -> Array:
-        """An array in the density's dtype or a wider one, or an error that names it."""
+    def _checked(self, density, name: str, value: ArrayLike) -> tuple[Array, tuple[int, ...]]:
+        """An array in the density's dtype or a wider one, and its shape with the batch, or an error that names it."""
         value = jnp.asarray(value)
         try:
-            self._result_shape(density, value)
+            shape = self._result_shape(density, value)
         except ValueError as error:
             raise ValueError(
                 f"{name} must have a shape that broadcasts with the batch shape {self._result_shape(density, 0.0)} of "
                 f"this {type(self).__name__}, got {value.shape}"
             ) from error
-        return value.astype(jnp.result_type(value, density.dtype))
+        return value.astype(jnp.result_type(value, density.dtype)), shape
 
     def _broadcast(self, density, name: str, value: ArrayLike) -> Array:
         """The checked array, broadcast with the batch."""
-        value = self._checked(density, name, value)
-        return jnp.broadcast_to(value, self._result_shape(density, value))
+        return jnp.broadcast_to(*self._checked(density, name, value))
 
 
 @tails_of.register(TabulatedDistribution)

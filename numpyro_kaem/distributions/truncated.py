@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_kaem._densities.cdf_table import CDFTable
-from numpyro_kaem._densities.density import Constants, Density
+from numpyro_kaem._densities.density import Constants, Density, unchecked
 from numpyro_kaem._densities.inverse_table import InverseTable
 from numpyro_kaem._densities.quantiles import tabulated
 from numpyro_kaem._densities.truncated_density import TruncatedDensity
@@ -140,15 +140,7 @@ class TruncatedPrior(TabulatedDistribution):
             raise TypeError(f"base_dist must be a KAPrior or a KAMixture, got {base_dist!r}; wrap it afterwards")
         if low is None and high is None:
             raise ValueError("low or high must be given, got None for both")
-        shape = base_dist.batch_shape
-        for name, bound in (("low", low), ("high", high)):
-            try:
-                shape = jnp.broadcast_shapes(shape, jnp.shape(bound) if bound is not None else ())
-            except ValueError as error:
-                raise ValueError(
-                    f"{name} must have a shape that broadcasts with {shape}, that of the prior and other bounds, got "
-                    f"{jnp.shape(bound)}"
-                ) from error
+        shape = jnp.broadcast_shapes(base_dist.batch_shape, *(jnp.shape(end) for end in (low, high) if end is not None))
         if low is not None and high is not None and not any(isinstance(end, core.Tracer) for end in (low, high)):
             ends = np.broadcast_arrays(low, high)
             wrong = ~(ends[0] < ends[1])
@@ -176,7 +168,7 @@ class TruncatedPrior(TabulatedDistribution):
 
     @property
     def _density(self) -> TruncatedDensity:
-        return TruncatedDensity(self.base_dist._density, self.low, self.high)
+        return unchecked(TruncatedDensity, self.base_dist._density, self.low, self.high)
 
     def truncate(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> TruncatedPrior:
         """The density between these bounds as well as between those that it has."""

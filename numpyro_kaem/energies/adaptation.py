@@ -23,12 +23,6 @@ _PLACES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(8)[0]
 _MARGIN = 0.01
 
 
-def per_batch_element(basis: SomeBasis, batch_shape: tuple[int, ...]) -> SomeBasis:
-    """The same basis with a grid per batch element that may be replaced; the knots of a B-spline become free."""
-    points = jnp.asarray(_movable(basis), jnp.result_type(float))
-    return with_points(basis, jnp.broadcast_to(points, (*batch_shape, points.shape[-1])))
-
-
 def with_points(basis: SomeBasis, points: Float[Array, "*batch num_points"]) -> SomeBasis:
     """The basis on other knots (of a B-spline) or another domain."""
     if isinstance(basis, BSpline):
@@ -41,7 +35,7 @@ def adapted_basis(basis: SomeBasis, z: Array, weights: Array, uniform_fraction: 
 
     Samples and weights have shape (num_samples, *batch); `uniform_fraction` is the share of evenly spaced knots.
     """
-    points = _movable(basis)
+    points = movable_points(basis)
     first, last = (
         jnp.broadcast_to(jnp.asarray(end, z.dtype), z.shape[1:]) for end in (points[..., 0], points[..., -1])
     )
@@ -75,7 +69,7 @@ def adapted_basis(basis: SomeBasis, z: Array, weights: Array, uniform_fraction: 
     return with_points(basis, new.at[..., 0].set(low).at[..., -1].set(high))
 
 
-def _movable(basis: Basis) -> np.ndarray | Array:
+def movable_points(basis: Basis) -> np.ndarray | Array:
     """What an adaptation moves: the knots of a B-spline, else the ends of the domain."""
     return basis.knots if isinstance(basis, BSpline) else basis.grid.points
 
@@ -111,17 +105,13 @@ def least_squares(
     A ridge of the size of rounding errors decides what the points leave open; iterative refinement undoes its bias.
     """
     num_points, num_basis = design.shape[-2:]
-    ridge = 10.0 * float(jnp.finfo(design.dtype).eps)
-    batch = jnp.broadcast_shapes(design.shape[:-2], weights.shape[:-1])
-    design, values = design * jnp.sqrt(weights)[..., None], values * jnp.sqrt(weights)
-    penalty = jnp.broadcast_to(
-        ridge * np.sqrt(num_points / num_basis) * jnp.eye(num_basis, dtype=design.dtype),
-        (*batch, num_basis, num_basis),
-    )
+    batch = jnp.broadcast_shapes(design.shape[:-2], values.shape[:-1], weights.shape[:-1])
+    design = jnp.broadcast_to(design * jnp.sqrt(weights)[..., None], (*batch, num_points, num_basis))
+    values = values * jnp.sqrt(weights)
+    ridge = 10.0 * float(jnp.finfo(design.dtype).eps) * np.sqrt(num_points / num_basis)
+    penalty = jnp.broadcast_to(ridge * jnp.eye(num_basis, dtype=design.dtype), (*batch, num_basis, num_basis))
     orthogonal, triangular = jnp.linalg.qr(jnp.concatenate([design, penalty], axis=-2))
-    batch = jnp.broadcast_shapes(design.shape[:-2], values.shape[:-1])
-    orthogonal = jnp.broadcast_to(orthogonal[..., :num_points, :], (*batch, num_points, num_basis))
-    triangular = jnp.broadcast_to(triangular, (*batch, num_basis, num_basis))
+    orthogonal = orthogonal[..., :num_points, :]
 
     def solve(residual):
         projected = jnp.einsum("...pg,...p->...g", orthogonal, residual, precision="highest")

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from numpyro_kaem._numerics.grid import Grid, check_domain
-from numpyro_kaem.checks import check_count, check_positive
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies.basis import AffineBasis
 
 # Quadrature follows the bumps: the number of its panels is proportional to one over the scale.
@@ -41,12 +41,12 @@ class _Bumps(AffineBasis):
     ):
         self.num_centers = check_count("num_centers", num_centers, 2)
         self.grid = check_domain(domain)
-        self.fixed_scale = check_positive("scale", scale)
-        if scale < _LEAST_SCALE:
+        if not _LEAST_SCALE <= scale < math.inf:
             raise ValueError(
                 f"scale must be at least {_LEAST_SCALE} of the distance between centres, got {scale!r}; for narrower "
                 "bumps take more centres"
             )
+        self.fixed_scale = float(scale)
         self.log_scale = jnp.log(jnp.asarray(scale, jnp.result_type(float))) if learn_scale else None
 
     @property

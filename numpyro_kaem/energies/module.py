@@ -14,7 +14,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIState
 from numpyro.primitives import mutable
 
-from numpyro_kaem.energies.adaptation import per_batch_element, with_points
+from numpyro_kaem.energies.adaptation import movable_points, with_points
 from numpyro_kaem.energies.energy import UnivariateEnergy
 
 # What Optax's optimisers call their running averages and sums of squared gradients.
@@ -54,10 +54,11 @@ def energy_module(name: str, energy: UnivariateEnergy) -> UnivariateEnergy:
                 numpyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
         ```
     """
-    params, static = eqx.partition(energy, eqx.is_inexact_array)
-    params = numpyro.param(f"{name}$params", lambda _: params)
-    grid = mutable(f"{name}$grid", {"points": _initial_points(energy)})
-    return _on(eqx.combine(params, static), grid["points"])
+    params = numpyro.param(f"{name}$params", lambda _: eqx.filter(energy, eqx.is_inexact_array))
+    points = jnp.asarray(movable_points(energy.basis), energy.coefficients.dtype)
+    batch_shape = energy.basis.grid.batch_shape or energy.batch_shape
+    grid = mutable(f"{name}$grid", {"points": jnp.broadcast_to(points, (*batch_shape, points.shape[-1]))})
+    return _energy(energy, params, grid["points"])
 
 
 def adapt_svi_grid(
@@ -126,7 +127,7 @@ def adapt_svi_grid(
     """
     site, grid_site = f"{name}$params", f"{name}$grid"
     params, mutable_state = svi.get_params(state), state.mutable_state or {}
-    if site not in params or grid_site not in mutable_state:
+    if grid_site not in mutable_state:
         found = sorted(key.removesuffix("$grid") for key in mutable_state if key.endswith("$grid"))
         raise ValueError(f"name must be that of an energy_module of the model, one of {found}, got {name!r}")
     step, optimizer_state = state.optim_state
@@ -167,23 +168,13 @@ def on_adapted_grid(
     return params | {site: _learned(moved, params[site])}
 
 
-def _energy(energy: UnivariateEnergy, learned: PyTree, points: Array) -> UnivariateEnergy:
+def _energy(energy: UnivariateEnergy, learned: PyTree, points: Any) -> UnivariateEnergy:
     """The energy with other weights, on another grid."""
-    static = eqx.filter(energy, eqx.is_inexact_array, inverse=True)
-    return _on(eqx.combine(learned, static), points)
+    energy = eqx.combine(learned, eqx.filter(energy, eqx.is_inexact_array, inverse=True))
+    return eqx.tree_at(lambda f: f.basis, energy, with_points(energy.basis, jnp.asarray(points)))
 
 
 def _learned(energy: UnivariateEnergy, like: PyTree) -> PyTree:
     """The weights of an energy, as its parameter site has them."""
     weights = eqx.filter(energy, eqx.is_inexact_array)
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(weights))
-
-
-def _initial_points(energy: UnivariateEnergy) -> Array:
-    basis = energy.basis
-    points = per_batch_element(basis, basis.grid.batch_shape or energy.batch_shape).grid
-    return jnp.asarray(points.points, energy.coefficients.dtype)
-
-
-def _on(energy: UnivariateEnergy, points: Any) -> UnivariateEnergy:
-    return eqx.tree_at(lambda f: f.basis, energy, with_points(energy.basis, jnp.asarray(points)))

@@ -82,19 +82,13 @@ class BSpline(Basis):
                 one that broadcasts with it), each batch element has its own.
             degree: polynomial degree, 0 to 5.
         """
-        if np.ndim(knots) == 0 or np.shape(knots)[-1] < 2:
-            raise ValueError(f"knots must be at least two numbers along the last axis, got {knots!r}")
         grid = check_increasing(
             knots if hasattr(knots, "dtype") else np.asarray(knots),
-            f"knots must be finite and increase along the last axis, got {knots!r}",
+            f"knots must be at least two, finite, and increase along the last axis, got {knots!r}",
         )
         self = object.__new__(cls)
-        for name, value in {
-            "num_intervals": np.shape(knots)[-1] - 1,
-            "degree": _check_degree(degree),
-            "uniform": False,
-            "grid": grid,
-        }.items():
+        values = {"num_intervals": grid.num_points - 1, "degree": _check_degree(degree), "uniform": False, "grid": grid}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
@@ -70,10 +71,8 @@ class MLP(eqx.Module):
         ]
         gains = [2.0] * len(hidden_sizes) + [1.0]
         self.weights = tuple(
-            (gain / fan_in) ** 0.5 * jax.random.normal(layer_key, (fan_in, fan_out))
-            for layer_key, gain, fan_in, fan_out in zip(
-                jax.random.split(key, len(gains)), gains, sizes[:-1], sizes[1:], strict=True
-            )
+            (gain / shape[0]) ** 0.5 * jax.random.normal(layer_key, shape)
+            for layer_key, gain, shape in zip(jax.random.split(key, len(gains)), gains, pairwise(sizes), strict=True)
         )
         self.biases = tuple(jnp.zeros(fan_out) for fan_out in sizes[1:])
         self.activation = activation

@@ -13,11 +13,8 @@ def check_compute_dtype(compute_dtype: Any) -> np.dtype | None:
     """The dtype that is meant, None for None; raise a ValueError for one that is not floating."""
     if compute_dtype is None:
         return None
-    try:
-        dtype = jnp.dtype(compute_dtype)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    dtype = jnp.dtype(compute_dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"compute_dtype must be a floating dtype such as jnp.bfloat16, or None for the parameters' own, "
             f"got {compute_dtype!r}"

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from numpyro_kaem.models.rows import Latents, RowModel, drop_row
-from numpyro_kaem.models.staging import StagedFunction, abstract
+from numpyro_kaem.models.staging import StagedFunction, Static, abstract
 from numpyro_kaem.models.structure import masks_of, scaled_log_prob
 
 
@@ -103,14 +103,12 @@ class TracedModel(RowModel):
     @_once
     def adjusted_sites(self) -> tuple[str, ...]:
         """The latent sites that a mask or a handler's scale alters."""
-        found = []
 
-        def run(model: TracedModel, latents: Latents, rows: tuple) -> None:
+        def run(model: TracedModel, latents: Latents, rows: tuple) -> Static:
             sites, _ = model.run(latents, rows)
-            found.extend(name for name in latents if _is_adjusted(sites[name]))
+            return Static(tuple(name for name in latents if _is_adjusted(sites[name])))
 
-        StagedFunction(run, self, *self.one_row)
-        return tuple(found)
+        return StagedFunction(run, self, *self.one_row).outputs.value
 
     @_once
     def counted_sites(self) -> tuple[str, ...]:

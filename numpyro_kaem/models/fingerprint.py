@@ -13,6 +13,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.handlers import seed, substitute, trace
 
 from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint, has_custom_rules, value_of
+from numpyro_kaem.models.staging import Static
 from numpyro_kaem.models.structure import ModelStructure, layers, scaled_log_prob
 
 
@@ -58,18 +59,16 @@ def model_fingerprint(
     """
     is_array = lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
     arrays, static = eqx.partition((params, data, model_kwargs), is_array)
-    described: dict[str, Hashable] = {}
 
     def run(arrays: Any, key: Array, indices: dict, latents: dict[str, Array]) -> dict[str, dict]:
         params, data, model_kwargs = eqx.combine(arrays, static)
-        sites = trace(seed(substitute(model, data={**params, **indices, **latents}), key)).get_trace(
-            *data, **model_kwargs
-        )
-        described.update({name: _description(site) for name, site in sites.items()})
-        return sites
+        model_at_values = seed(substitute(model, data={**params, **indices, **latents}), key)
+        return trace(model_at_values).get_trace(*data, **model_kwargs)
 
-    def draws(arrays: Any, key: Array, indices: dict) -> dict[str, Array]:
-        return {name: site["value"] for name, site in run(arrays, key, indices, {}).items() if _is_latent(site)}
+    def draws(arrays: Any, key: Array, indices: dict) -> tuple[dict[str, Array], Static]:
+        sites = run(arrays, key, indices, {})
+        latents = {name: site["value"] for name, site in sites.items() if _is_latent(site)}
+        return latents, Static(tuple((name, _description(site)) for name, site in sites.items()))
 
     def densities(*inputs: Any) -> tuple[Array, dict[str, Any]]:
         computed = {name: _computed(site) for name, site in run(*inputs).items()}
@@ -77,15 +76,14 @@ def model_fingerprint(
         return sum(terms, jnp.zeros(())), computed
 
     def derivatives(*inputs: Any) -> Any:
-        floats, others = eqx.partition(inputs, eqx.is_inexact_array)
-        return jax.value_and_grad(lambda floats: densities(*eqx.combine(floats, others)), has_aux=True)(floats)
+        return eqx.filter_value_and_grad(lambda inputs: densities(*inputs), has_aux=True)(inputs)
 
     inputs = arrays, rng_key, plate_indices
-    drawing, latents = jax.make_jaxpr(draws, return_shape=True)(*inputs)
+    drawing, (latents, described) = jax.make_jaxpr(draws, return_shape=True)(*inputs)
     program = drawing if has_custom_rules(drawing) else jax.make_jaxpr(densities)(*inputs, latents)
     if has_custom_rules(program):
         program = jax.make_jaxpr(derivatives)(*inputs, latents)
-    return value_of(static), tuple(described.items()), fingerprint(drawing), fingerprint(program)
+    return value_of(static), described.value, fingerprint(drawing), fingerprint(program)
 
 
 def _is_latent(site: dict) -> bool:

@@ -177,9 +177,6 @@ class LatentModel(TracedModel):
                 depends on the data. Where `plate` is None, the whole data, by default those of construction.
             unconstrained: whether z holds unconstrained coordinates.
 
-        Returns:
-            A scalar.
-
         Raises:
             ValueError: where shapes or sites do not fit, or a prior that depends on the data is given none.
         """
@@ -208,9 +205,6 @@ class LatentModel(TracedModel):
                 data, by default those of construction.
             unconstrained: whether z holds unconstrained coordinates.
 
-        Returns:
-            A scalar.
-
         Raises:
             ValueError: where shapes or sites do not fit, or the row is missing.
         """
@@ -227,17 +221,15 @@ class LatentModel(TracedModel):
 
         Args:
             key: a random key.
-            num_samples: number of draws, at least 1.
+            num_samples: number of draws.
             x: as in `log_prior`.
 
         Returns:
             For each latent site an array of shape `(num_samples, *latent_shapes[site])`.
 
         Raises:
-            ValueError: where num_samples is below 1, or a prior that depends on the data is given none.
+            ValueError: where a prior that depends on the data is given none.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         return jax.vmap(lambda key: self.draw_prior(key, *x))(jax.random.split(key, num_samples))
 
     def draw_prior(self, key: Array, *x: Any, unconstrained: bool = False) -> Latents:
@@ -265,12 +257,11 @@ class LatentModel(TracedModel):
     def log_density(self, latents: Latents, *rows: Any) -> Float[Array, ""]:
         """The log joint density of all rows: `scale` times the sum over the data, plus the global part.
 
+        It is equal to `numpyro.infer.util.log_density` of the model.
+
         Args:
             latents: one array of shape `(num_data, *latent_shapes[site])` per latent site.
             rows: positional data, by default `self.rows`.
-
-        Returns:
-            A scalar, equal to `numpyro.infer.util.log_density` of the model.
 
         Raises:
             ValueError: where the leading axes of latents and rows differ, or shapes do not fit.
@@ -283,9 +274,6 @@ class LatentModel(TracedModel):
 
         if self.plate is None:
             return joint({name: jnp.squeeze(value, 0) for name, value in latents.items()}, rows)
-        leading = {leaf.shape[0] for leaf in jax.tree.leaves((latents, rows))}
-        if len(leading) > 1:
-            raise ValueError(f"latents and rows must have one leading axis in common, got {sorted(leading)}")
         return self.scale * jnp.sum(jax.vmap(joint)(latents, rows)) + self.global_log_density()
 
     def global_log_density(self) -> Float[Array, ""]:

@@ -44,14 +44,14 @@ def pairwise_log_likelihood(
         latent_model: a model with one data plate.
         z: for each latent site S draws, of shape `(S, *latent_shapes[site])`.
         rows: positional data with leading axis B; by default `latent_model.rows`.
-        chunk_size: number of data evaluated at once where the form is not a matrix product, at least 1; by
-            default what keeps a chunk at about 2^20 numbers.
+        chunk_size: number of data evaluated at once where the form is not a matrix product; by default what keeps a
+            chunk at about 2^20 numbers.
 
     Returns:
         The matrix, shape (S, B), without the plate's scale.
 
     Raises:
-        ValueError: where a latent site is outside the data plate, or shapes or chunk_size do not fit.
+        ValueError: where a latent site is outside the data plate, or shapes do not fit.
 
     Example:
         ```python
@@ -78,8 +78,6 @@ def pairwise_log_likelihood(
         ```
     """
     latent_model.require_per_datum("pairwise_log_likelihood")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     latent_model.check_latent_names(z)
     rows = rows or latent_model.rows
     leading = {leaf.shape[0] for leaf in jax.tree.leaves(rows)} or {latent_model.num_data}
@@ -104,10 +102,10 @@ def pairwise_log_likelihood(
     shown = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (rows_shown, *x.shape[1:])), latent_model.rows)
     sites, _ = latent_model.run(z, shown, jnp.zeros(num_draws, int))
 
-    def observe(_: Array, row: tuple) -> dict[str, Array]:
+    def observe(row: tuple) -> dict[str, Array]:
         return latent_model.evaluate(lambda out: out["observed"], None, latent_model.lead(row))
 
-    observed = jax.vmap(observe)(jnp.arange(num_rows), latent_model.checked_rows(rows))
+    observed = jax.vmap(observe, axis_size=num_rows)(latent_model.checked_rows(rows))
     matrices = (_site_matrix(latent_model, sites, name, values, chunk_size) for name, values in observed.items())
     # Masks and scales of latents, whose prior does not depend on the data, are the same for all of these.
     correction = jnp.reshape(latent_model.correction(sites), (-1, 1))

@@ -230,8 +230,6 @@ class RowModel(eqx.Module):
                 size, num_rows = sites[self.plate]["args"]
                 if size != num_rows:
                     sites[name]["scale"] = sites[name]["scale"] / (size / num_rows)
-        if not unconstrained:
-            return sites, 0.0
         # `handlers.scope` has put its prefix before these, too.
         log_dets = [sites.pop(name)["value"] for name in list(sites) if name.endswith(_LOG_DET)]
         return sites, sum(map(jnp.sum, log_dets))

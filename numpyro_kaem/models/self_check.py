@@ -1,7 +1,7 @@
 """The self-check of a latent model: does each row stand alone?"""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -142,6 +142,23 @@ class _CompletedSites(Messenger):
             self.last = msg["name"]
 
 
+@contextlib.contextmanager
+def _errors_name_the_site(model: TracedModel) -> Iterator[None]:
+    """Where a model does not run on its rows, say so, and at which site."""
+    completed, order = _CompletedSites(), list(model.structure.sites)
+    try:
+        with completed:
+            yield
+    except (TypeError, ValueError, AssertionError) as error:
+        if CURES in str(error) or isinstance(error, jax.errors.JAXTypeError):
+            raise
+        next_site = order.index(completed.last) + 1 if completed.last in order else 0
+        raise ValueError(
+            f"site {order[min(next_site, len(order) - 1)]!r}: the model does not run on one or two rows of "
+            f"its data ({error}). {model.cures()}"
+        ) from error
+
+
 def _compare(model: TracedModel) -> None:
     structure, plate = model.structure, model.plate
     # Where the model itself cuts the data, it is given all of them, and the indices of two rows.
@@ -170,24 +187,13 @@ def _compare(model: TracedModel) -> None:
             terms = {name: at.site_terms(sites, name) for name in names}
             return {name: (jnp.sum(terms[name], -1), jnp.sum(jnp.abs(terms[name]), -1)) for name in names}
 
-        z = jax.vmap(lambda key, row: at.draw_latents(key, at.lead(row)))(keys, rows)
         both = jnp.arange(2)
-        alone = jax.vmap(lambda row: of_rows(jnp.full(repeats, row)))(both)
-        return of_rows(both), jax.tree.map(lambda value: value[both, both % repeats], alone)
+        with _errors_name_the_site(model):
+            z = jax.vmap(lambda key, row: at.draw_latents(key, at.lead(row)))(keys, rows)
+            alone = jax.vmap(lambda row: of_rows(jnp.full(repeats, row)))(both)
+            return of_rows(both), jax.tree.map(lambda value: value[both, both % repeats], alone)
 
-    completed = _CompletedSites()
-    try:
-        with completed:
-            together, alone = log_probs(leaves, jax.random.split(jax.random.key(0)))
-    except (TypeError, ValueError, AssertionError) as error:
-        if CURES in str(error) or isinstance(error, jax.errors.JAXTypeError):
-            raise
-        order = list(structure.sites)
-        next_site = order.index(completed.last) + 1 if completed.last in order else 0
-        raise ValueError(
-            f"site {order[min(next_site, len(order) - 1)]!r}: the model does not run on one or two rows of "
-            f"its data ({error}). {model.cures()}"
-        ) from error
+    together, alone = log_probs(leaves, jax.random.split(jax.random.key(0)))
     for name in names:
         (sums, magnitudes), (sums_alone, _) = jax.tree.map(np.asarray, (together[name], alone[name]))
         tolerance = np.sqrt(np.finfo(sums.dtype).eps) * np.maximum(1.0, magnitudes)

@@ -1,5 +1,6 @@
 """The structure of a NumPyro model: its sites, plates and parameters, and which plate is the data's."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
-from numpyro_kaem.models.staging import StagedFunction
+from numpyro_kaem.models.staging import StagedFunction, Static
 
 # Printed by every error about rows that do not stand alone: one of these sentences is the way out.
 CURES = (
@@ -94,30 +95,32 @@ class _Messages(Messenger):
 
 def inspect_model(model: Callable, params: dict, arrays: Any, static: Any, rng_key: Array) -> ModelStructure:
     """Run a model abstractly and note its structure; `static` is what is no array among its arguments."""
-    facts: dict[str, Any] = {}  # filled with what is static, while the values stay inside the traced function
 
-    def run(params: dict, arrays: Any, rng_key: Array) -> dict[str, dict]:
+    def run(params: dict, arrays: Any, rng_key: Array) -> dict[str, Any]:
         data, model_kwargs = eqx.combine(arrays, static)
         messages = _Messages(substitute(seed(model, rng_key), data=params))
-        by_type: dict[str, dict] = {kind: {} for kind in ("plate", "param", "mutable", "sample", "deterministic")}
+        by_type: dict[str, dict] = defaultdict(dict)
         for name, site in trace(messages).get_trace(*data, **model_kwargs).items():
-            by_type.setdefault(site["type"], {})[name] = site
-        facts["sites"] = {name: _sample_site(site) for name, site in by_type["sample"].items()}
-        facts["parameters"] = {name: _parameter_site(site) for name, site in by_type["param"].items()}
-        facts["deterministic"] = {name: _plates(site) for name, site in by_type["deterministic"].items()}
-        facts["mutable"] = tuple(by_type["mutable"])
-        values = {
+            by_type[site["type"]][name] = site
+        values: dict[str, Any] = {
             kind: {name: site["value"] for name, site in by_type[kind].items()}
             for kind in ("plate", "param", "mutable")
         }
         sizes = {name: site["args"][0] for name, site in by_type["plate"].items()}
-        facts["plates"] = {name: (size, values["plate"][name].shape[0]) for name, size in sizes.items()}
         holds_keys = any(map(is_prng_key, jax.tree.leaves(values["mutable"])))
-        facts["has_random_state"] = holds_keys or "prng_key" in messages.types
-        facts["has_subsample_statement"] = "subsample" in messages.types
-        return values
+        facts = {
+            "sites": {name: _sample_site(site) for name, site in by_type["sample"].items()},
+            "plates": {name: (size, values["plate"][name].shape[0]) for name, size in sizes.items()},
+            "parameters": {name: _parameter_site(site) for name, site in by_type["param"].items()},
+            "deterministic": {name: _plates(site) for name, site in by_type["deterministic"].items()},
+            "mutable": tuple(by_type["mutable"]),
+            "has_random_state": holds_keys or "prng_key" in messages.types,
+            "has_subsample_statement": "subsample" in messages.types,
+        }
+        return {**values, "facts": Static(facts)}
 
-    structure = ModelStructure(staged=StagedFunction(run, params, arrays, rng_key), **facts)
+    staged = StagedFunction(run, params, arrays, rng_key)
+    structure = ModelStructure(staged=staged, **staged.outputs["facts"].value)
     if not structure.latent_sites:
         raise ValueError("the model has no latent site: each of its sample sites is observed")
     return structure

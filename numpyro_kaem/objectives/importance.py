@@ -56,11 +56,7 @@ class ImportanceMLE(ByValue, Objective):
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro.infer import SVI
         from numpyro_kaem import ImportanceMLE
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem._compilation.fingerprint import ByValue
-from numpyro_kaem.checks import check_count, check_flag
+from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
@@ -50,8 +50,6 @@ class ChainObjective(ByValue, Objective):
             self._set(**{name: check_count(name, getattr(self, name), 1)})
         if self.start not in (None, *STARTS):
             raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
-        if self.persistent is not None:
-            check_flag("persistent", self.persistent)
 
     @property
     def num_rungs(self) -> int:
@@ -108,12 +106,9 @@ class ChainObjective(ByValue, Objective):
             key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
         )
         starts = draws.starts
-        shared, kept, rows_at = {}, {}, None
-        if state is not None:
-            shared = state["shared"]
-            rows_at = self._rows_of(latent_model, state["per_datum"])
-        if rows_at is not None:
-            kept = jax.tree.map(lambda leaf: leaf[rows_at], state["per_datum"])
+        shared, per_datum = ({}, {}) if state is None else (state["shared"], state["per_datum"])
+        rows_at = self._rows_of(latent_model, per_datum)
+        kept = {} if rows_at is None else jax.tree.map(lambda leaf: leaf[rows_at], per_datum)
         adaptation = self._adaptation(target, shared, kept, draws.scale)
         if kept:
             goes_on = kept["started"] & jnp.all(jnp.isfinite(kept["positions"]), (1, 2, 3))
@@ -142,7 +137,6 @@ class ChainObjective(ByValue, Objective):
         shared = shared | {"step": shared["step"] + 1}
         if self.kernel.adapts_step_size:
             shared["log_step_size"] = run.log_step_size.mean(0)
-        per_datum = state["per_datum"]
         if rows_at is not None:
             new = self._kept(run, kept)
             per_datum = {name: old.at[rows_at].set(new[name].astype(old.dtype)) for name, old in per_datum.items()}
@@ -199,8 +193,8 @@ class ChainObjective(ByValue, Objective):
         """What is kept of the chains of the batch; those that have got lost start anew when their data come again."""
         sound = jnp.all(jnp.isfinite(run.points.position), (1, 2, 3))
         sound &= jnp.all(jnp.isfinite(run.points.log_density(1.0)[:, :, -1]), 1)
-        old, new = jnp.where(kept["started"], kept["num_positions"], 0.0), float(self.num_steps * self.num_chains)
-        total = jnp.minimum(old, _MEMORY) + new
+        new = float(self.num_steps * self.num_chains)
+        total = jnp.minimum(kept["num_positions"], _MEMORY) + new
         share = (new / total)[:, None, None]
         delta = run.mean - kept["mean"]
         variance = (1 - share) * (kept["variance"] + share * delta**2) + share * run.variance
@@ -273,11 +267,7 @@ class LangevinMLE(ChainObjective):
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import LangevinMLE, fit
 
 
@@ -290,16 +280,8 @@ class LangevinMLE(ChainObjective):
 
         x = 2.0 + 1.1 * jax.random.normal(jax.random.key(0), (200,))
         objective = LangevinMLE(num_steps=10, persistent=True)
-        result = fit(
-            jax.random.key(1),
-            model,
-            x,
-            objective=objective,
-            optimizer=optax.adam(0.1),
-            num_epochs=15,
-            batch_size=50,
-            progress=False,
-        )
+        options = {"optimizer": optax.adam(0.1), "num_epochs": 15, "batch_size": 50, "progress": False}
+        result = fit(jax.random.key(1), model, x, objective=objective, **options)
         assert abs(result.params["location"] - x.mean()) < 0.3
         ```
     """
@@ -320,8 +302,7 @@ class LangevinMLE(ChainObjective):
 
     def metric_shapes(self) -> dict[str, tuple[int, ...]]:
         """Mean acceptance, geometric mean of step sizes, mean of log p(x | z) over chains and data, and the checks."""
-        names = ("acceptance", "step_size", "log_likelihood", "stuck", "importance_gap")
-        return dict.fromkeys(names, ())
+        return dict.fromkeys(("acceptance", "step_size", "log_likelihood", "stuck", "importance_gap"), ())
 
     def evaluate(
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None

@@ -40,11 +40,7 @@ class Objective(ELBO):
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import fit
         from numpyro_kaem.objectives import Objective
 
@@ -133,8 +129,7 @@ class Objective(ELBO):
 
         def guide(*args: Any, **kwargs: Any) -> None:
             with handlers.block():
-                key = jax.random.key(0)
-                params = initial_values(model, args, kwargs, key)
+                params = initial_values(model, args, kwargs, jax.random.key(0))
                 latent_model = LatentModel(model, params, *args, plate=self.plate, check=False, **kwargs)
                 latent_model.require_per_datum(type(self).__name__)
                 size, _ = latent_model.structure.plates[latent_model.plate]
@@ -154,13 +149,12 @@ class Objective(ELBO):
     ) -> dict[str, Any]:
         """The loss and the mutable state after it, as `numpyro.infer.SVI` asks for them."""
         name = type(self).__name__
-        if guide is not None:
-            sites = set(handlers.trace(handlers.seed(guide, 0)).get_trace(*args, **kwargs)) - {STATE}
-            if sites:
-                raise ValueError(
-                    f"guide must have no sites with {name}, which finds the latents itself, but it has "
-                    f"{sorted(sites)}: pass guide=lambda *args, **kwargs: None"
-                )
+        sites = {} if guide is None else handlers.trace(handlers.seed(guide, 0)).get_trace(*args, **kwargs)
+        if others := set(sites) - {STATE}:
+            raise ValueError(
+                f"guide must have no sites with {name}, which finds the latents itself, but it has {sorted(others)}: "
+                "pass guide=lambda *args, **kwargs: None"
+            )
         model_key, key = jax.random.split(rng_key)
         params = {site: value for site, value in param_map.items() if site != STATE}
         latent_model = LatentModel(model, params, *args, plate=self.plate, rng_key=model_key, **kwargs)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior.chains import half_spread
+from numpyro_kaem.posterior.chains import Problem, half_spread
 from numpyro_kaem.posterior.kernel import Kernel, ProposalKernel, Tuning
 from numpyro_kaem.posterior.moves import move_or_draw, move_or_place
 from numpyro_kaem.posterior.particles import Settings, at_prior, to_next_rung
@@ -50,11 +51,12 @@ class Adaptation(NamedTuple):
 
 def frozen_target(latent_model: LatentModel, kernel: Kernel) -> Target:
     """What chains move on: the model at parameters without gradients."""
-    return Target(
-        latent_model.at(params=jax.lax.stop_gradient(latent_model.params)),
-        whiten=kernel.whiten,
-        gradients=kernel.needs_gradients,
-    )
+    return Problem(latent_model.at(params=jax.lax.stop_gradient(latent_model.params))).target(kernel)
+
+
+def at_each(function: Callable, elements: PyTree, rows: tuple) -> Any:
+    """`function(element, row)` of every element `(B, N, ...)` and its datum's row."""
+    return jax.vmap(lambda of_datum, row: jax.vmap(lambda element: function(element, row))(of_datum))(elements, rows)
 
 
 class PriorDraws(NamedTuple):
@@ -73,11 +75,8 @@ def draw_prior(
     num_pairs = -(-_PRIOR_PAIRS // num_data) if kernel.precondition and not kernel.whiten else 0
     num_starts, num_lowest = num_chains * num_rungs, num_steps * num_chains if exact else 0
 
-    def of_datum(keys, row):
-        return jax.vmap(lambda k: target.draw(k, row))(keys)
-
     keys = jax.random.split(key, (num_data, num_starts + num_lowest + 2 * num_pairs))
-    draws = jax.vmap(of_datum)(keys, target.latent_model.rows)
+    draws = at_each(target.draw, keys, target.latent_model.rows)
     starts, lowest, pairs = jnp.split(draws, [num_starts, num_starts + num_lowest], axis=1)
     # Differences do not know where a datum's prior lies.
     scale = half_spread((pairs[:, :num_pairs] - pairs[:, num_pairs:]).reshape(-1, dim) / 2**0.5)
@@ -138,20 +137,14 @@ class ImportanceDraws(NamedTuple):
 def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> ImportanceDraws:
     """Draws from the prior, shared by the data unless the prior differs by datum."""
     model = target.model
-    num_data, rows = model.num_data, model.rows
     if draws_differ_by_datum(model):
-        keys = jax.random.split(key, (num_data, num_draws))
-
-        def of_datum(keys, row):
-            positions = jax.vmap(lambda k: target.draw(k, row))(keys)
-            return positions, jax.vmap(lambda u: target.latents(u, row))(positions)
-
-        positions, latents = jax.vmap(of_datum, out_axes=(0, 1))(keys, rows)
+        keys = jax.random.split(key, (model.num_data, num_draws))
+        positions = at_each(target.draw, keys, model.rows)
+        latents = jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), at_each(target.latents, positions, model.rows))
     else:
         row = model.first_row
-        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))
-        latents = jax.vmap(lambda u: target.latents(u, row))(positions)
-        positions = positions[None]
+        positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))[None]
+        latents = jax.vmap(lambda u: target.latents(u, row))(positions[0])
     return ImportanceDraws(positions, log_likelihood(model, latents).T)
 
 
@@ -297,30 +290,20 @@ def run_particles(
 
 def log_likelihood_at(target: Target, positions: Float[Array, "B C K dim"]) -> Float[Array, "B C K"]:
     """Log p(x | z) of chains; what is not a number counts as zero likelihood."""
+    model = target.latent_model
 
-    def of_datum(positions, row):
-        def of_chain(u):
-            return target.latent_model.log_likelihood(target.unravel(u), *row, unconstrained=True)
+    def of_chain(positions, row):
+        return jax.vmap(lambda u: model.log_likelihood(target.unravel(u), *row, unconstrained=True))(positions)
 
-        return jax.vmap(jax.vmap(of_chain))(positions)
-
-    values = jax.vmap(of_datum)(positions, target.latent_model.rows)
+    values = at_each(of_chain, positions, model.rows)
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)
 
 
 def latents_of(target: Target, positions: Float[Array, "B N dim"]) -> dict[str, Array]:
     """The latents, as the model knows them, `(B, N, ...)`, without gradients."""
-
-    def of_datum(positions, row):
-        return jax.vmap(lambda u: target.latents(u, row))(positions)
-
-    return jax.lax.stop_gradient(jax.vmap(of_datum)(positions, target.latent_model.rows))
+    return jax.lax.stop_gradient(at_each(target.latents, positions, target.latent_model.rows))
 
 
 def log_joint(latent_model: LatentModel, latents: dict[str, Array]) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """Log p(z_bn) and log p(x_b | z_bn) of N particles of every datum."""
-
-    def of_datum(z, row):
-        return jax.vmap(lambda z: latent_model.log_parts(z, *row))(z)
-
-    return jax.vmap(of_datum)(latents, latent_model.rows)
+    return at_each(lambda z, row: latent_model.log_parts(z, *row), latents, latent_model.rows)

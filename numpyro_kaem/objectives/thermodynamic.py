@@ -12,7 +12,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem.checks import check_count, check_flag, check_positive
+from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.langevin import ChainObjective
@@ -79,11 +79,7 @@ class ThermodynamicMLE(ChainObjective):
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import Ladder, ThermodynamicMLE, fit
 
 
@@ -96,16 +92,8 @@ class ThermodynamicMLE(ChainObjective):
 
         x = 2.0 + 1.1 * jax.random.normal(jax.random.key(0), (200,))
         objective = ThermodynamicMLE(Ladder.power(4, 2.0), num_steps=10)
-        result = fit(
-            jax.random.key(1),
-            model,
-            x,
-            objective=objective,
-            optimizer=optax.adam(0.1),
-            num_epochs=15,
-            batch_size=50,
-            progress=False,
-        )
+        options = {"optimizer": optax.adam(0.1), "num_epochs": 15, "batch_size": 50, "progress": False}
+        result = fit(jax.random.key(1), model, x, objective=objective, **options)
         assert abs(result.params["location"] - x.mean()) < 0.3
         assert result.history["log_evidence_steppingstone"][-1] > result.history["log_evidence_steppingstone"][0]
         ```
@@ -134,28 +122,21 @@ class ThermodynamicMLE(ChainObjective):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         self._set(num_particles=check_count("num_particles", self.num_particles, 2))
-        check_flag("adapt", self.adapt)
-        is_smc, ladder, schedule, target_ess = self.sampler == "smc", self.ladder, self.schedule, self.target_ess
-        if target_ess is not None:
-            if not is_smc or ladder is not None or schedule is not None:
-                raise ValueError("target_ess finds the ladder of sampler='smc': give no ladder and no schedule with it")
-            if not 0 < target_ess < 1:
-                raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
-        elif ladder is None:
-            raise ValueError(
-                "ladder must be a Ladder or temperatures, such as Ladder.power(5); sampler='smc' may have "
-                "a target_ess instead"
-            )
+        is_smc, schedule, target_ess = self.sampler == "smc", self.schedule, self.target_ess
         if is_smc and (self.persistent or self.adapt or self.start == "importance"):
             raise ValueError("sampler='smc' starts at the prior: persistent, adapt and start are for 'tempering'")
         if self.adapt and schedule is not None:
             raise ValueError("give adapt or schedule, not both: each of them moves the rungs")
         if schedule is not None and not callable(schedule):
             self._set(schedule=check_positive("schedule, where it is no function of the training step,", schedule))
-        if ladder is None:
+        if target_ess is not None:
+            if not is_smc or self.ladder is not None or schedule is not None:
+                raise ValueError("target_ess finds the ladder of sampler='smc': give no ladder and no schedule with it")
+            if not 0 < target_ess < 1:
+                raise ValueError(f"target_ess must lie in (0, 1), got {target_ess}")
             self._set(max_rungs=check_count("max_rungs", self.max_rungs, 1), target_ess=float(target_ess))
             return
-        ladder = as_ladder(ladder)
+        ladder = as_ladder(self.ladder)
         if ladder.temperatures[0] != 0 or len(ladder) < 2:
             raise ValueError(f"ladder must begin at 0, the prior, and end at 1, got {ladder}")
         self._set(ladder=ladder, max_rungs=len(ladder) - 1)
@@ -218,8 +199,7 @@ class ThermodynamicMLE(ChainObjective):
         # The stepping stone from a rung to the next is the mean of p(x | z)^(t' - t) at the lower one.
         weights = logsumexp(steps * by_rung[..., :-1], axis=(1, 2)) - jnp.log(by_rung.shape[1] * by_rung.shape[2])
         steppingstone = weights.sum(-1)
-        means = by_rung.mean((1, 2))
-        thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
+        thermodynamic = jnp.trapezoid(by_rung.mean((1, 2)), temperatures)
         positions = run.points.position if self.gradient == "path" else run.points.position[:, :, -1:]
         objective = self._objective(latent_model, target, positions, temperatures)
         if new_state is not None:
@@ -259,9 +239,7 @@ class ThermodynamicMLE(ChainObjective):
         is_path = self.gradient == "path"
         run = population.run_particles(key, target, settings, temperatures, self.num_particles, keep_rungs=is_path)
         run = jax.lax.stop_gradient(run)
-        steps = jnp.diff(run.temperatures)
-        means = run.log_likelihood_mean
-        thermodynamic = jnp.sum(steps * 0.5 * (means[:, 1:] + means[:, :-1]), -1)
+        thermodynamic = jnp.trapezoid(run.log_likelihood_mean, run.temperatures)
         positions = run.positions[:, :, None]
         if is_path:
             # The particles at t = 1 fill what is left of the ladder, so that the last rung is the posterior.
@@ -285,14 +263,12 @@ class ThermodynamicMLE(ChainObjective):
     ) -> Float[Array, " B"]:
         """What has the chosen gradient, by datum; of the last rung alone where K is 1."""
         num_data, num_particles, num_rungs, dim = positions.shape
-        latents = population.latents_of(target, positions.reshape(num_data, num_particles * num_rungs, dim))
+        latents = population.latents_of(target, positions.reshape(num_data, -1, dim))
         prior, likelihood = population.log_joint(latent_model, latents)
         likelihood, prior = (x.reshape(num_data, num_particles, num_rungs).mean(1) for x in (likelihood, prior))
         if num_rungs == 1:
             return likelihood[:, 0] + prior[:, 0]
-        steps = jnp.diff(jnp.broadcast_to(temperatures, (num_data, num_rungs)))
-        weights = 0.5 * (jnp.pad(steps, ((0, 0), (0, 1))) + jnp.pad(steps, ((0, 0), (1, 0))))
-        return jnp.sum(weights * likelihood, -1) + prior[:, -1]
+        return jnp.trapezoid(likelihood, temperatures) + prior[:, -1]
 
 
 def cyclic_schedule(low: float, high: float, period: int) -> Callable[[ArrayLike], Float[Array, ""]]:

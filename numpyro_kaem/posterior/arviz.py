@@ -1,7 +1,4 @@
-"""Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x).
-
-ArviZ is imported when a function is called, not when this module is.
-"""
+"""Conversion to ArviZ, for both of its lines: InferenceData (0.x) and xarray's DataTree (1.x)."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.posterior.labels import Labels
 from numpyro_kaem.posterior.predictive import constant_data, pointwise_density, predictive_draws, prior_draws
 from numpyro_kaem.posterior.result import Posterior
@@ -90,8 +86,8 @@ def to_arviz(
         RuntimeWarning: for an observed site whose distribution cannot be sampled; `posterior_predictive` lacks it.
 
     Raises:
-        ValueError: for num_samples below 1, other numbers below 0, an unknown method, dims of the wrong length, and
-            dims or coords of what there is not.
+        ValueError: for num_samples below 1, an unknown method, dims of the wrong length, and dims or coords of what
+            there is not.
 
     Example:
         ```python
@@ -136,20 +132,19 @@ def to_arviz(
     # The next key after those that resampling splits off for the data.
     key_prior, key_predictive = jax.random.split(jax.random.fold_in(key, posterior.num_data))
     labels = Labels(model, coords, dims)
-    values = draws.latents | draws.deterministic
-    groups = {"posterior": labels.dataset(labels.sites_by_draw(values, num_chains))}
+    groups = {"posterior": labels.draws(draws.latents | draws.deterministic, num_chains)}
 
     numbers = posterior.num_data * sum(map(math.prod, model.latent_shapes.values()))
-    if most := _at_most("num_prior_samples", num_prior_samples, 500, numbers):
-        groups["prior"] = labels.dataset(labels.sites_by_draw(prior_draws(model, key_prior, most), 1))
+    if most := _at_most(num_prior_samples, 500, numbers):
+        groups["prior"] = labels.draws(prior_draws(model, key_prior, most), 1)
 
     numbers = sum(value.size for value in posterior.observed.values())
-    if most := _at_most("num_predictive_samples", num_predictive_samples, draws.num_particles, numbers):
+    if most := _at_most(num_predictive_samples, draws.num_particles, numbers):
         kept = np.linspace(0, num_draws - 1, min(num_draws, -(-most // num_chains))).round().astype(int)
         indices = (np.arange(num_chains)[:, None] * num_draws + kept).ravel()
         latents = {name: z[:, indices] for name, z in draws.latents.items()}
         replicated = predictive_draws(model, key_predictive, latents, posterior.observed)
-        groups["posterior_predictive"] = labels.dataset(labels.sites_by_draw(replicated, num_chains), draw=kept)
+        groups["posterior_predictive"] = labels.draws(replicated, num_chains, draw=kept)
 
     statistics = _statistics(posterior)
     variables = {name: labels.by_datum(value, ["rung"][: value.ndim - 1]) for name, value in statistics.items()}
@@ -158,7 +153,7 @@ def to_arviz(
     if log_likelihood:
         log_prior, terms = pointwise_density(model, draws.latents)
         variables["lp"] = labels.by_draw(log_prior + draws.log_likelihood, num_chains)
-        groups["log_likelihood"] = labels.dataset(labels.terms_by_draw(terms, num_chains))
+        groups["log_likelihood"] = labels.draws(terms, num_chains, lack_events=True)
     groups["sample_stats"] = labels.dataset(variables)
 
     observed = posterior.observed
@@ -181,10 +176,8 @@ def to_arviz(
     return xr.DataTree.from_dict(groups)
 
 
-def _at_most(name: str, given: int | None, default: int, numbers_per_draw: int) -> int:
+def _at_most(given: int | None, default: int, numbers_per_draw: int) -> int:
     """How many draws a group has: what is given, or by default what keeps it at a moderate size."""
-    if given is not None:
-        check_count(name, given, 0)
     if numbers_per_draw == 0:
         return 0
     return min(default, max(1, _MOST_NUMBERS // numbers_per_draw)) if given is None else given
@@ -196,14 +189,8 @@ def _statistics(posterior: Posterior) -> dict[str, np.ndarray]:
     statistics = {name: getattr(posterior, name) for name in names}
     rungs = posterior.rungs
     if rungs is not None:
-        statistics |= {
-            "temperature": rungs.temperatures,
-            "acceptance": rungs.acceptance,
-            "step_size": rungs.step_size,
-            "rung_ess": rungs.ess,
-            "log_likelihood_mean": rungs.log_likelihood_mean,
-            "log_likelihood_std": rungs.log_likelihood_std,
-        }
+        renamed = {"temperatures": "temperature", "ess": "rung_ess"}
+        statistics |= {renamed.get(name, name): getattr(rungs, name) for name in rungs._fields[:6]}
         if rungs.temperatures.shape[1] > 1 and rungs.swap_acceptance is not None:
             last = np.full((posterior.num_data, 1), np.nan)
             statistics["swap_acceptance"] = np.concatenate([rungs.swap_acceptance, last], axis=1)

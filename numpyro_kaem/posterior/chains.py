@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior.kernel import Kernel, Tuning
+from numpyro_kaem.posterior.kernel import Kernel, Tuning, choose
 from numpyro_kaem.posterior.moves import move_or_draw
 from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Flaws, Point, Target, count_invalid, map_batched
@@ -51,18 +51,14 @@ class Settings(NamedTuple):
 
 
 class ChainState(NamedTuple):
-    """State, tuning and records of the chains of B data; means and counts are since the last reset.
-
-    `from_prior` tells of a chain that was at the lowest rung more recently than at the highest; `averaging` is
-    BlackJAX's; `moments` are number, mean and sum of squared deviations of a window's positions.
-    """
+    """State, tuning and records of the chains of B data; means and counts are since the last reset."""
 
     points: Point
-    from_prior: Bool[Array, "B C K"]
-    averaging: Any
+    from_prior: Bool[Array, "B C K"]  # of a chain that was at the lowest rung more recently than at the highest
+    averaging: Any  # BlackJAX's
     step_size: Float[Array, "B K"]
     scale: Float[Array, "B K dim"]
-    moments: tuple[Array, Array, Array]
+    moments: tuple[Array, Array, Array]  # number, mean and sum of squared deviations of a window's positions
     acceptance: Float[Array, "B K"]
     divergences: Int[Array, " B"]
     swaps: Float[Array, "B pairs"]
@@ -105,10 +101,9 @@ def start(
         num_drawn = num_points + (_SPREAD_DRAWS if kernel.precondition and not kernel.whiten else 0)
         keys = jax.random.split(jax.random.fold_in(key, AT_START), num_drawn)
         draws, at_end = jax.vmap(lambda k: draw(k, row))(keys)
-        scale = half_spread(draws[num_points:])
         evaluated = map_batched(lambda u: target.evaluate_raw(u, row), target.batch_size, draws[:num_points])
         points, invalid = count_invalid(evaluated)
-        return points, scale, Flaws(invalid, at_end.sum(0), jnp.asarray(num_drawn))
+        return points, half_spread(draws[num_points:]), Flaws(invalid, at_end.sum(0), jnp.asarray(num_drawn))
 
     points, scale, flaws = map_batched(of_datum, 0, keys, rows)
     points = jax.tree.map(lambda x: x.reshape(num_data, num_chains, num_rungs, *x.shape[2:]), points)
@@ -171,24 +166,16 @@ def advance(
         if num_rungs > 1:
             p = _swap(pair[:, 1], p, temperatures, i, swap_every)
         steps = p.steps + 1
-        averaging, step_size, moments = p.averaging, p.step_size, p.moments
         if kernel.adapts_step_size or kernel.precondition:
-            moments = jax.tree.map(
-                lambda new, old: jnp.where(adapting, new, old), _add(moments, p.points.position), moments
-            )
+            p = p._replace(moments=choose(adapting, _add(p.moments, p.points.position), p.moments))
         if kernel.adapts_step_size:
-            averaging = jax.tree.map(
-                lambda new, old: jnp.where(adapting, new, old),
-                update_average(averaging, kernel.target_acceptance - acceptance),
-                averaging,
-            )
+            updated = update_average(p.averaging, kernel.target_acceptance - acceptance)
+            averaging = choose(adapting, updated, p.averaging)
             largest = kernel.largest_step_size(target.dim)
-            step_size = jnp.where(adapting, jnp.minimum(jnp.exp(averaging.log_x), largest), step_size)
+            step_size = jnp.where(adapting, jnp.minimum(jnp.exp(averaging.log_x), largest), p.step_size)
+            p = p._replace(averaging=averaging, step_size=step_size)
         index = jnp.maximum(i, 0) // thin
         return p._replace(
-            averaging=averaging,
-            step_size=step_size,
-            moments=moments,
             acceptance=p.acceptance + (acceptance - p.acceptance) / steps,
             divergences=p.divergences + divergences,
             steps=steps,
@@ -235,8 +222,8 @@ def end_window(kernel: Kernel, state: ChainState) -> ChainState:
         # Shrunk towards the present scale, as five more positions of that spread would.
         variance = (squares + 5.0 * scale**2) / (count + 5.0)
         new = jnp.sqrt(jnp.maximum(variance, jnp.finfo(scale.dtype).tiny))
-        # A step size that suited the old scale, on average over coordinates, suits the new one.
         scale = jnp.where(jnp.isfinite(new), new, scale)
+    # A step size that suited the old scale, on average over coordinates, suits the new one.
     return _reset(state)._replace(
         averaging=_begin_averaging(state.step_size), scale=scale, moments=jax.tree.map(jnp.zeros_like, state.moments)
     )
@@ -247,8 +234,7 @@ def end_warmup(kernel: Kernel, state: ChainState) -> ChainState:
     """Freeze the average of the step sizes."""
     if kernel.adapts_step_size:
         largest = kernel.largest_step_size(state.scale.shape[-1])
-        step_size = jnp.minimum(jnp.exp(state.averaging.log_x_avg), largest)
-        state = state._replace(step_size=step_size)
+        state = state._replace(step_size=jnp.minimum(jnp.exp(state.averaging.log_x_avg), largest))
     return _reset(state)
 
 

@@ -19,6 +19,10 @@ def rank_rhat(series: Float[np.ndarray, "num_data num_chains num_draws *element"
     the larger counts. Elements that never move do not count (1 where none moves). See A. Vehtari et al., Bayesian
     Analysis 16(2), 2021.
     """
+    from numpyro.diagnostics import gelman_rubin
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
     num_data, num_chains, num_draws = series.shape[:3]
     half = num_draws // 2
     # An odd number of draws loses the one in the middle.
@@ -26,28 +30,15 @@ def rank_rhat(series: Float[np.ndarray, "num_data num_chains num_draws *element"
     halves = np.concatenate([chains[:, :, :half], chains[:, :, -half:]], axis=1)
     flat = np.moveaxis(halves, -1, 1).reshape(num_data, -1, 2 * num_chains * half)
     folded = np.abs(flat - np.median(flat, -1, keepdims=True))
-    rhat = np.maximum(*(_split_rhat(_normal_scores(x), 2 * num_chains) for x in (flat, folded)))
-    moves = np.ptp(flat, axis=-1) > 0
-    return np.where(moves, rhat, 1.0).max(1, initial=1.0)
 
+    def of_ranks(values):
+        # Normal quantiles of the ranks, ties sharing their mean rank (Blom's).
+        scores = ndtri((rankdata(values, axis=-1) - 0.375) / (values.shape[-1] + 0.25))
+        return gelman_rubin(np.moveaxis(scores.reshape(*scores.shape[:2], -1, half), (2, 3), (0, 1)))
 
-def _normal_scores(values: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch n"]:
-    """Normal quantiles of the ranks, ties sharing their mean rank (Blom's)."""
-    from scipy.special import ndtri
-    from scipy.stats import rankdata
-
-    return ndtri((rankdata(values, axis=-1) - 0.375) / (values.shape[-1] + 0.25))
-
-
-def _split_rhat(values: Float[np.ndarray, "*batch n"], num_chains: int) -> Float[np.ndarray, "*batch"]:
-    chains = values.reshape(*values.shape[:-1], num_chains, -1)
-    num_draws = chains.shape[-1]
-    within = chains.var(-1, ddof=1).mean(-1)
-    between = chains.mean(-1).var(-1, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rhat = np.sqrt((num_draws - 1) / num_draws + between / within)
-    # Halves that stand still at different places.
-    return np.where(np.isnan(rhat), 1.0, rhat)
+    # NaN where halves of chains stand still at one place.
+    rhat = np.fmax(of_ranks(flat), of_ranks(folded))
+    return np.where(np.ptp(flat, axis=-1) > 0, rhat, 1.0).max(1, initial=1.0)
 
 
 # Shares of draws in the lower of two lumps that are looked for; of rare upper lumps, the last.

@@ -113,9 +113,11 @@ def check_draws_are_inside(flaws: Flaws, target: Target) -> None:
         "Use a prior that has less of its mass there, such as dist.LogNormal, dist.HalfCauchy or dist.Gamma(1, ...) "
         "for a vague positive number; ImportanceSampling, which does not move; or float64, which reaches further"
     )
+    u = target.unravel(jnp.zeros(target.dim, target.dtype))
+    of_coordinates = [name for name in sorted(u) for _ in range(u[name].size)]
     text = (
-        f"latent site {target.coordinate_names()[worst]!r}: {counts[worst]} of {num_draws} draws from its prior lie at "
-        f"an end of its support, closer than numbers of {target.dtype} tell, where chains and particles cannot move"
+        f"latent site {of_coordinates[worst]!r}: {counts[worst]} of {num_draws} draws from its prior lie at an end of "
+        f"its support, closer than numbers of {target.dtype} tell, where chains and particles cannot move"
     )
     if share >= _END_SHARES[1]:
         raise ValueError(f"{text}. {cure}")

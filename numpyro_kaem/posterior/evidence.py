@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -100,13 +101,10 @@ def thermodynamic(
         assert np.allclose(thermodynamic(np.array([0.0, 0.5, 1.0]), ones).log_evidence, 1.0)
         ```
     """
-    log_likelihood = log_likelihood.astype(float)
-    log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood, np.nan)
+    log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood.astype(float), np.nan)
     steps = np.diff(temperatures)
     integral = np.sum(steps / 2 * (log_likelihood[..., 1:] + log_likelihood[..., :-1]), -1)
-    with np.errstate(invalid="ignore"):
-        variances = log_likelihood.var((1, 2))
-    bias = np.sum(steps**2 / 12 * np.diff(variances, axis=-1), -1)
+    bias = np.sum(steps**2 / 12 * np.diff(log_likelihood.var((1, 2)), axis=-1), -1)
     return Evidence(integral.mean((1, 2)), np.hypot(_std_error(integral), bias), bias)
 
 
@@ -115,13 +113,10 @@ def thermodynamic_of_rungs(
     mean: Float[np.ndarray, "*runs num_rungs"],
     variance: Float[np.ndarray, "*runs num_rungs"],
 ) -> Evidence:
-    """As `thermodynamic`, from moments of the log-likelihood at rungs; the error is that of one draw at each.
-
-    Temperatures are NaN where a ladder has fewer rungs than others.
-    """
+    """As `thermodynamic`, from moments of the log-likelihood at rungs; the error is that of one draw at each."""
+    # Temperatures are NaN where a ladder has fewer rungs than others.
     steps = np.nan_to_num(np.diff(temperatures, axis=-1))
-    none = np.zeros((*steps.shape[:-1], 1))
-    weights = 0.5 * (np.concatenate([steps, none], -1) + np.concatenate([none, steps], -1))
+    weights = 0.5 * (np.insert(steps, 0, 0.0, -1) + np.insert(steps, steps.shape[-1], 0.0, -1))
     used = weights > 0
     with np.errstate(invalid="ignore"):
         integral = np.sum(np.where(used, weights * mean, 0.0), -1)
@@ -140,12 +135,8 @@ def _std_error(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Fl
 
 def finite_std(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """Standard deviation of what is finite, NaN where nothing is."""
-    finite = np.isfinite(values)
-    values = np.where(finite, values, 0.0).astype(float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        count = finite.sum(axis, keepdims=True)
-        squares = np.where(finite, (values - values.sum(axis, keepdims=True) / count) ** 2, 0.0)
-        return np.sqrt(squares.sum(axis) / count.squeeze(axis))
+    with warnings.catch_warnings(action="ignore"):
+        return np.nanstd(np.where(np.isfinite(values), values.astype(float), np.nan), axis)
 
 
 def chain_ess(series: Float[np.ndarray, "num_data num_chains num_draws"]) -> Float[np.ndarray, " num_data"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpyro
 
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.posterior.kernel import Kernel, Move, choose, scaled_log_density
+from numpyro_kaem.posterior.kernel import Kernel, Move, choose, preconditioned
 
 
 class _Hamiltonian(Kernel):
@@ -26,13 +26,12 @@ class _Hamiltonian(Kernel):
         """A step of one of BlackJAX's kernels along a path of a length, as the kernel counts it."""
         from blackjax.mcmc.hmc import HMCState
 
-        temperature, step_size, scale = tuning
-        state = HMCState(point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale)
-        mass = jnp.ones_like(point.position)
-        new, info = kernel(key, state, scaled_log_density(tuning, evaluate), step_size, mass, length)
+        start, log_density = preconditioned(point, tuning, evaluate)
+        state, mass = HMCState(*start), jnp.ones_like(point.position)
+        new, info = kernel(key, state, log_density, tuning.step_size, mass, length)
         moved = jnp.any(new.position != state.position)
         return Move(
-            choose(moved, evaluate(new.position * scale), point),
+            choose(moved, evaluate(new.position * tuning.scale), point),
             jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate),
             info.is_divergent,
         )
@@ -41,13 +40,11 @@ class _Hamiltonian(Kernel):
 def _told_from_numpyros(cls: type[Kernel]) -> type[Kernel]:
     """Let a kernel's constructor say, where it is called as NumPyro's kernel of the same name, which is which."""
     name, init = cls.__name__, cls.__init__
-    ours = inspect.signature(init).parameters
-    theirs = inspect.signature(getattr(numpyro.infer, name)).parameters
+    ours, theirs = (inspect.signature(f).parameters.keys() for f in (init, getattr(numpyro.infer, name)))
 
     @functools.wraps(init)
     def __init__(self, *args, **settings):
-        foreign = [repr(value) for value in args]
-        foreign += [f"{key}={value!r}" for key, value in settings.items() if key in theirs and key not in ours]
+        foreign = [*map(repr, args), *(f"{key}={settings[key]!r}" for key in settings if key in theirs - ours)]
         if foreign:
             raise TypeError(
                 f"this {name} is the kernel of numpyro_kaem for its samplers, and takes no {', '.join(foreign)}: for "

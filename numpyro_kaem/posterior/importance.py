@@ -18,24 +18,13 @@ from numpyro_kaem._compilation.interrupts import interrupts
 from numpyro_kaem._compilation.options import LOOP
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.convolutions import channels_last
-from numpyro_kaem.checks import check_count, check_positive
+from numpyro_kaem.checks import check_positive
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior.diagnostics import (
-    check_log_likelihood,
-    check_log_ratio,
-    warn_if_impossible,
-)
+from numpyro_kaem.posterior import diagnostics, weights
 from numpyro_kaem.posterior.pareto import pareto_smooth
 from numpyro_kaem.posterior.proposal import check_guide, read_guide
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
-from numpyro_kaem.posterior.weights import (
-    draws_differ_by_datum,
-    log_likelihood,
-    log_proposal_ratio,
-    map_chunks,
-    sample_prior,
-)
 
 
 def _count_bad(values: Float[Array, "num_samples num_data"]) -> Int[Array, " num_data"]:
@@ -57,16 +46,13 @@ def _weigh(
     latent_model: LatentModel, encoder: LatentModel | None, num_samples: int, chunk_size: int | None, key: PRNGKeyArray
 ) -> tuple:
     """Draws, log-likelihoods, log-weights where these differ, and how many of both cannot be used."""
+    by_datum = None if encoder is None else latent_model.plate is not None
+    draws = weights.sample_prior(encoder or latent_model, key, num_samples, by_datum)
+    at_draws = channels_last(partial(weights.log_likelihood, latent_model))
+    likelihood = weights.map_chunks(at_draws, draws, chunk_size)
     if encoder is None:
-        draws = sample_prior(latent_model, key, num_samples)
-        at_draws = channels_last(partial(log_likelihood, latent_model))
-        likelihood = map_chunks(at_draws, draws, chunk_size)
         return draws, likelihood.T, None, _count_bad(likelihood), None
-    by_datum = latent_model.plate is not None
-    draws = sample_prior(encoder, key, num_samples, by_datum)
-    log_ratio = map_chunks(partial(log_proposal_ratio, latent_model, encoder), draws, chunk_size)
-    at_draws = channels_last(partial(log_likelihood, latent_model, by_datum=by_datum))
-    likelihood = map_chunks(at_draws, draws, chunk_size)
+    log_ratio = weights.map_chunks(partial(weights.log_proposal_ratio, latent_model, encoder), draws, chunk_size)
     # Outside of its prior's support a model need not have a likelihood.
     likelihood = jnp.where(log_ratio == -jnp.inf, -jnp.inf, likelihood)
     return draws, likelihood.T, (likelihood + log_ratio).T, _count_bad(likelihood), _count_bad(log_ratio)
@@ -76,9 +62,9 @@ def _log_sums(log_weights: Float[np.ndarray, "num_data num_particles"]) -> Float
     """Logarithms of the sums of weights and of their squares, by datum."""
     largest = log_weights.max(1)
     largest = np.where(largest == -np.inf, 0.0, largest)
-    weights = np.exp(log_weights.astype(np.float64) - largest[:, None])
+    relative = np.exp(log_weights.astype(np.float64) - largest[:, None])
     with np.errstate(divide="ignore"):
-        return np.log([weights.sum(1), (weights**2).sum(1)]) + np.stack([largest, 2 * largest])
+        return np.log([relative.sum(1), (relative**2).sum(1)]) + np.stack([largest, 2 * largest])
 
 
 def _effective_sample_size(log_sums: Float[np.ndarray, "2 num_data"]) -> Float[np.ndarray, " num_data"]:
@@ -173,21 +159,16 @@ class ImportanceSampling(Sampler):
 
     def __post_init__(self):
         super().__post_init__()
-        self._set(num_samples=check_count("num_samples", self.num_samples, 1))
+        self._set_counts(num_samples=1)
         check_guide(self.guide, self.guide_params)
-        if self.target_ess is None:
-            if self.max_samples is not None:
-                raise ValueError(
-                    f"max_samples={self.max_samples} needs a target_ess; without one, num_samples are drawn"
-                )
-            return
-        self._set(target_ess=check_positive("target_ess", self.target_ess))
-        if self.max_samples is not None:
-            self._set(max_samples=check_count("max_samples", self.max_samples, self.num_samples))
-        if self.target_ess > self.max_batches * self.num_samples:
+        if self.target_ess is not None:
+            self._set(target_ess=check_positive("target_ess", self.target_ess))
+        elif self.max_samples is not None:
+            raise ValueError(f"max_samples={self.max_samples} needs a target_ess; without one, num_samples are drawn")
+        self._set_counts(max_samples=self.num_samples)
+        if (self.target_ess or 0.0) > (most := self.max_batches * self.num_samples):
             raise ValueError(
-                f"target_ess must be at most max_samples in whole batches of num_samples, "
-                f"{self.max_batches * self.num_samples}, got {self.target_ess}"
+                f"target_ess must be at most max_samples in whole batches of num_samples, {most}, got {self.target_ess}"
             )
 
     @property
@@ -201,7 +182,7 @@ class ImportanceSampling(Sampler):
         encoder = read_guide(self.guide, self.guide_params, latent_model)
         num_data, source = latent_model.num_data, "prior" if self.guide is None else "guide"
         keys = [key] if self.target_ess is None else jax.random.split(key, self.max_batches)
-        batches, log_sums = [], np.full((2, num_data), -np.inf)
+        goal, batches, log_sums = self.target_ess or 0.0, [], np.full((2, num_data), -np.inf)
         bar = tqdm(total=len(keys), unit="batch", disable=not self.progress or self.target_ess is None)
         with interrupts() as interrupted, bar:
             for batch_key in keys:
@@ -211,20 +192,20 @@ class ImportanceSampling(Sampler):
                 if self.guide is None:
                     log_weights = likelihood
                 else:
-                    check_log_ratio(bad_ratio, self.num_samples)
-                check_log_likelihood(bad_likelihood, np.arange(num_data), self.num_samples, source)
+                    diagnostics.check_log_ratio(bad_ratio, self.num_samples)
+                diagnostics.check_log_likelihood(bad_likelihood, np.arange(num_data), self.num_samples, source)
                 batches.append((draws, likelihood, log_weights))
                 log_sums = np.logaddexp(log_sums, _log_sums(log_weights))
                 ess = _effective_sample_size(log_sums)
                 bar.update()
                 bar.set_postfix_str(f"{len(batches) * self.num_samples} draws, ESS {ess.min():.0f}")
-                if self.target_ess is not None and (interrupted or np.all(ess >= self.target_ess)):
+                if interrupted or np.all(ess >= goal):
                     break
         unfinished = None
-        if interrupted and self.target_ess is not None and np.any(ess < self.target_ess):
+        if interrupted and np.any(ess < goal):
             unfinished = f"{len(batches)} batches of draws, before every datum had its ESS"
         all_draws, all_likelihoods, all_log_weights = zip(*batches, strict=True)
-        draws = {name: np.concatenate([batch[name] for batch in all_draws]) for name in all_draws[0]}
+        draws = jax.tree.map(lambda *z: np.concatenate(z), *all_draws)
         likelihood = np.concatenate(all_likelihoods, axis=1)
         log_weights = likelihood if self.guide is None else np.concatenate(all_log_weights, axis=1)
         return latent_model, unfinished, Weighted(draws, likelihood, log_weights, log_sums)
@@ -233,7 +214,7 @@ class ImportanceSampling(Sampler):
         draws, likelihood, log_weights, log_sums = results
         num_data, num_samples = log_weights.shape
         source = "prior draws" if self.guide is None else "draws from the guide"
-        warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}", latent_model)
+        diagnostics.warn_if_impossible(log_sums[0] == -np.inf, f"at each of {num_samples} {source}", latent_model)
         reached_target = None
         if self.target_ess is not None:
             reached_target = _effective_sample_size(log_sums) >= self.target_ess
@@ -252,7 +233,7 @@ class ImportanceSampling(Sampler):
         ess = _effective_sample_size(log_sums)
         with np.errstate(divide="ignore"):
             std_error = np.sqrt(np.maximum(1.0 / ess - 1.0 / num_samples, 0.0))
-        by_datum = draws_differ_by_datum(latent_model) if self.guide is None else latent_model.plate is not None
+        by_datum = weights.draws_differ_by_datum(latent_model) if self.guide is None else latent_model.plate is not None
         return Posterior(
             latents={
                 name: np.swapaxes(z, 0, 1) if by_datum else np.broadcast_to(z, (num_data, *z.shape))

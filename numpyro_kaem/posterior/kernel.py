@@ -62,7 +62,8 @@ class Kernel:
         needs_whitening: whether the kernel works on a standard normal prior only.
 
     Raises:
-        ValueError: for a step size that is not positive, or `whiten=False` where the kernel needs it.
+        ValueError: for a step size that is not positive, and for `whiten=False` or `precondition=True` where the kernel
+            needs a standard normal prior.
     """
 
     step_size: float | None = None
@@ -77,12 +78,9 @@ class Kernel:
     def __post_init__(self):
         if self.step_size is not None:
             object.__setattr__(self, "step_size", check_positive("step_size", self.step_size))
-        if self.needs_whitening and not self.whiten:
-            raise ValueError(f"{type(self).__name__} needs a standard normal prior: whiten must be True")
-        if self.needs_whitening and self.precondition:
-            raise ValueError(
-                f"{type(self).__name__} is preconditioned by the prior's own covariance: precondition must be False"
-            )
+        if self.needs_whitening and (self.precondition or not self.whiten):
+            name = type(self).__name__
+            raise ValueError(f"{name} needs a standard normal prior: whiten must be True, precondition must be False")
 
     @property
     def adapts_step_size(self) -> bool:
@@ -139,8 +137,7 @@ class ProposalKernel(Kernel):
         """One step or, where `is_placed`, the way to a place: both by one evaluation, so that it is compiled once."""
         dtype = point.position.dtype
         tuning = tuning.astype(dtype)
-        position = jnp.where(is_placed, place, self._propose(key, point, tuning)).astype(dtype)
-        there = evaluate(position)
+        there = evaluate(jnp.where(is_placed, place, self._propose(key, point, tuning)).astype(dtype))
         moved, acceptance, divergent = self._decide(key, point, there, tuning)
         return Move(choose(is_placed, there, moved), jnp.where(is_placed, 1.0, acceptance), ~is_placed & divergent)
 
@@ -168,22 +165,33 @@ def accept(key: PRNGKeyArray, log_ratio: Array, point: Point, proposal: Point) -
     return Move(accepted, acceptance, divergent)
 
 
-def choose(condition: Array, yes: Point, no: Point) -> Point:
-    """One of two points."""
+def choose(condition: Array, yes: Any, no: Any) -> Any:
+    """One of two points, or of two trees alike."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def scaled_log_density(tuning: Tuning, evaluate: Evaluate) -> Callable[[Array], Array]:
-    """Log p_t in preconditioned coordinates, whose derivative comes of the point that `evaluate` gives."""
-    temperature, scale = tuning.temperature, tuning.scale
+def with_gradient(value_and_gradient: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array], Array]:
+    """A function of coordinates whose derivative comes of the same call as its value."""
 
     @jax.custom_jvp
-    def log_density(v):
-        return evaluate(v * scale).log_density(temperature)
+    def function(v):
+        return value_and_gradient(v)[0]
 
-    @log_density.defjvp
+    @function.defjvp
     def _(primals, tangents):
-        point = evaluate(primals[0] * scale)
-        return point.log_density(temperature), jnp.dot(point.gradient(temperature) * scale, tangents[0])
+        value, gradient = value_and_gradient(primals[0])
+        return value, jnp.dot(gradient, tangents[0])
 
-    return log_density
+    return function
+
+
+def preconditioned(
+    point: Point, tuning: Tuning, evaluate: Evaluate
+) -> tuple[tuple[Array, Array, Array], Callable[[Array], Array]]:
+    """A point's coordinates, log p_t and its gradient, as BlackJAX's states have them, and the function log p_t."""
+    temperature, _, scale = tuning
+
+    def parts(point: Point) -> tuple[Array, Array]:
+        return point.log_density(temperature), point.gradient(temperature) * scale
+
+    return (point.position / scale, *parts(point)), with_gradient(lambda v: parts(evaluate(v * scale)))

@@ -16,11 +16,7 @@ Variable = tuple[list[str], np.ndarray]
 
 
 class Labels:
-    """Dimensions and coordinates of what a sampler and its model give.
-
-    Arrays lead with the data axis, which the datasets have only where the model has a data plate. `dims` names a
-    variable's axes without plate, or all after that of the data.
-    """
+    """Dimensions and coordinates of arrays `(num_data, ...)`, whose first the datasets have where there is a plate."""
 
     def __init__(
         self, latent_model: LatentModel, coords: Mapping[str, Any] | None, dims: Mapping[str, Sequence[str]] | None
@@ -79,18 +75,16 @@ class Labels:
         value = np.moveaxis(value, 0, 2) if self.data_dims else value[0]
         return ["chain", "draw", *self.data_dims, *names], value
 
-    def sites_by_draw(self, values: dict[str, np.ndarray], num_chains: int) -> dict[str, Variable]:
-        """The variables of draws of several sites."""
-        return {name: self.by_draw(x, num_chains, self.of_site(name, x.ndim - 2)) for name, x in values.items()}
-
-    def terms_by_draw(self, terms: dict[str, np.ndarray], num_chains: int) -> dict[str, Variable]:
-        """The variables of log-likelihoods by site, which lack the axes of events."""
+    def draws(
+        self, values: dict[str, np.ndarray], num_chains: int, *, lack_events: bool = False, **coords: np.ndarray
+    ) -> xr.Dataset:
+        """The dataset of draws of several sites, or of log-likelihoods by site, which lack the axes of events."""
         variables = {}
-        for name, value in terms.items():
+        for name, value in values.items():
             num_axes = value.ndim - 2
-            event_dim = self.latent_model.structure.sites[name].event_dim
+            event_dim = self.latent_model.structure.sites[name].event_dim if lack_events else 0
             variables[name] = self.by_draw(value, num_chains, self.of_site(name, num_axes + event_dim)[:num_axes])
-        return variables
+        return self.dataset(variables, **coords)
 
     def dataset(self, variables: dict[str, Variable], **coords: np.ndarray) -> xr.Dataset:
         """An xarray dataset whose dimensions have the user's coordinates, those given here, or numbers."""

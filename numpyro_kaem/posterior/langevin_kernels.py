@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, Tuning, accept, choose, scaled_log_density
+from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, Tuning, accept, choose, preconditioned
 from numpyro_kaem.posterior.target import Point
 
 # Minus the logarithm of the acceptance probability of a step that is the beginning of an explosion.
@@ -142,14 +142,10 @@ class Barker(Kernel):
     def _step(self, key, point, tuning, evaluate) -> Move:
         from blackjax.mcmc import barker
 
-        temperature, step_size, scale = tuning
-        log_density = scaled_log_density(tuning, evaluate)
-        state = barker.BarkerState(
-            point.position / scale, point.log_density(temperature), point.gradient(temperature) * scale
-        )
-        _, info = barker.build_kernel()(key, state, log_density, step_size)
+        start, log_density = preconditioned(point, tuning, evaluate)
+        _, info = barker.build_kernel()(key, barker.BarkerState(*start), log_density, tuning.step_size)
         # The same expression as inside of BlackJAX's kernel, so that XLA evaluates the model once.
-        proposal = evaluate(info.proposal.position * scale)
-        divergent = ~jnp.isfinite(proposal.log_density(temperature))
+        proposal = evaluate(info.proposal.position * tuning.scale)
+        divergent = ~jnp.isfinite(proposal.log_density(tuning.temperature))
         acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate)
         return Move(choose(info.is_accepted, proposal, point), acceptance, divergent)

@@ -1,7 +1,4 @@
-"""One step of a datum's chains at all rungs: what samplers and training objectives share.
-
-Axes are B data, C chains, K rungs, in this order.
-"""
+"""One step of a datum's chains at all rungs: what samplers and training objectives share."""
 
 from __future__ import annotations
 
@@ -26,10 +23,7 @@ def move_or_draw(
     tuning: Tuning,
     draws: Float[Array, "C dim"] | None,
 ) -> tuple[Point, Float[Array, " K"], Int[Array, ""]]:
-    """One step of the chains `(C, K)` of a datum, by their keys; the lowest rung goes to `draws`, where there are any.
-
-    Besides the points, the mean acceptance by rung, and how many moves diverged.
-    """
+    """One step of the C chains of a datum at K rungs, the lowest to `draws` if given; acceptance, and what diverged."""
     if draws is not None and isinstance(kernel, ProposalKernel):
         places = jnp.broadcast_to(draws[:, None], points.position.shape)
         is_lowest = jnp.arange(len(tuning.temperature)) == 0

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from numpyro_kaem._compilation.options import LOOP, RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.posterior.chains import AT_START, Problem
-from numpyro_kaem.posterior.kernel import Evaluate, Kernel, Move, Tuning
+from numpyro_kaem.posterior.kernel import Evaluate, Kernel, Move, Tuning, choose
 from numpyro_kaem.posterior.target import Flaws, Point, count_invalid, fenced, map_batched, tempered
 
 # In place of -inf, of which BlackJAX's products with a temperature of zero would make NaN.
@@ -32,20 +32,17 @@ _PILOTS, _PILOT_STEPS, _PILOT_GAIN = 64, 12, 2.0
 
 
 class Settings(NamedTuple):
-    """What does not change in a run, most of it as in `TemperedSMC`; `target_ess` is None for a fixed ladder.
-
-    `batch_size` particles of a run move at once, and `runs_at_once` runs of a datum; 0 for all.
-    """
+    """What does not change in a run, most of it as in `TemperedSMC`."""
 
     kernel: Kernel
-    target_ess: float | None
+    target_ess: float | None  # None for a fixed ladder
     num_mcmc_steps: int
     max_rungs: int
     resampling: str = "systematic"
     waste_free: bool = False
     persistent: bool = False
-    batch_size: int = 0
-    runs_at_once: int = 0
+    batch_size: int = 0  # particles of a run that move at once; 0 for all
+    runs_at_once: int = 0  # runs of a datum that do; 0 for all
 
     @property
     def chain_length(self) -> int:
@@ -54,19 +51,15 @@ class Settings(NamedTuple):
 
 
 class ParticleState(NamedTuple):
-    """A run's particles, equally weighted at its temperature; `ancestor` is the draw of the prior each descends from.
-
-    `noise` is what rounding in resampling has added to the variance of descendants, see `relative_variance`; `history`
-    BlackJAX's state of persistent sampling, with the particles of all rungs, or None.
-    """
+    """A run's particles, equally weighted at its temperature."""
 
     points: Point
     temperature: Float[Array, ""]
     log_evidence: Float[Array, ""]
     step_size: Float[Array, ""]
-    ancestor: Int[Array, " N"]
-    noise: Float[Array, ""]
-    history: Any
+    ancestor: Int[Array, " N"]  # the draw of the prior from which each descends
+    noise: Float[Array, ""]  # what rounding in resampling has added to `relative_variance`
+    history: Any  # BlackJAX's state of persistent sampling, with the particles of all rungs, or None
 
 
 class Rung(NamedTuple):
@@ -129,17 +122,13 @@ def at_prior(points: Point, kernel: Kernel) -> ParticleState:
 def advance(
     problem: Problem, settings: Settings, rows: tuple, keys: Array, number: Array, tuning: Tuning, state: ParticleState
 ) -> tuple[ParticleState, Rung]:
-    """Take runs `(B, R)`, by as many keys, to their next rung; those at t = 1 stay as they are.
-
-    The number of the rung makes the random numbers new; of its tuning each datum has what is known.
-    """
+    """Take runs `(B, R)`, by as many keys, to the rung of a number and a tuning; those at t = 1 stay as they are."""
     target = problem.target(settings.kernel)
 
     def of_run(key, row, state, tuning):
         evaluate = fenced(partial(target.evaluate, row=row), number)
         new, rung = to_next_rung(key, number, evaluate, settings, state, tuning)
-        done = state.temperature >= 1.0
-        return jax.tree.map(lambda new, old: jnp.where(done, old, new), new, state), rung
+        return choose(state.temperature >= 1.0, state, new), rung
 
     def of_datum(keys, row, state, tuning):
         of_runs = partial(of_run, row=row, tuning=tuning)
@@ -160,24 +149,24 @@ def to_next_rung(
 
     keys = jax.vmap(partial(jax.random.fold_in, key))(4 * number + jnp.arange(4))
     key_order, key_draw, key_tune, key_move = keys
-    temperature = tuning.temperature
-    log_likelihood = state.points.log_likelihood
+    target_ess, log_likelihood = settings.target_ess, state.points.log_likelihood
+    temperature = tuning.temperature if target_ess is None else next_temperature(state, target_ess)
     num_particles = len(log_likelihood)
-    possible = jnp.sum(jnp.isfinite(log_likelihood))
-    if settings.target_ess is not None:
-        temperature = next_temperature(state, settings.target_ess)
-    log_weights = jnp.where(possible > 0, _log_weights(state, temperature), 0.0)
+    is_possible = jnp.any(jnp.isfinite(log_likelihood))
+    log_weights = jnp.where(is_possible, _log_weights(state, temperature), 0.0)
     increment = logsumexp(log_weights) - jnp.log(num_particles)
     weights = jax.nn.softmax(log_weights)
-    # Of all the particles that history holds, those of the last rung are what the next one's scale is taken from.
-    local_weights = _last_rung_weights(state, temperature) if settings.persistent else weights
+    local_weights = weights
+    if settings.persistent:
+        # Of all the particles that history holds, those of the last rung are what the next one's scale is taken from.
+        of_last_rung = _log_weights(state._replace(history=None), temperature)
+        local_weights = jax.nn.softmax(jnp.where(is_possible, of_last_rung, 0.0))
     scale = _spread(local_weights, state.points, kernel) if tuning.scale is None else tuning.scale
     ancestors = _resample(settings.resampling, key_order, key_draw, weights, num_particles // length)
     chosen = jax.tree.map(lambda x: x[ancestors], _all_points(state))
-    step_size = state.step_size if tuning.step_size is None else tuning.step_size
-    adapts = kernel.adapts_step_size and tuning.step_size is None
-    tuning = Tuning(temperature, step_size, scale)
-    if adapts:
+    is_tuned = tuning.step_size is not None
+    tuning = Tuning(temperature, tuning.step_size if is_tuned else state.step_size, scale)
+    if kernel.adapts_step_size and not is_tuned:
         tuning = tuning._replace(step_size=_tune(key_tune, step, settings, chosen, tuning))
     moved, acceptance, divergent = _move(key_move, step, settings, chosen, tuning)
     zero = jnp.zeros_like(temperature)
@@ -193,10 +182,10 @@ def to_next_rung(
         noise = state.noise + jnp.mean((counts - num_particles * weights) ** 2)
         ancestor = state.ancestor[ancestors]
         ancestor = jnp.concatenate([ancestor, jnp.repeat(ancestor, length - 1)])
-    log_evidence = jnp.where(possible > 0, log_evidence, -jnp.inf)
+    log_evidence = jnp.where(is_possible, log_evidence, -jnp.inf)
     rung = Rung(
         temperature=temperature,
-        ess=jnp.where(possible > 0, 1.0 / jnp.sum(weights**2), 0.0),
+        ess=jnp.where(is_possible, 1.0 / jnp.sum(weights**2), 0.0),
         log_likelihood_mean=log_likelihood.mean(),
         log_likelihood_std=jnp.std(log_likelihood, where=jnp.isfinite(log_likelihood)),
         weight_variance=variance,
@@ -266,11 +255,6 @@ def _all_points(state: ParticleState) -> Point:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), state.history.persistent_particles)
 
 
-def _last_rung_weights(state: ParticleState, temperature: Array) -> Array:
-    log_weights = (temperature - state.temperature) * state.points.log_likelihood
-    return jax.nn.softmax(jnp.where(jnp.isfinite(log_weights).any(), log_weights, 0.0))
-
-
 def next_temperature(state: ParticleState, target_ess: float) -> Array:
     """The temperature at which that share of the possible particles is effective, or 1."""
     temperature = state.temperature
@@ -295,12 +279,10 @@ def next_temperature(state: ParticleState, target_ess: float) -> Array:
 
 
 def _resample(name: str, key_order: Array, key_draw: Array, weights: Array, num_samples: int) -> Int[Array, " M"]:
-    """BlackJAX's resampling of particles in random order.
-
-    Systematic resampling in order would couple particles that waste-free and persistent sampling keep together.
-    """
+    """BlackJAX's resampling of particles in random order."""
     from blackjax.smc import resampling
 
+    # In order, systematic resampling would couple particles that waste-free and persistent sampling keep together.
     order = jnp.argsort(jax.random.bits(key_order, weights.shape))
     return order[getattr(resampling, name)(key_draw, weights[order], num_samples)]
 

@@ -34,7 +34,7 @@ def prior_draws(
         def of_datum(args: tuple[Array, tuple]) -> dict[str, Array]:
             return latent_model.sample_prior(args[0], num_samples, *args[1])
 
-        return jax.lax.map(of_datum, (keys, _rows(latent_model)), batch_size=batch_size)
+        return jax.lax.map(of_datum, (keys, rows_by_datum(latent_model)), batch_size=batch_size)
 
     return run_with(latent_model, draws_from_prior, jax.random.split(key, latent_model.num_data))
 
@@ -81,18 +81,15 @@ def pointwise_density(
     latent_model: LatentModel, latents: dict[str, np.ndarray]
 ) -> tuple[Float[np.ndarray, "num_data num_draws"], dict[str, Float[np.ndarray, "num_data num_draws ..."]]]:
     """The log-prior of draws, and by observed site the terms of log p(x | z): one for each element of its batch."""
-    plate, structure = latent_model.plate, latent_model.structure
-
-    def terms(sites: dict[str, dict], name: str) -> Array:
-        log_prob = scaled_log_prob(sites[name])
-        return log_prob if plate is None else jnp.squeeze(log_prob, structure.sites[name].plates[plate])
+    plate, sites_of = latent_model.plate, latent_model.structure.sites
+    axes = {name: () if plate is None else sites_of[name].plates[plate] for name in latent_model.observed_names}
 
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> tuple[Array, dict[str, Array]]:
         sites, _ = latent_model.run(latent_model.lead(z), latent_model.lead(row))
         log_prior = jnp.asarray(sum(jnp.sum(latent_model.draw_terms(sites, name)) for name in z))
-        return log_prior, {name: terms(sites, name) for name in latent_model.observed_names}
+        return log_prior, {name: jnp.squeeze(scaled_log_prob(sites[name]), axis) for name, axis in axes.items()}
 
-    size = sum(math.prod(structure.sites[name].shape) for name in latent_model.observed_names)
+    size = sum(math.prod(sites_of[name].shape) for name in axes)
     return _map_draws(latent_model, run, jax.random.key(0), latents, size // latent_model.num_data)
 
 
@@ -112,32 +109,28 @@ def deterministic_values(
         sites, _ = latent_model.run(z, rows, jnp.zeros(num_rows, int))
         return {name: jnp.asarray(sites[name]["value"]) for name in names}
 
-    axes = dict.fromkeys(names)
+    axes: dict[str, tuple[int, ...]] = dict.fromkeys(names, ())
     if latent_model.plate is not None:
         # The axis of the data plate is the one that is as long as there are rows.
         first = {name: jnp.asarray(z[0, 0]) for name, z in latents.items()}
         row = latent_model.first_row
         one, two = (jax.eval_shape(lambda k=k: values(latent_model, first, row, k)) for k in (1, 2))
         for name in names:
-            longer = [i for i, (m, n) in enumerate(zip(one[name].shape, two[name].shape, strict=True)) if m != n]
-            axes[name] = longer[0] if longer else None
+            sizes = zip(one[name].shape, two[name].shape, strict=True)
+            axes[name] = tuple(axis for axis, (m, n) in enumerate(sizes) if m != n)[:1]
 
     def run(latent_model: LatentModel, _: Array, z: dict[str, Array], row: tuple) -> dict[str, Array]:
         if latent_model.plate is None:
             sites, _ = latent_model.run(z, row)
             return {name: jnp.asarray(sites[name]["value"]) for name in names}
-        found = values(latent_model, z, row, 1)
-        return {name: x if axes[name] is None else jnp.squeeze(x, axes[name]) for name, x in found.items()}
+        return {name: jnp.squeeze(x, axes[name]) for name, x in values(latent_model, z, row, 1).items()}
 
     size = sum(map(math.prod, latent_model.latent_shapes.values()))
     return _map_draws(latent_model, run, jax.random.key(0), latents, size)
 
 
 def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The positional array arguments of the model that are no observed values, by the names of its signature.
-
-    `(num_data, ...)`. The name of the data plate, which an xarray dimension bears, is followed by `_value`.
-    """
+    """The model's positional arrays `(num_data, ...)` that are no observed values, by the names of its signature."""
     arguments = inspect.signature(latent_model.model).bind_partial(*latent_model.rows).arguments
     constants = {}
     for path, leaf in jax.tree.leaves_with_path(arguments):
@@ -146,11 +139,12 @@ def constant_data(latent_model: LatentModel, observed: dict[str, np.ndarray]) ->
         equal_nan = np.issubdtype(value.dtype, np.floating)
         if not any(np.array_equal(by_datum, other, equal_nan=equal_nan) for other in observed.values()):
             name = jax.tree_util.keystr(path, simple=True, separator="_")
+            # The name of the plate is that of a dimension.
             constants[f"{name}_value" if name == latent_model.plate else name] = by_datum
     return constants
 
 
-def _rows(latent_model: LatentModel) -> tuple:
+def rows_by_datum(latent_model: LatentModel) -> tuple:
     """The positional data with the data axis first, also where the whole data set is one datum."""
     rows = latent_model.rows
     return jax.tree.map(lambda leaf: leaf[None], rows) if latent_model.plate is None else rows
@@ -167,7 +161,7 @@ def _map_draws(
     num_data, num_draws = next(iter(latents.values())).shape[:2]
 
     def at_every_draw(latent_model: LatentModel, keys: Array, latents: dict[str, Array]) -> Any:
-        rows = _rows(latent_model)
+        rows = rows_by_datum(latent_model)
 
         def of_pair(args: tuple[Array, dict[str, Array], Array]) -> Any:
             key, z, index = args

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -91,14 +90,6 @@ def first_data(latent_model: LatentModel, indices: np.ndarray) -> LatentModel:
         raise KeyboardInterrupt(
             f"{len(indices)} of {latent_model.num_data} data were finished, but the model needs all of its rows"
         ) from error
-
-
-def warn_unfinished(unfinished: str, way_on: str = "") -> None:
-    """Say that a posterior is not that of a whole run."""
-    way_on = f"; {way_on}" if way_on else ""
-    warnings.warn(
-        f"interrupted: {unfinished} (`unfinished` of the result says so{way_on})", RuntimeWarning, stacklevel=4
-    )
 
 
 def _is_global(model: Callable, params: dict[str, Any], data: tuple, model_kwargs: dict, plate: str | None) -> bool:

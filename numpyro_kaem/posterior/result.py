@@ -179,9 +179,9 @@ class Posterior:
 
     def __deepcopy__(self, memo: dict) -> Posterior:
         # What is compiled for a model belongs to all that use it.
-        copied = {name: deepcopy(value, memo) for name, value in vars(self).items() if name != "latent_model"}
+        memo[id(self.latent_model)] = self.latent_model
         other = object.__new__(type(self))
-        vars(other).update(copied, latent_model=self.latent_model)
+        vars(other).update(deepcopy(vars(self), memo))
         return other
 
     def __getstate__(self) -> dict[str, Any]:

@@ -30,16 +30,14 @@ _ARRAYS = ("guide_params", "tuning")
 
 
 class RunCheckpoints:
-    """Where a run has come in each chunk of its data, on the disk if a directory is given.
-
-    Of a chunk it has the state on the device, the number of stages behind it, and their records, one a stage or none.
-    """
+    """Where a run has come in each chunk of its data, on the disk if a directory is given."""
 
     def __init__(self, directory: str | os.PathLike | None):
         if directory is not None and jax.process_count() > 1:
             raise ValueError("checkpoint_dir must be None where JAX runs in several processes, which sample apart")
         self._store = None if directory is None else CheckpointStore(directory, keep=2)
-        self._chunks: list[tuple[list[np.ndarray], int, dict[str, np.ndarray]]] = []
+        # Of each the stages behind it, and by name its state and the records, one a stage or none.
+        self._chunks: list[tuple[int, dict[str, np.ndarray]]] = []
         self._description: dict[str, Any] | None = None
         self._is_written, self._next = True, time.monotonic() + _SECONDS
 
@@ -91,19 +89,22 @@ class RunCheckpoints:
             self._read()
         if chunk >= len(self._chunks):
             return begin, 0, {}
-        leaves, stages, records = self._chunks[chunk]
+        stages, arrays = self._chunks[chunk]
         begun, structure = jax.tree.flatten(begin)
-        return jax.tree.unflatten(structure, map(to_device, leaves, begun)), stages, records
+        leaves = [to_device(arrays[f"state/{j}"], leaf) for j, leaf in enumerate(begun)]
+        records = {name.removeprefix("record/"): value for name, value in arrays.items() if name.startswith("record/")}
+        return jax.tree.unflatten(structure, leaves), stages, records
 
     def keep(self, chunk: int, state: PyTree, stages: int, records: Sequence[Any] = (), whole: bool = False) -> None:
         """Take down where a chunk is, if it is time or it is `whole`; records are named tuples of the same shapes."""
         if self._store is None or not (whole or time.monotonic() >= self._next):
             return
-        if chunk < len(self._chunks) and self._chunks[chunk][1] == stages:
+        if chunk < len(self._chunks) and self._chunks[chunk][0] == stages:
             return  # taken down already
-        fields = records[0]._fields if records else ()
-        by_name = {name: np.stack([getattr(record, name) for record in records]) for name in fields}
-        self._chunks[chunk : chunk + 1] = [(list(map(to_host, jax.tree.leaves(state))), stages, by_name)]
+        arrays = {f"state/{j}": to_host(leaf) for j, leaf in enumerate(jax.tree.leaves(state))}
+        for name in records[0]._fields if records else ():
+            arrays[f"record/{name}"] = np.stack([getattr(record, name) for record in records])
+        self._chunks[chunk : chunk + 1] = [(stages, arrays)]
         self._is_written = False
         if time.monotonic() >= self._next:
             self._write()
@@ -111,10 +112,9 @@ class RunCheckpoints:
     def _write(self) -> None:
         if self._is_written:
             return
-        history = {"stages": np.array([stages for _, stages, _ in self._chunks])}
-        for i, (leaves, _, records) in enumerate(self._chunks):
-            history |= {f"{i}/state/{j}": leaf for j, leaf in enumerate(leaves)}
-            history |= {f"{i}/record/{name}": values for name, values in records.items()}
+        history = {"stages": np.array([stages for stages, _ in self._chunks])}
+        for i, (_, arrays) in enumerate(self._chunks):
+            history |= {f"{i}/{name}": value for name, value in arrays.items()}
         self._store.save(int(history["stages"].sum()), {}, history, self._description)
         self._is_written, self._next = True, time.monotonic() + _SECONDS
 
@@ -124,10 +124,9 @@ class RunCheckpoints:
             return
         history = found[2]
         for i, stages in enumerate(history["stages"]):
-            leaves = [history[f"{i}/state/{j}"] for j in range(sum(name.startswith(f"{i}/state/") for name in history))]
-            prefix = f"{i}/record/"
-            records = {name[len(prefix) :]: value for name, value in history.items() if name.startswith(prefix)}
-            self._chunks.append((leaves, int(stages), records))
+            prefix = f"{i}/"
+            arrays = {name.removeprefix(prefix): x for name, x in history.items() if name.startswith(prefix)}
+            self._chunks.append((int(stages), arrays))
 
 
 def describe_distributions(trace: dict[str, dict]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.diagnostics import check_call, check_observations
 from numpyro_kaem.posterior.kernel import Kernel, check_kernel
 from numpyro_kaem.posterior.langevin_kernels import MALA
-from numpyro_kaem.posterior.reading import first_data, read_model, warn_unfinished
+from numpyro_kaem.posterior.predictive import rows_by_datum
+from numpyro_kaem.posterior.reading import first_data, read_model
 from numpyro_kaem.posterior.result import Posterior
 from numpyro_kaem.posterior.run_checkpoints import RunCheckpoints
 from numpyro_kaem.posterior.target import Target
@@ -43,8 +45,13 @@ class Sampler(ByValue):
     progress: bool
 
     def __post_init__(self):
-        if self.chunk_size is not None:
-            self._set(chunk_size=check_count("chunk_size", self.chunk_size, 1))
+        self._set_counts(chunk_size=1)
+
+    def _set_counts(self, **minima: int) -> None:
+        """Set fields that are not None to whole numbers, of at least so much."""
+        for name, minimum in minima.items():
+            if getattr(self, name) is not None:
+                self._set(**{name: check_count(name, getattr(self, name), minimum)})
 
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
@@ -96,22 +103,18 @@ class Sampler(ByValue):
 
 
 class Chunk(NamedTuple):
-    """Some of the data, on their way through a run; `at` and `keep` are those of its `RunCheckpoints`.
-
-    The last chunk is filled up with its last datum, so that it has the shape of the others; `interrupted` is not empty
-    after Ctrl-C.
-    """
+    """Some of the data, on their way through a run."""
 
     problem: Problem
     target: Target
     settings: Any
-    indices: np.ndarray
+    indices: np.ndarray  # those of the last chunk filled up with its last, so that it has the shape of the others
     rows: tuple
     keys: Array
-    at: Callable
+    at: Callable  # this one and the next of `RunCheckpoints`
     keep: Callable
     bar: tqdm
-    interrupted: list[bool]
+    interrupted: list[bool]  # not empty after Ctrl-C
 
 
 class ChunkedSampler(Sampler):
@@ -165,9 +168,7 @@ class ChunkedSampler(Sampler):
         problem = Problem(latent_model, batch_size)
         target = problem.target(self.kernel)
         settings = self._settings(target, batch_size)
-        num_data, rows = target.latent_model.num_data, target.latent_model.rows
-        if target.latent_model.plate is None:  # the whole data set is one datum
-            rows = jax.tree.map(lambda leaf: leaf[None], rows)
+        num_data, rows = target.latent_model.num_data, rows_by_datum(target.latent_model)
         keys = jax.random.split(key, (num_data, *self._keys_shape))
         size = num_data
         if self.chunk_size is not None:
@@ -200,7 +201,8 @@ class ChunkedSampler(Sampler):
         unfinished, model = None, target.model
         if len(done) < num_data or not is_whole:
             unfinished = self._unfinished(joined, done[back], num_data)
-            warn_unfinished(unfinished, kept.way_on)
+            told = f"interrupted: {unfinished} (`unfinished` of the result says so; {kept.way_on})"
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
             if len(done) < num_data:
                 model = first_data(target.model, done[back])
         return model, unfinished, joined

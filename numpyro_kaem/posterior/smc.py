@@ -15,19 +15,10 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from numpyro_kaem._numerics.sharding import take_rows
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior import chains, particles
+from numpyro_kaem.posterior import chains, diagnostics, particles
 from numpyro_kaem.posterior.chains import Problem
 from numpyro_kaem.posterior.convergence import has_two_lumps
-from numpyro_kaem.posterior.diagnostics import (
-    check_draws_are_inside,
-    check_log_likelihood,
-    warn_if_chains_disagree,
-    warn_if_impossible,
-    warn_if_in_lumps,
-    warn_if_runs_disagree,
-)
 from numpyro_kaem.posterior.evidence import Evidence
 from numpyro_kaem.posterior.kernel import Kernel, Tuning
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
@@ -151,8 +142,7 @@ class TemperedSMC(ChunkedSampler):
         if self.target_ess is not None and not 0 < self.target_ess < 1:
             raise ValueError(f"target_ess must lie in (0, 1), got {self.target_ess}")
         super().__post_init__()
-        for name, minimum in {"num_particles": 2, "num_mcmc_steps": 1, "num_runs": 1, "max_rungs": 1}.items():
-            self._set(**{name: check_count(name, getattr(self, name), minimum)})
+        self._set_counts(num_particles=2, num_mcmc_steps=1, num_runs=1, max_rungs=1)
         num_particles, per_chain = self.num_particles, self.num_mcmc_steps + 1
         if self.target_ess is not None and self.target_ess * num_particles <= 1:
             raise ValueError(
@@ -193,15 +183,13 @@ class TemperedSMC(ChunkedSampler):
         Raises:
             ValueError: for the result of another sampler.
         """
-        rungs = posterior.rungs
+        rungs, sampler = posterior.rungs, copy(self)
         if rungs is None or rungs.scale is None:
             raise ValueError("posterior must come of a run of TemperedSMC, whose rungs have temperature and scale")
-        sampler = copy(self)
+        found = rungs.temperatures, rungs.step_size, rungs.scale
         # Data that arrived early stay at t = 1 while others climb.
-        temperatures = np.where(np.isnan(rungs.temperatures), 1.0, rungs.temperatures)[:, 1:]
-        step_size, scale = (np.where(np.isnan(x), 1.0, x)[:, 1:] for x in (rungs.step_size, rungs.scale))
-        found = Tuning(temperatures, step_size, scale)
-        sampler._set(ladder=None, target_ess=None, max_rungs=temperatures.shape[1], tuning=found)
+        tuning = Tuning(*(np.where(np.isnan(x), 1.0, x)[:, 1:] for x in found))
+        sampler._set(ladder=None, target_ess=None, max_rungs=tuning.temperature.shape[1], tuning=tuning)
         return sampler
 
     @property
@@ -220,17 +208,9 @@ class TemperedSMC(ChunkedSampler):
                 f"the model has {num_data} data of {target.dim} coordinates, but the sampler is frozen for "
                 f"{len(self.tuning.scale)} of {self.tuning.scale.shape[2]}"
             )
-        return Settings(
-            self.kernel,
-            self.target_ess,
-            self.num_mcmc_steps,
-            self.max_rungs,
-            self.resampling,
-            self.waste_free,
-            self.persistent,
-            batch_size,
-            runs_at_once=0 if self.chunk_size is None else max(1, self.chunk_size // self.num_particles),
-        )
+        own = {name: getattr(self, name) for name in Settings._fields if hasattr(self, name)}
+        runs_at_once = 0 if self.chunk_size is None else max(1, self.chunk_size // self.num_particles)
+        return Settings(**own, batch_size=batch_size, runs_at_once=runs_at_once)
 
     def _bar(self, num_chunks: int) -> tqdm:
         return tqdm(total=num_chunks, unit="chunk", disable=not self.progress)
@@ -252,8 +232,8 @@ class TemperedSMC(ChunkedSampler):
         problem, indices, rows = chunk.problem, chunk.indices, chunk.rows
         given = problem, chunk.settings, rows, chunk.keys
         state, flaws = particles.start(*given, self.num_particles)
-        check_draws_are_inside(flaws, chunk.target)
-        check_log_likelihood(np.asarray(flaws.invalid).sum(1), indices, self.num_particles * self.num_runs)
+        diagnostics.check_draws_are_inside(flaws, chunk.target)
+        diagnostics.check_log_likelihood(np.asarray(flaws.invalid).sum(1), indices, self.num_particles * self.num_runs)
         dtype = state.temperature.dtype
         state, _, records = chunk.at(state)
         rungs = [Rung(*of_rung) for of_rung in zip(*(records[name] for name in Rung._fields if records), strict=True)]
@@ -332,11 +312,11 @@ class TemperedSMC(ChunkedSampler):
             ess = np.nan_to_num(ess * weights.sum(-1) ** 2 / np.sum(weights**2, -1) / self.num_particles)
         total = np.logaddexp.reduce(log_evidence.astype(float), axis=1) - np.log(self.num_runs)
         impossible = total == -np.inf
-        warn_if_impossible(impossible, "at every particle", latent_model)
+        diagnostics.warn_if_impossible(impossible, "at every particle", latent_model)
         # A run counts in proportion to its evidence, with which the runs estimate theirs together.
         with np.errstate(invalid="ignore"):
             share = np.where(impossible[:, None], 1.0, np.exp(log_evidence - log_evidence.max(1, keepdims=True)))
-        warn_if_runs_disagree(share)
+        diagnostics.warn_if_runs_disagree(share)
         std_error = smc_std_error(
             rungs, share, self.num_particles, waste_free=self.waste_free, persistent=self.persistent
         )
@@ -369,6 +349,6 @@ class TemperedSMC(ChunkedSampler):
             latent_model=latent_model,
             **common,
         )
-        warn_if_chains_disagree(posterior, "runs")
-        warn_if_in_lumps(has_two_lumps(flat, rare_upper=True)[:, None], np.ones((num_data, 1)))
+        diagnostics.warn_if_chains_disagree(posterior, "runs")
+        diagnostics.warn_if_in_lumps(has_two_lumps(flat, rare_upper=True)[:, None], np.ones((num_data, 1)))
         return posterior

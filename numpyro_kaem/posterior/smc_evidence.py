@@ -14,17 +14,14 @@ from numpyro_kaem.posterior.result import Rungs
 def smc_std_error(
     rungs: Rung, share: np.ndarray, num_particles: int, *, waste_free: bool, persistent: bool
 ) -> np.ndarray:
-    """Standard error of the log-evidence: from the families of particles, and between runs of these evidences.
-
-    Where it is that between a few runs alone, it is so much larger that twice of it covers as much as of a normal
-    distribution: a few runs tell little of their spread (Student's t).
-    """
+    """Standard error of the log-evidence: from the families of particles, and between runs of these evidences."""
     num_data, num_runs = share.shape
     between = np.full(num_data, np.nan)
     if num_runs > 1:
         between = share.std(1, ddof=1) / share.mean(1) / num_runs**0.5
     if persistent or (waste_free and num_runs > 1):
-        return between * (stdtrit(num_runs - 1, ndtr(2.0)) / 2.0 if num_runs > 1 else 1.0)
+        # A few runs tell little of their spread: twice this covers as much as of a normal distribution (Student's t).
+        return between * stdtrit(num_runs - 1, ndtr(2.0)) / 2.0
     # At least what independent particles (or chains, of waste-free SMC) would have.
     variance = np.nansum(rungs.weight_variance, -1)
     if not waste_free:
@@ -36,15 +33,12 @@ def smc_std_error(
 
 
 def thermodynamic_along_smc(rungs: Rung, log_likelihood: np.ndarray, *, in_families: bool) -> Evidence:
-    """Thermodynamic integration along the ladder of each run, and the mean over runs.
-
-    `in_families` says that the rungs tell how unequal the families of particles are.
-    """
+    """Thermodynamic integration along each run's ladder, and their mean; `in_families` if rungs tell of families."""
     num_data, num_runs, _ = rungs.temperature.shape
     log_likelihood = log_likelihood.reshape(num_data, num_runs, -1).astype(float)
-    start, last = np.zeros((num_data, num_runs, 1)), np.isfinite(rungs.temperature).sum(-1, keepdims=True)
+    last = np.isfinite(rungs.temperature).sum(-1, keepdims=True)
     runs = thermodynamic_of_rungs(
-        np.concatenate([start, rungs.temperature], -1),
+        np.insert(rungs.temperature, 0, 0.0, -1),
         _with_final(rungs.log_likelihood_mean, last, log_likelihood.mean(-1, keepdims=True)),
         _with_final(rungs.log_likelihood_std**2, last, finite_std(log_likelihood, -1)[..., None] ** 2),
     )
@@ -68,21 +62,20 @@ def mean_rungs(rungs: Rung, log_likelihood: np.ndarray, num_particles: int) -> R
     rungs = rungs._replace(temperature=np.where(someone & np.isnan(rungs.temperature), 1.0, rungs.temperature))
     mean = jax.tree.map(mean_over_runs, rungs)
     last = np.isfinite(mean.temperature).sum(1, keepdims=True)
-    none = np.full_like(mean.temperature[:, :1], np.nan)
     return Rungs(
-        temperatures=np.concatenate([np.zeros_like(none), mean.temperature], 1),
-        acceptance=np.concatenate([none, mean.acceptance], 1),
-        step_size=np.concatenate([none, mean.step_size], 1),
+        temperatures=np.insert(mean.temperature, 0, 0.0, 1),
+        acceptance=np.insert(mean.acceptance, 0, np.nan, 1),
+        step_size=np.insert(mean.step_size, 0, np.nan, 1),
         ess=_with_final(mean.ess, last, num_particles),
         log_likelihood_mean=_with_final(mean.log_likelihood_mean, last, log_likelihood.mean(1, keepdims=True)),
         log_likelihood_std=_with_final(mean.log_likelihood_std, last, finite_std(log_likelihood, 1)[:, None]),
-        scale=np.concatenate([np.full_like(mean.scale[:, :1], np.nan), mean.scale], 1),
+        scale=np.insert(mean.scale, 0, np.nan, 1),
     )
 
 
 def _with_final(series: np.ndarray, last: np.ndarray, value: np.ndarray | int) -> np.ndarray:
     """The series `(..., K)` with room for one rung more, and a value at the index `last`."""
-    series = np.concatenate([series, np.full_like(series[..., :1], np.nan)], -1)
+    series = np.insert(series, series.shape[-1], np.nan, -1)
     np.put_along_axis(series, last, value, -1)
     return series
 

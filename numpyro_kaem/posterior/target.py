@@ -18,15 +18,12 @@ from numpyro_kaem.models.latent_model import LatentModel
 
 
 class Point(NamedTuple):
-    """A position with the parts of its log-density, from which that at any temperature follows.
-
-    The log-prior has the log-determinant of the transform in it. Gradients are zero where a kernel needs none.
-    """
+    """A position with the parts of its log-density, from which that at any temperature follows."""
 
     position: Float[Array, "*batch dim"]
-    log_prior: Float[Array, "*batch"]
+    log_prior: Float[Array, "*batch"]  # with the log-determinant of the transform
     log_likelihood: Float[Array, "*batch"]
-    prior_gradient: Float[Array, "*batch dim"]
+    prior_gradient: Float[Array, "*batch dim"]  # zero where a kernel needs none, as the other
     likelihood_gradient: Float[Array, "*batch dim"]
 
     @property
@@ -79,17 +76,13 @@ def fenced(function: Callable, number: Array) -> Callable:
     """A function that XLA compiles for CPUs once, apart from what leads to it and from what follows.
 
     Otherwise it copies all that it deems cheap into all that uses it: a proposal into every part of the model, and the
-    model into every part of the test for acceptance. A branch is left where it is. The compiler does not know that
-    `number`, which is traced, is not negative.
+    model into every part of the test for acceptance. A branch is left where it is.
     """
 
     def apart(x: Array) -> Any:
         shapes = jax.eval_shape(function, x)
-
-        def never(_: Array) -> Any:
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        return jax.lax.cond(number >= 0, function, never, x)
+        # The compiler does not know that a number that is traced is not negative.
+        return jax.lax.cond(number >= 0, function, lambda _: jax.tree.map(jnp.zeros_like, shapes), x)
 
     return lambda x: jax.lax.platform_dependent(x, cpu=apart, default=function)
 
@@ -141,11 +134,6 @@ class Target:
         """As `draw`, and which coordinates rounding has put on the very end of their support, from where they move."""
         u, at_end = self.latent_model.draw_and_tell(key, *row)
         return self._flatten(u), ravel_pytree(at_end)[0]
-
-    def coordinate_names(self) -> list[str]:
-        """The latent site of each coordinate."""
-        u = self.unravel(jnp.zeros(self.dim, self.dtype))
-        return [name for name in sorted(u) for _ in range(u[name].size)]
 
     def position(self, z: dict[str, Array], row: tuple) -> Float[Array, " dim"]:
         """The flat coordinates of latents as the model knows them; those out of the prior's support move inside."""

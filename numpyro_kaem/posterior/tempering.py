@@ -15,19 +15,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.posterior import chains
+from numpyro_kaem.posterior import chains, diagnostics
 from numpyro_kaem.posterior.chains import ChainState, Settings
 from numpyro_kaem.posterior.convergence import MIN_DRAWS, has_two_lumps
-from numpyro_kaem.posterior.diagnostics import (
-    check_draws_are_inside,
-    check_log_likelihood,
-    warn_if_chains_disagree,
-    warn_if_impossible,
-    warn_if_in_lumps,
-    warn_if_outside,
-)
 from numpyro_kaem.posterior.evidence import chain_ess, finite_std, steppingstone, thermodynamic
 from numpyro_kaem.posterior.kernel import Kernel
 from numpyro_kaem.posterior.ladder import Ladder, as_ladder
@@ -54,176 +45,8 @@ class Recorded(NamedTuple):
     divergences: np.ndarray
 
 
-class ChainSampler(ChunkedSampler):
-    """What `Langevin` and `ParallelTempering` share: chains over a ladder, which may have one rung. Abstract."""
-
-    ladder: Ladder | Sequence[float]
-    num_steps: int
-    swap_every: int
-    num_chains: int
-    warmup: int | None
-    thin: int
-    guide: Callable | None
-    guide_params: dict[str, Any] | None
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("num_steps", "num_chains", "thin"):
-            self._set(**{name: check_count(name, getattr(self, name), 1)})
-        self._set(warmup=self.num_steps if self.warmup is None else check_count("warmup", self.warmup, 0))
-        if self.warmup == 0 and self.kernel.adapts_step_size:
-            raise ValueError(
-                "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
-                f"{type(self.kernel).__name__} a step_size"
-            )
-        if self.num_steps % self.thin:
-            raise ValueError(f"thin must divide num_steps, got thin {self.thin} and num_steps {self.num_steps}")
-        check_guide(self.guide, self.guide_params)
-
-    @property
-    def _states_at_once(self) -> int:
-        return self.num_chains * len(self.ladder)
-
-    def _settings(self, target: Target, batch_size: int) -> tuple[Settings, LatentModel | None]:
-        t = as_ladder(self.ladder).temperatures
-        exact, num_draws = len(t) > 1 and bool(t[0] == 0), self.num_steps // self.thin
-        temperatures = jnp.asarray(t, jnp.result_type(float))
-        settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
-        return settings, read_guide(self.guide, self.guide_params, target.model)
-
-    def _bar(self, num_chunks: int) -> tqdm:
-        return tqdm(total=num_chunks * (self.warmup + self.num_steps), unit="step", disable=not self.progress)
-
-    def _run_chunk(self, chunk: Chunk) -> tuple[Recorded | None, bool]:
-        settings, encoder = chunk.settings
-        given = chunk.problem, settings, chunk.rows, chunk.keys
-        state, flaws = chains.start(*given, encoder)
-        check_draws_are_inside(flaws, chunk.target)
-        source = "prior" if encoder is None else "guide"
-        check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
-        state, done, _ = chunk.at(state)
-        steps = 0
-        for number, (first, last, end) in enumerate(self._stretches()):
-            if number >= done and not chunk.interrupted:
-                span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(first < 0)
-                state = chains.advance(*given, span, state)
-                if end is not None:
-                    state = end(self.kernel, state)
-                done = number + 1
-                chunk.keep(state, done)
-                if self.progress:
-                    chunk.bar.set_postfix_str(self._progress(state, max(last, 0) // self.thin), refresh=False)
-            if number < done:
-                chunk.bar.update(last - first)
-                steps = max(last, 0)
-        chunk.keep(state, done, whole=True)
-        num_draws = steps // self.thin
-        is_whole = steps == self.num_steps
-        if num_draws < MIN_DRAWS and not is_whole:
-            return None, False
-        latents = chains.latents_along(chunk.problem, self.kernel, chunk.rows, state.positions[:, :, :num_draws])
-        names = Recorded._fields[2:]
-        log_likelihood = state.log_likelihood[:, :, :num_draws]
-        recorded = Recorded(latents, log_likelihood, *(getattr(state, name) for name in names))
-        return jax.device_get(recorded), is_whole
-
-    def _stretches(self) -> Iterator[tuple[int, int, Callable | None]]:
-        """From which step to which the chains go at once, and what is done then; steps of warm-up are negative."""
-        whole = self.warmup + self.num_steps
-        size = -(-whole // _UPDATES)
-        # The preconditioner is renewed where the first windows of warm-up end; the last is for the step size alone.
-        ends = [0, *(round(self.warmup * share) for share in (0.1, 0.3, 0.7)), self.warmup, whole]
-        for first, last in pairwise(ends):
-            for begin in range(first, last, size):
-                end = min(begin + size, last)
-                then = None
-                if end == last <= self.warmup:
-                    then = chains.end_window if last < self.warmup else chains.end_warmup
-                yield begin - self.warmup, end - self.warmup, then
-
-    def _progress(self, state: ChainState, num_draws: int) -> str:
-        text = f"{len(self.ladder)} rungs, acceptance {float(state.acceptance[:, -1].mean()):.2f}"
-        if len(self.ladder) > 1:
-            text += f", swaps {float(state.swaps.mean()):.2f}"
-        if num_draws == 0:
-            return f"warm-up, {text}"
-        at_one = np.asarray(state.log_likelihood)[:_SHOWN, :, :num_draws, -1]
-        return f"{text}, ESS {chain_ess(at_one).min():.0f}"
-
-    def _num_steps(self, recorded: Recorded) -> int:
-        """Steps after warm-up that the chains have made."""
-        return recorded.log_likelihood.shape[2] * self.thin
-
-    def _unfinished(self, results: Recorded, indices: np.ndarray, num_data: int) -> str:
-        done = f"{self._num_steps(results)} of {self.num_steps} steps after warm-up"
-        return f"{done}, {len(indices)} of {num_data} data"
-
-    def _posterior(self, latent_model: LatentModel, results: Recorded, **common: Any) -> Posterior:
-        latents, log_likelihood = results.latents, results.log_likelihood
-        num_data = len(log_likelihood)
-        t = as_ladder(self.ladder).temperatures
-        evidence = {}
-        if t[0] == 0 and len(t) > 1:
-            evidence = {
-                "steppingstone": steppingstone(t, log_likelihood),
-                "thermodynamic": thermodynamic(t, log_likelihood),
-            }
-        at_one = log_likelihood[..., -1].reshape(num_data, -1)
-        impossible = np.all(at_one == -np.inf, axis=1)
-        warn_if_impossible(impossible, "at every draw", latent_model)
-        elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
-        rung_ess = np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1)
-        ess = np.min([rung_ess[:, -1], *(chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1]))], axis=0)
-        # One chain that never moved is one draw.
-        stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
-        ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
-        best = evidence.get("steppingstone")
-        # Where the likelihood is zero is the way of a chain to the posterior, and no part of it.
-        possible = at_one > -np.inf
-        warn_if_outside(~possible & ~impossible[:, None])
-        log_weights = np.where(possible | impossible[:, None], 0.0, -np.inf)
-        if best is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                log_weights = log_weights + (best.log_evidence - np.log(possible.mean(1)))[:, None]
-                log_weights = np.where(impossible[:, None], -np.inf, log_weights)
-        with np.errstate(invalid="ignore"):
-            mean = log_likelihood.mean((1, 2))
-        by_rung = np.moveaxis(log_likelihood, -1, 1)
-        # What is rare and likelier far from the prior should not be rare there, if chains find their way.
-        lumps = has_two_lumps(by_rung.reshape(num_data, len(t), -1), rare_upper=True) & (t >= 0.5)
-        # Of single chains, because slow ones lie apart without any lump.
-        slow = rung_ess < _FEW
-        lumps[slow] |= has_two_lumps(by_rung[slow]).any(-1)
-        warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
-        posterior = Posterior(
-            latents=latents,
-            log_weights=log_weights,
-            log_likelihood=at_one,
-            log_evidence=None if best is None else best.log_evidence,
-            log_evidence_std_error=None if best is None else best.std_error,
-            ess=ess,
-            num_chains=self.num_chains,
-            evidence=evidence,
-            divergences=results.divergences,
-            rungs=Rungs(
-                temperatures=np.broadcast_to(t, (num_data, len(t))),
-                acceptance=results.acceptance,
-                step_size=results.step_size,
-                ess=rung_ess,
-                log_likelihood_mean=mean,
-                log_likelihood_std=finite_std(log_likelihood, (1, 2)),
-                swap_acceptance=results.swaps,
-                round_trip_rate=results.round_trips / (self._num_steps(results) * self.num_chains),
-            ),
-            latent_model=latent_model,
-            **common,
-        )
-        warn_if_chains_disagree(posterior, "chains")
-        return posterior
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class ParallelTempering(ChainSampler):
+class ParallelTempering(ChunkedSampler):
     r"""Markov chains over a ladder of temperatures that exchange their states.
 
     At every rung of the ladder chains move by the kernel under $p_t(z) \propto p(z)\, p(x \mid z)^t$; every
@@ -305,12 +128,160 @@ class ParallelTempering(ChainSampler):
     checkpoint_dir: str | os.PathLike | None = None
 
     def __post_init__(self):
-        self._set(ladder=as_ladder(self.ladder), swap_every=check_count("swap_every", self.swap_every, 1))
         super().__post_init__()
+        self._set(ladder=as_ladder(self.ladder))
+        self._set_counts(num_steps=1, swap_every=1, num_chains=1, warmup=0, thin=1)
+        self._set(warmup=self.num_steps if self.warmup is None else self.warmup)
+        if self.warmup == 0 and self.kernel.adapts_step_size:
+            raise ValueError(
+                "warmup must be at least 1 for a kernel whose step size is to be found: give some steps of warm-up, or "
+                f"{type(self.kernel).__name__} a step_size"
+            )
+        if self.num_steps % self.thin:
+            raise ValueError(f"thin must divide num_steps, got thin {self.thin} and num_steps {self.num_steps}")
+        check_guide(self.guide, self.guide_params)
+
+    @property
+    def _states_at_once(self) -> int:
+        return self.num_chains * len(self.ladder)
+
+    def _settings(self, target: Target, batch_size: int) -> tuple[Settings, LatentModel | None]:
+        t = as_ladder(self.ladder).temperatures
+        exact, num_draws = len(t) > 1 and bool(t[0] == 0), self.num_steps // self.thin
+        temperatures = jnp.asarray(t, jnp.result_type(float))
+        settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
+        return settings, read_guide(self.guide, self.guide_params, target.model)
+
+    def _bar(self, num_chunks: int) -> tqdm:
+        return tqdm(total=num_chunks * (self.warmup + self.num_steps), unit="step", disable=not self.progress)
+
+    def _run_chunk(self, chunk: Chunk) -> tuple[Recorded | None, bool]:
+        settings, encoder = chunk.settings
+        given = chunk.problem, settings, chunk.rows, chunk.keys
+        state, flaws = chains.start(*given, encoder)
+        diagnostics.check_draws_are_inside(flaws, chunk.target)
+        source = "prior" if encoder is None else "guide"
+        diagnostics.check_log_likelihood(np.asarray(flaws.invalid), chunk.indices, self._states_at_once, source)
+        state, done, _ = chunk.at(state)
+        steps = 0
+        for number, (first, last, end) in enumerate(self._stretches()):
+            if number >= done and not chunk.interrupted:
+                span = jnp.asarray(first), jnp.asarray(last), jnp.asarray(first < 0)
+                state = chains.advance(*given, span, state)
+                if end is not None:
+                    state = end(self.kernel, state)
+                done = number + 1
+                chunk.keep(state, done)
+                if self.progress:
+                    chunk.bar.set_postfix_str(self._progress(state, max(last, 0) // self.thin), refresh=False)
+            if number < done:
+                chunk.bar.update(last - first)
+                steps = max(last, 0)
+        chunk.keep(state, done, whole=True)
+        num_draws = steps // self.thin
+        is_whole = steps == self.num_steps
+        if num_draws < MIN_DRAWS and not is_whole:
+            return None, False
+        latents = chains.latents_along(chunk.problem, self.kernel, chunk.rows, state.positions[:, :, :num_draws])
+        statistics = (getattr(state, name) for name in Recorded._fields[2:])
+        recorded = Recorded(latents, state.log_likelihood[:, :, :num_draws], *statistics)
+        return jax.device_get(recorded), is_whole
+
+    def _stretches(self) -> Iterator[tuple[int, int, Callable | None]]:
+        """From which step to which the chains go at once, and what is done then; steps of warm-up are negative."""
+        whole = self.warmup + self.num_steps
+        size = -(-whole // _UPDATES)
+        # The preconditioner is renewed where the first windows of warm-up end; the last is for the step size alone.
+        ends = [0, *(round(self.warmup * share) for share in (0.1, 0.3, 0.7)), self.warmup, whole]
+        for first, last in pairwise(ends):
+            for begin in range(first, last, size):
+                end = min(begin + size, last)
+                then = None
+                if end == last <= self.warmup:
+                    then = chains.end_window if last < self.warmup else chains.end_warmup
+                yield begin - self.warmup, end - self.warmup, then
+
+    def _progress(self, state: ChainState, num_draws: int) -> str:
+        text = f"{len(self.ladder)} rungs, acceptance {float(state.acceptance[:, -1].mean()):.2f}"
+        if len(self.ladder) > 1:
+            text += f", swaps {float(state.swaps.mean()):.2f}"
+        if num_draws == 0:
+            return f"warm-up, {text}"
+        at_one = np.asarray(state.log_likelihood)[:_SHOWN, :, :num_draws, -1]
+        return f"{text}, ESS {chain_ess(at_one).min():.0f}"
+
+    def _num_steps(self, recorded: Recorded) -> int:
+        """Steps after warm-up that the chains have made."""
+        return recorded.log_likelihood.shape[2] * self.thin
+
+    def _unfinished(self, results: Recorded, indices: np.ndarray, num_data: int) -> str:
+        done = f"{self._num_steps(results)} of {self.num_steps} steps after warm-up"
+        return f"{done}, {len(indices)} of {num_data} data"
+
+    def _posterior(self, latent_model: LatentModel, results: Recorded, **common: Any) -> Posterior:
+        latents, log_likelihood = results.latents, results.log_likelihood
+        num_data = len(log_likelihood)
+        t = as_ladder(self.ladder).temperatures
+        evidence = {}
+        if t[0] == 0 and len(t) > 1:
+            evidence = {
+                "steppingstone": steppingstone(t, log_likelihood),
+                "thermodynamic": thermodynamic(t, log_likelihood),
+            }
+        at_one = log_likelihood[..., -1].reshape(num_data, -1)
+        impossible = np.all(at_one == -np.inf, axis=1)
+        diagnostics.warn_if_impossible(impossible, "at every draw", latent_model)
+        elements = [z.reshape(num_data, self.num_chains, -1, math.prod(z.shape[2:])) for z in latents.values()]
+        rung_ess = np.stack([chain_ess(log_likelihood[..., k]) for k in range(len(t))], 1)
+        ess = np.min([rung_ess[:, -1], *(chain_ess(x[..., j]) for x in elements for j in range(x.shape[-1]))], axis=0)
+        # One chain that never moved is one draw.
+        stuck = np.all([np.ptp(x, axis=(1, 2)).max(-1) == 0 for x in elements if x.shape[-1]], axis=0)
+        ess = np.where(impossible, 0.0, np.where(stuck, 1.0, ess))
+        # Where the likelihood is zero is the way of a chain to the posterior, and no part of it.
+        possible = at_one > -np.inf
+        counts = possible | impossible[:, None]
+        diagnostics.warn_if_outside(~counts)
+        best, log_weight = evidence.get("steppingstone"), np.zeros(num_data)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if best is not None:
+                log_weight = np.where(impossible, -np.inf, best.log_evidence - np.log(possible.mean(1)))
+            mean = log_likelihood.mean((1, 2))
+        by_rung = np.moveaxis(log_likelihood, -1, 1)
+        # What is rare and likelier far from the prior should not be rare there, if chains find their way.
+        lumps = has_two_lumps(by_rung.reshape(num_data, len(t), -1), rare_upper=True) & (t >= 0.5)
+        # Of single chains, because slow ones lie apart without any lump.
+        slow = rung_ess < _FEW
+        lumps[slow] |= has_two_lumps(by_rung[slow]).any(-1)
+        diagnostics.warn_if_in_lumps(lumps, np.broadcast_to(t, lumps.shape))
+        posterior = Posterior(
+            latents=latents,
+            log_weights=np.where(counts, log_weight[:, None], -np.inf),
+            log_likelihood=at_one,
+            log_evidence=None if best is None else best.log_evidence,
+            log_evidence_std_error=None if best is None else best.std_error,
+            ess=ess,
+            num_chains=self.num_chains,
+            evidence=evidence,
+            divergences=results.divergences,
+            rungs=Rungs(
+                temperatures=np.broadcast_to(t, (num_data, len(t))),
+                acceptance=results.acceptance,
+                step_size=results.step_size,
+                ess=rung_ess,
+                log_likelihood_mean=mean,
+                log_likelihood_std=finite_std(log_likelihood, (1, 2)),
+                swap_acceptance=results.swaps,
+                round_trip_rate=results.round_trips / (self._num_steps(results) * self.num_chains),
+            ),
+            latent_model=latent_model,
+            **common,
+        )
+        diagnostics.warn_if_chains_disagree(posterior, "chains")
+        return posterior
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Langevin(ChainSampler):
+class Langevin(ParallelTempering):
     """Independent Markov chains on the posterior of every datum: `ParallelTempering` with the one rung t = 1.
 
     Args:
@@ -352,17 +323,7 @@ class Langevin(ChainSampler):
         ```
     """
 
-    ladder: Ladder = field(default=Ladder([1.0]), init=False, repr=False)
+    ladder: Ladder | Sequence[float] = field(default=Ladder([1.0]), init=False, repr=False)
     swap_every: int = field(default=1, init=False, repr=False)
-    kernel: Kernel | None = None
-    num_steps: int = 1000
     num_chains: int = 4
     warmup: int | None = None
-    _: KW_ONLY
-    thin: int = 1
-    chunk_size: int | None = None
-    plate: str | None = None
-    progress: bool = True
-    guide: Callable | None = None
-    guide_params: dict[str, Any] | None = None
-    checkpoint_dir: str | os.PathLike | None = None

@@ -1,8 +1,8 @@
 """Importance weights of draws from the prior or a guide: what `ImportanceSampling` and `ImportanceMLE` share.
 
-The functions here take a `LatentModel` and are pure: they are jitted, differentiated and scanned by their
-callers. Draws have the draw axis S first; where every datum has its own a data axis B follows it (by default
-where the prior depends on the data), otherwise all data share the same draws.
+The functions here are pure: their callers jit, differentiate and scan them. Draws have the draw axis S first; where
+every datum has its own (by default where the prior depends on the data) the data axis B follows, else all data share
+them.
 """
 
 from __future__ import annotations
@@ -32,22 +32,20 @@ def draws_differ_by_datum(latent_model: LatentModel) -> bool:
 def sample_prior(
     latent_model: LatentModel, key: PRNGKeyArray, num_samples: int, by_datum: bool | None = None
 ) -> dict[str, Array]:
-    """S latents, `(num_samples, *shape)` for each site, or `(num_samples, num_data, *shape)` by datum.
-
-    `by_datum` says whether every datum has draws of its own; None for `draws_differ_by_datum`.
-    """
+    """S latents, for every datum its own if `by_datum`; None for `draws_differ_by_datum`."""
     if not (draws_differ_by_datum(latent_model) if by_datum is None else by_datum):
         return latent_model.sample_prior(key, num_samples)
     keys = jax.random.split(key, latent_model.num_data)
     return jax.vmap(lambda k, *x: latent_model.sample_prior(k, num_samples, *x), out_axes=1)(keys, *latent_model.rows)
 
 
-def log_prior(
-    latent_model: LatentModel, draws: dict[str, Array], by_datum: bool | None = None
-) -> Float[Array, "num_samples _"]:
-    """Prior log p(z_s): `(num_samples, 1)`, or `(num_samples, num_data)` for draws by datum (see `sample_prior`)."""
-    by_datum = draws_differ_by_datum(latent_model) if by_datum is None else by_datum
-    return _at_draws(latent_model.log_prior, latent_model, draws, by_datum)
+def _have_data_axis(latent_model: LatentModel, draws: dict[str, Array]) -> bool:
+    return any(draws[name].ndim == len(shape) + 2 for name, shape in latent_model.latent_shapes.items())
+
+
+def log_prior(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples _"]:
+    """Prior log p(z_s): `(num_samples, 1)`, or `(num_samples, num_data)` where every datum has its own draws."""
+    return _at_draws(latent_model.log_prior, latent_model, draws)
 
 
 def negative_phase(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "*num_data"]:
@@ -68,22 +66,18 @@ def negative_phase(latent_model: LatentModel, draws: dict[str, Array]) -> Float[
     return jnp.mean(values - jax.lax.stop_gradient(values), axis=0)
 
 
-def _at_draws(
-    function: Callable, latent_model: LatentModel, draws: dict[str, Array], by_datum: bool
-) -> Shaped[Array, "num_samples _"]:
+def _at_draws(function: Callable, latent_model: LatentModel, draws: dict[str, Array]) -> Shaped[Array, "num_samples _"]:
     """A function of the latents, and the row, of a datum at every draw."""
-    if not by_datum:
+    if not _have_data_axis(latent_model, draws):
         return jax.vmap(function)(draws)[:, None]
     return jax.vmap(lambda z: jax.vmap(function)(z, *latent_model.rows))(draws)
 
 
-def log_likelihood(
-    latent_model: LatentModel, draws: dict[str, Array], by_datum: bool | None = None
-) -> Float[Array, "num_samples num_data"]:
-    """Likelihood log p(x_b | z_s) of every datum at every draw, or at its own draws (see `sample_prior`)."""
+def log_likelihood(latent_model: LatentModel, draws: dict[str, Array]) -> Float[Array, "num_samples num_data"]:
+    """Likelihood log p(x_b | z_s) of every datum at every draw, or at its own draws."""
     if latent_model.plate is None:
         return jax.vmap(latent_model.log_likelihood)(draws)[:, None]
-    if not (draws_differ_by_datum(latent_model) if by_datum is None else by_datum):
+    if not _have_data_axis(latent_model, draws):
         return pairwise_log_likelihood(latent_model, draws)
 
     @jax.checkpoint
@@ -100,33 +94,27 @@ def log_likelihood(
 def log_proposal_ratio(
     latent_model: LatentModel, encoder: LatentModel, draws: dict[str, Array]
 ) -> Float[Array, "num_samples num_data"]:
-    """Ratio log p(z_bs) - log q(z_bs | x_b) at draws from a guide q; -inf outside of the prior's support.
+    """Ratio log p(z_bs) - log q(z_bs | x_b) at draws from a guide q; -inf outside of the prior's support."""
+    ratio = log_prior(latent_model, draws) - log_prior(encoder, draws)
 
-    NumPyro's densities do not say where their support ends.
-    """
-    by_datum = latent_model.plate is not None
-    ratio = log_prior(latent_model, draws, by_datum) - log_prior(encoder, draws, by_datum)
-
+    # NumPyro's densities do not say where their support ends.
     def excluded(*z_and_row):
         # What rounding has put outside of both supports, such as a point of the simplex, belongs to both.
         return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)
 
-    return jnp.where(_at_draws(excluded, latent_model, draws, by_datum), -jnp.inf, ratio)
+    return jnp.where(_at_draws(excluded, latent_model, draws), -jnp.inf, ratio)
 
 
 def map_chunks(function: Callable, draws: PyTree, chunk_size: int | None) -> Float[Array, "rows num_data"]:
-    """Apply a function of draws to `chunk_size` of them at a time and join the results along the first axis.
-
-    Nothing inside of a chunk is kept for the backward pass, so memory does not grow with the number of draws.
-    """
+    """Apply a function of draws to `chunk_size` of them at a time and join the results along the first axis."""
     num_samples = len(jax.tree.leaves(draws)[0])
     if chunk_size is None or chunk_size >= num_samples:
         return function(draws)
+    # Nothing inside of a chunk is kept for the backward pass, so memory does not grow with the number of draws.
     function = jax.checkpoint(function)
     whole = num_samples - num_samples % chunk_size
     chunks = jax.tree.map(lambda z: z[:whole].reshape(-1, chunk_size, *z.shape[1:]), draws)
-    joined = jax.lax.map(function, chunks)
-    joined = joined.reshape(-1, joined.shape[-1])
+    joined = jnp.concatenate(jax.lax.map(function, chunks))
     if whole == num_samples:
         return joined
     return jnp.concatenate([joined, function(jax.tree.map(lambda z: z[whole:], draws))])
@@ -173,10 +161,8 @@ def log_evidence(
 
 
 def observed_values(latent_model: LatentModel) -> dict[str, Array]:
-    """Values of the observed sites of every datum, `(num_data, ...)`.
-
-    Factors have none, and those that depend on latents, such as what is imputed, are no data.
-    """
+    """Values of the observed sites of every datum, `(num_data, ...)`; factors have none."""
+    # Those that depend on latents, such as what is imputed, are no data.
     names = [
         name for name in latent_model.observed_names if not latent_model.depends_on_latents(output("observed", name))
     ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, accept, choose
+from numpyro_kaem.posterior.kernel import Kernel, Move, ProposalKernel, accept, choose, with_gradient
 from numpyro_kaem.posterior.target import Point, tempered
 
 
@@ -162,20 +162,11 @@ class LatentGaussian(Kernel):
             at = tuning.temperature
             return tempered(point.log_likelihood, at), _tempered_gradient(point, at)
 
-        @jax.custom_jvp
-        def log_likelihood(position):
-            return split(evaluate(position))[0]
-
-        @log_likelihood.defjvp
-        def _(primals, tangents):
-            value, gradient = split(evaluate(primals[0]))
-            return value, jnp.dot(gradient, tangents[0])
-
         ones = jnp.ones_like(point.position)
-        kernel = latent_gaussian.build_kernel(_IdentityCovariance(_Identity(), ones, _Identity()))
+        kernel = latent_gaussian.build_kernel(latent_gaussian.CovarianceSVD(_Identity(), ones, _Identity()))
         value, gradient = split(point)
         state = latent_gaussian.MarginalState(point.position, value, gradient, point.position, gradient)
-        _, info = kernel(key, state, log_likelihood, tuning.step_size)
+        _, info = kernel(key, state, with_gradient(lambda v: split(evaluate(v))), tuning.step_size)
         proposal = evaluate(info.proposal.position)
         acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0.0, info.acceptance_rate)
         divergent = ~jnp.isfinite(proposal.log_likelihood)
@@ -193,9 +184,3 @@ class _Identity:
 
     def __matmul__(self, other: Array) -> Array:
         return other
-
-
-class _IdentityCovariance(NamedTuple):
-    U: _Identity
-    Gamma: Array
-    U_t: _Identity

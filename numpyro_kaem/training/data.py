@@ -25,9 +25,7 @@ class IndexedBatch(NamedTuple):
         import jax
         import jax.numpy as jnp
         import numpy as np
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import IndexedBatch, LangevinMLE, fit
 
         x = 2.0 + 1.1 * np.random.default_rng(0).normal(size=200)
@@ -65,10 +63,6 @@ def is_stream(data: Any) -> bool:
 
 def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, int]:
     """The positional arguments as arrays, whose rows must resemble those of `like`, and their number of rows."""
-    if isinstance(data, list) and any(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
-        raise TypeError(
-            f"{name} must be an array or a tuple of arrays, got a list of single values: pass numpy.array({name})"
-        )
     data = as_arrays(name, tuple(data) if isinstance(data, tuple | list) else (data,))
     data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), data)
     lengths = {}
@@ -86,7 +80,10 @@ def check_data(name: str, data: Any, like: tuple | None = None) -> tuple[tuple, 
                 "yields those of an epoch, and a function that makes one is called first"
             )
         if array.ndim == 0:
-            raise ValueError(f"{label} must lead with the data axis, got a scalar; pass scalars as model_kwargs")
+            raise ValueError(
+                f"{label} must lead with the data axis, got a scalar: pass scalars as model_kwargs, and of a list "
+                "of numbers numpy.array(...)"
+            )
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         with np.errstate(over="ignore"):
             is_finite = np.isfinite(array.astype(dtype, copy=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,7 +18,7 @@ from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import spreading
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.training.data import IndexedBatch, check_data
-from numpyro_kaem.training.sharding import Layout
+from numpyro_kaem.training.sharding import Layout, with_shardings
 from numpyro_kaem.training.step import Stepper, TrainState, empty_records
 
 # Seconds between two looks at the keyboard while a batch is waited for.
@@ -29,35 +28,33 @@ _SECONDS = 0.5
 class ArrayFeed:
     """Minibatches of arrays that are on the device, shuffled there; an epoch's steps are one compiled call or a few."""
 
-    def __init__(self, data: tuple, num_data: int, batch_size: int, layout: Layout | None):
+    def __init__(self, data: tuple, num_data: int, batch_size: int, layout: Layout):
         self.num_data, self.batch_size, self.layout = num_data, batch_size, layout
         self.num_steps = num_data // batch_size
-        self.data = jax.tree.map(jnp.asarray, data) if layout is None else layout.place_data(data)
+        self.data = layout.place_data(data)
         self.first_batch = jax.tree.map(lambda array: jnp.asarray(array[:batch_size]), data)
         self.of_all_processes = data
 
-    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
-        """Compile the steps of an epoch, or find them compiled; returns the seconds that it took."""
+    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> None:
+        """Compile the steps of an epoch, or find them compiled."""
         layout, self._kwargs = self.layout, kwargs
-        self._empty = self._placed(empty_records(state, self.num_steps))
-        self._static = stepper, None if layout is None else (layout.by_datum, layout.replicated), shardings
+        self._empty = layout.place(empty_records(state, self.num_steps))
+        self._static = stepper, layout.by_datum, layout.replicated, shardings
         self.begin(jax.random.key(0))
-        start = time.perf_counter()
-        bound = self._placed(jnp.asarray(0))
+        bound = layout.place(jnp.asarray(0))
         kept = (self._empty, self._order, bound, bound, self.data, kwargs)
         self._take_steps = _take_steps.compiled((self._static, kept), state)
-        return time.perf_counter() - start
 
     def num_chains(self, latent_model: LatentModel) -> int:
         """For how many data chains are kept: for those that fill up the last device as well."""
-        return self.num_data if self.layout is None else self.layout.padded(self.num_data)
+        return self.layout.padded(self.num_data)
 
     def resume(self, step: int, step_in_epoch: int) -> None:
         """Nothing to pass over: an epoch's batches are a function of its key."""
 
     def begin(self, key: PRNGKeyArray) -> None:
         """Begin an epoch."""
-        self._order = self._placed(_shuffle(key, self.num_data, self.num_steps, self.batch_size))
+        self._order = self.layout.place(_shuffle(key, self.num_data, self.num_steps, self.batch_size))
         self._records = self._empty
 
     def advance(
@@ -67,14 +64,11 @@ class ArrayFeed:
 
         The state is given up. `interrupted` is no longer empty after Ctrl-C, to which steps on the device do not look.
         """
-        bounds = self._placed((jnp.asarray(first), jnp.asarray(last)))
+        bounds = self.layout.place((jnp.asarray(first), jnp.asarray(last)))
         kept = (self._records, self._order, *bounds, self.data, self._kwargs)
         state, self._records, end = self._take_steps((self._static, kept), state)
         end = int(end)
         return state, {name: np.asarray(x)[first:end] for name, x in self._records.items()}, end == self.num_steps
-
-    def _placed(self, tree: PyTree) -> PyTree:
-        return tree if self.layout is None else self.layout.place(tree)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -84,21 +78,15 @@ class ArrayFeed:
 @partial(jit_by_value, first_donated=1)
 def _take_steps(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Array], Array]:
     """Steps of an epoch on arrays, as `Stepper.run` takes them, on the devices of a layout if there is one."""
-    (stepper, placement, shardings), (records, order, first, last, data, kwargs) = kept
-    by_datum, replicated = placement or (None, None)
+    (stepper, by_datum, replicated, shardings), (records, order, first, last, data, kwargs) = kept
 
     def cut(data, rows):
-        batch = jax.tree.map(lambda array: array[rows], data)
-        return batch if by_datum is None else jax.lax.with_sharding_constraint(batch, by_datum)
+        return with_shardings(jax.tree.map(lambda array: array[rows], data), by_datum)
 
-    def place(state):
-        return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings)
-
+    place = partial(with_shardings, shardings=shardings)
     with spreading(by_datum):
         state, *others = stepper.run(state, records, (order, first, last), data, kwargs, cut, place)
-    if by_datum is not None:
-        others = jax.lax.with_sharding_constraint(others, replicated)
-    return place(state), *others
+    return place(state), *with_shardings(others, replicated)
 
 
 @jit_by_value
@@ -113,8 +101,8 @@ class StreamFeed:
     Of several processes each gives its own share of the rows.
     """
 
-    def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout | None):
-        if jax.process_count() > 1 and layout is not None and steps_per_epoch is None:
+    def __init__(self, data: Iterable, steps_per_epoch: int | None, layout: Layout):
+        if jax.process_count() > 1 and layout.mesh is not None and steps_per_epoch is None:
             raise ValueError(
                 "steps_per_epoch must be given for an iterable in several processes: all have to take the same number "
                 "of steps"
@@ -130,16 +118,14 @@ class StreamFeed:
         self.batch_size = self.num_data = len(jax.tree.leaves(first)[0])
         # A model that is read for its structure needs values, and what its parameters start from is to be the same in
         # every process.
-        self.first_batch = first if layout is None else jax.tree.map(jnp.asarray, jax.tree.map(to_host, first))
+        self.first_batch = first if layout.mesh is None else jax.tree.map(jnp.asarray, jax.tree.map(to_host, first))
         self.of_all_processes = self.first_batch
 
-    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> float:
-        """Compile a step, or find it compiled; returns the seconds that it took."""
-        start = time.perf_counter()
-        self._static = stepper, None if self.layout is None else self.layout.by_datum, shardings
+    def compile(self, stepper: Stepper, state: TrainState, shardings: PyTree, kwargs: dict) -> None:
+        """Compile a step, or find it compiled."""
+        self._static = stepper, self.layout.by_datum, shardings
         self._step = _take_step.compiled((self._static, *self._first, kwargs), state)
         self._kwargs, self._max_bad_steps = kwargs, stepper.max_bad_steps
-        return time.perf_counter() - start
 
     def num_chains(self, latent_model: LatentModel) -> int | None:
         """For how many data chains are kept; None where batches do not tell which datum is which."""
@@ -167,9 +153,7 @@ class StreamFeed:
         """
         records, ended = [], False
         for number in range(first, last):
-            if not self._wait(interrupted):
-                break
-            if records and self._next.exception() is not None:
+            if not self._wait(interrupted) or (records and self._next.exception() is not None):
                 break
             batch = self._pop()
             if batch is None:
@@ -221,46 +205,48 @@ class StreamFeed:
             batches, before = iter(source), self._count
             for batch in batches:
                 batch, indices, num_rows = self._checked(batch)
-                shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(batch)]
-                if like is not None and shapes != like:
-                    if not _is_shorter(shapes, like) or next(batches, None) is not None:
+                kind = num_rows, [(leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(batch)]
+                like = kind if like is None else like
+                if kind != like:
+                    is_short = num_rows < like[0] and kind[1] == like[1]
+                    if not is_short or next(batches, None) is not None:
                         raise ValueError(
-                            f"batch {self._count} of data has arrays {_describe(shapes)}, the first had "
-                            f"{_describe(like)}: only the last batch of a pass may be short, and is left out"
+                            f"batch {self._count} of data has arrays {_describe(*kind)}, the first had "
+                            f"{_describe(*like)}: only the last batch of a pass may be short, and is left out"
                         )
                     if not is_told:
                         warnings.warn(
-                            f"the last batch of a pass has {num_rows} rows, the others {like[0][0][0]}: it is left "
-                            "out, as batches of one compiled step have one shape (shuffle, so that no row is left out "
-                            "every time)",
+                            f"the last batch of a pass has {num_rows} rows, the others {like[0]}: it is left out, as "
+                            "batches of one compiled step have one shape (shuffle, so that no row is left out every "
+                            "time)",
                             RuntimeWarning,
                             stacklevel=2,
                         )
                     is_told = True
                     break
-                like, self._count = shapes, self._count + 1
-                yield self._place(batch, num_rows), None if indices is None else jnp.asarray(indices)
+                self._count += 1
+                yield self._place(batch, num_rows), indices
             # An epoch that is no whole number of passes goes on with the next one, if there is anything in it.
             if self.num_steps is None or self.is_iterator or self._count == before:
                 yield None
 
-    def _checked(self, batch: Any) -> tuple[tuple, np.ndarray | None, int]:
+    def _checked(self, batch: Any) -> tuple[tuple, Array | None, int]:
         """The arguments of a batch, its indices if it has some, and its number of rows."""
         name, indices = f"batch {self._count} of data", None
         if isinstance(batch, IndexedBatch):
             batch, indices = batch
         batch, num_rows = check_data(name, batch)
         if indices is not None:
-            if self.layout is not None:
+            if self.layout.mesh is not None:
                 raise ValueError("an IndexedBatch needs one device: with a mesh pass all data as arrays")
             indices = np.asarray(indices)
             if indices.shape != (num_rows,) or indices.dtype.kind not in "iu" or len(np.unique(indices)) != num_rows:
                 raise ValueError(f"indices of {name} must be {num_rows} different whole numbers, got {indices!r}")
-            indices = indices.astype(np.int32)
+            indices = jnp.asarray(indices.astype(np.int32))
         return batch, indices, num_rows
 
     def _place(self, batch: tuple, num_rows: int) -> tuple:
-        if self.layout is None:
+        if self.layout.mesh is None:
             return jax.tree.map(jnp.asarray, batch)
         self.layout.check_batch("the rows of a batch of data, of all processes,", num_rows * jax.process_count())
         by_datum = self.layout.by_datum
@@ -275,16 +261,8 @@ def _take_step(kept: tuple, state: TrainState) -> tuple[TrainState, dict[str, Ar
     rows = slice(None) if indices is None else indices
     with spreading(by_datum):
         state, record = stepper.step(stepper.svi(state, batch, kwargs), state, batch, rows, kwargs)
-    return state if by_datum is None else jax.lax.with_sharding_constraint(state, shardings), record
+    return with_shardings(state, shardings), record
 
 
-def _is_shorter(shapes: list, like: list) -> bool:
-    """Whether arrays differ from others only in having fewer rows."""
-    return len(shapes) == len(like) and all(
-        shape[1:] == other[1:] and shape[0] < other[0] and dtype == other_dtype
-        for (shape, dtype), (other, other_dtype) in zip(shapes, like, strict=True)
-    )
-
-
-def _describe(shapes: list) -> str:
-    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes)
+def _describe(num_rows: int, rows: list) -> str:
+    return ", ".join(f"{dtype}{[num_rows, *shape]}" for shape, dtype in rows)

@@ -28,7 +28,7 @@ from numpyro_kaem.training import initial
 from numpyro_kaem.training.data import check_data, is_stream
 from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.held_out import Scorer, check_held_out, place_held_out
+from numpyro_kaem.training.held_out import check_held_out, score
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
 from numpyro_kaem.training.settings import Checkpointing, HeldOut, with_moved_keywords
@@ -126,16 +126,13 @@ def fit(
             iterable that ends early or changes the shape of its batches, checkpoints of another model, a batch that the
             mesh does not divide, or arguments that differ between processes.
         TypeError: for what is no data, no objective or no optimiser.
+        OSError: for a folder of checkpoints that cannot be made or written to.
         TrainingFailed: after `max_bad_steps` bad steps in a row, or a run without a good one; its `result` is what
             there was before them. Whatever data or callbacks raise while the run goes on has a `result` too.
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import ImportanceMLE, fit
 
 
@@ -147,25 +144,16 @@ def fit(
 
 
         x = jnp.array([1.0, -2.0]) + jax.random.normal(jax.random.key(0), (500, 2))
-        result = fit(
-            jax.random.key(1),
-            model,
-            x[:400],
-            objective=ImportanceMLE(100),
-            optimizer=optax.adam(0.05),
-            num_epochs=20,
-            batch_size=50,
-            held_out=x[400:],
-            progress=False,
-        )
+        options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
+        result = fit(jax.random.key(1), model, x[:400], num_epochs=20, batch_size=50, held_out=x[400:], **options)
         assert jnp.allclose(result.params["location"], jnp.array([1.0, -2.0]), atol=0.3)
         assert result.history["held_out_log_likelihood"][-1] > result.history["held_out_log_likelihood"][0]
         ```
     """
     init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
     held_out, checkpoints = with_moved_keywords(held_out, checkpoints, moved)
-    check_count("num_epochs", num_epochs, 1)
-    check_count("max_bad_steps", max_bad_steps, 1)
+    for name, count in {"num_epochs": num_epochs, "max_bad_steps": max_bad_steps, "accumulate": accumulate}.items():
+        check_count(name, count, 1)
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise ValueError(f"ema_decay must lie in (0, 1), got {ema_decay!r}")
     guide = initial.guide_for(objective, guide)
@@ -176,7 +164,9 @@ def fit(
     layout = make_layout(mesh, param_specs)
     feed = _make_feed(data, batch_size, steps_per_epoch, layout)
     batch, kwargs = feed.first_batch, as_arrays("model_kwargs", dict(model_kwargs or {}))
-    scored = None if held_out is None else place_held_out(held_out.data, batch, layout)
+    if held_out is not None:
+        scored, num_scored = check_data("held_out", held_out.data, like=batch)
+        scored = layout.place_data(scored)
     if feed.num_steps is not None and accumulate > num_epochs * feed.num_steps:
         warnings.warn(
             f"accumulate={accumulate} is more than the {num_epochs * feed.num_steps} steps of this run: the optimiser "
@@ -195,8 +185,8 @@ def fit(
     latent_model = at_initial(*batch, rng_key=check_key)
     latent_model.require_per_datum("fit")
     initial.check_suits(objective, latent_model)
-    if scored is not None:
-        check_held_out(partial(at_initial, check=False), scored[0])
+    if held_out is not None:
+        check_held_out(partial(at_initial, check=False), scored)
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
     if isinstance(objective, Objective):
@@ -220,21 +210,25 @@ def fit(
 
     # Where the state is. Steps take over its arrays, which up to here may be the caller's, or one array in two places.
     state = TrainState(state, None if ema_decay is None else params, jnp.zeros((), int), jnp.zeros((), int))
-    state, keys, shardings = jax.tree.map(jnp.copy, state), {"shuffle": shuffle_key, "score": score_key}, None
+    state, keys = jax.tree.map(jnp.copy, state), {"shuffle": shuffle_key, "score": score_key}
     del params, at_initial, latent_model  # and with them what has been copied
-    if layout is not None:
+    if layout.mesh is not None:
         check_same_in_all_processes(key=keys, data=feed.of_all_processes, parameters=state)
-        shardings = layout.state_shardings(state, set(svi.get_params(state.svi)))
-        state, keys = layout.place(state, shardings), layout.place(keys)
-        kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
+    shardings = layout.state_shardings(state, {*sites.of_model, *sites.of_guide})
+    state, keys = layout.place(state, shardings), layout.place(keys)
+    kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
 
-    by_datum = None if layout is None else layout.by_datum
+    scorer = None
+    if held_out is not None:
+        static = stepper.model, plate, layout.by_datum, num_scored, held_out.num_samples
+        scorer = partial(score, static, scored, kwargs)
     run = Run(
         num_epochs=num_epochs,
         feed=feed,
         stepper=stepper,
         sites=sites,
-        scorer=None if scored is None else Scorer(held_out, stepper.model, plate, by_datum, *scored, kwargs),
+        held_out=held_out,
+        scorer=scorer,
         store=store,
         checkpoint_every=None if checkpoints is None else checkpoints.every,
         description={
@@ -253,7 +247,7 @@ def fit(
 
 
 def _make_feed(
-    data: Any, batch_size: int | None, steps_per_epoch: int | None, layout: Layout | None
+    data: Any, batch_size: int | None, steps_per_epoch: int | None, layout: Layout
 ) -> ArrayFeed | StreamFeed:
     """Where batches come from."""
     if is_stream(data):
@@ -263,10 +257,7 @@ def _make_feed(
     data, num_data = check_data("data", data)
     if steps_per_epoch is not None:
         raise ValueError("steps_per_epoch is for an iterable of batches; an epoch of arrays is all their whole batches")
-    if batch_size is None:
-        raise ValueError("batch_size must be given for data that are arrays")
     if check_count("batch_size", batch_size, 1) > num_data:
         raise ValueError(f"batch_size must be at most the number of rows of data, {num_data}, got {batch_size}")
-    if layout is not None:
-        layout.check_batch("batch_size", batch_size)
+    layout.check_batch("batch_size", batch_size)
     return ArrayFeed(data, num_data, batch_size, layout)

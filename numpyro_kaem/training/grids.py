@@ -60,8 +60,8 @@ class GridAdaptation(ByValue):
     uniform_fraction: float = 0.05
 
     def __post_init__(self):
-        check_count("every", self.every, 1)
-        check_count("num_samples", self.num_samples, 2)
+        for name, minimum in {"every": 1, "num_samples": 2}.items():
+            check_count(name, getattr(self, name), minimum)
         if not self.growth >= 1:
             raise ValueError(f"growth must be at least 1, got {self.growth}")
 
@@ -78,13 +78,11 @@ class GridAdaptation(ByValue):
 
     def check(self, latent_model: LatentModel) -> None:
         """Raise a ValueError unless the site is a latent of the model whose shape fits the energy's."""
-        shapes = latent_model.latent_shapes
-        if self.site not in shapes:
-            raise ValueError(f"grid_adaptation: site must be a latent site, one of {sorted(shapes)}, got {self.site!r}")
-        if shapes[self.site] not in (self.energy.batch_shape, self.energy.batch_shape[:-1]):
+        shapes, needed = latent_model.latent_shapes, self.energy.batch_shape
+        if shapes.get(self.site) not in (needed, needed[:-1]):
             raise ValueError(
-                f"grid_adaptation: site {self.site!r} has shape {shapes[self.site]} for one datum, but the energy has "
-                f"batch shape {self.energy.batch_shape}"
+                f"grid_adaptation: site must be a latent site with the energy's batch shape {needed} for one datum, "
+                f"got {self.site!r}; the latents have {shapes}"
             )
 
     def apply(

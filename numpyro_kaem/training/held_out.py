@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_kaem._compilation.fingerprint import SameProgram
 from numpyro_kaem._compilation.options import LOOP
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem._numerics.sharding import spreading
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.posterior.weights import log_evidence
-from numpyro_kaem.training.data import check_data
-from numpyro_kaem.training.settings import HeldOut
-from numpyro_kaem.training.sharding import Layout
-
-
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """The score of held-out data, as `place_held_out` returns them, as a function of parameters."""
-
-    settings: HeldOut
-    model: SameProgram
-    plate: str | None
-    by_datum: NamedSharding | None
-    data: tuple
-    num_data: int
-    kwargs: dict[str, Any]
-
-    def __call__(self, params: dict[str, Any], key: PRNGKeyArray) -> tuple[float, float]:
-        """The mean log-likelihood and its standard error, from the spread between data."""
-        static = self.model, self.plate, self.by_datum, self.num_data, self.settings.num_samples
-        mean, std_error = _score(static, params, key, self.data, self.kwargs)
-        return float(mean), float(std_error)
-
-
-def place_held_out(data: Any, like: tuple, layout: Layout | None) -> tuple[tuple, int]:
-    """Held-out data on the device or the mesh, which may take a few rows more, and their number."""
-    data, num_data = check_data("held_out", data, like=like)
-    return (jax.tree.map(jnp.asarray, data) if layout is None else layout.place_data(data)), num_data
 
 
 def check_held_out(read: Callable, data: tuple) -> None:
@@ -59,9 +28,10 @@ def check_held_out(read: Callable, data: tuple) -> None:
 
 
 @partial(jit_by_value, compiler_options=LOOP)
-def _score(
-    static: tuple, params: dict[str, Any], key: PRNGKeyArray, data: tuple, kwargs: dict[str, Any]
+def score(
+    static: tuple, data: tuple, kwargs: dict[str, Any], params: dict[str, Any], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean log-likelihood of the first `num_data` rows, and its standard error, by the spread between them."""
     model, plate, by_datum, num_data, num_samples = static
     model_key, draw_key = jax.random.split(key)
     latent_model = LatentModel(model, params, *data, plate=plate, rng_key=model_key, check=False, **kwargs)

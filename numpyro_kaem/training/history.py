@@ -50,7 +50,8 @@ class History:
         for name, value in row.items():
             self.by_epoch[name].append(value)
         self.epoch, self.step_in_epoch, self.seconds = number + 1, 0, 0.0
-        return epoch_row(number, row, records, [score for score in self.scores[-1:] if score[0] == number])
+        is_scored = bool(self.scores) and self.scores[-1][0] == number
+        return epoch_row(number, row, records, self.scores[-1][1:] if is_scored else None)
 
     def of_epoch(self, name: str) -> np.ndarray:
         """The records of the steps of the present epoch, which are at the end of those of the run."""

@@ -18,7 +18,6 @@ from numpyro.optim import _NumPyroOptim
 from numpyro_kaem._compilation.fingerprint import fingerprint
 from numpyro_kaem._compilation.options import RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_program
-from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives.objective import STATE, Objective
 from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
@@ -30,7 +29,6 @@ _NEED_GUIDE = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO,
 
 def build_optimizer(optimizer: Any, labels: Callable[[str], str] | None, accumulate: int) -> Any:
     """The optimiser that NumPyro's `SVI` is given, from what `fit` is given."""
-    check_count("accumulate", accumulate, 1)
     if isinstance(optimizer, Mapping):
         optimizer = _by_label(dict(optimizer), labels or (lambda site: site.removesuffix("$params")))
     elif labels is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +33,7 @@ class FitResult:
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import ImportanceMLE, fit
 
 
@@ -85,11 +82,7 @@ class TrainingFailed(RuntimeError):
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import ImportanceMLE, TrainingFailed, fit
 
 
@@ -145,12 +138,11 @@ class TensorBoardLogger:
                     "TensorBoardLogger needs tensorboardX or clu: pip install 'numpyro_kaem[tensorboard]'"
                 ) from error
             writer = create_default_writer(os.fspath(directory))
-            self._write = lambda step, values: writer.write_scalars(step, values)
-            self._flush = writer.flush
+            self._write = writer.write_scalars
         else:
             writer = SummaryWriter(os.fspath(directory))
             self._write = lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()]
-            self._flush = writer.flush
+        self._flush = writer.flush
 
     def __call__(self, epoch: int, metrics: dict[str, Any], params: dict[str, Any]) -> None:
         """Write the scalars of an epoch."""
@@ -168,7 +160,7 @@ def epoch_table(history: dict[str, np.ndarray]) -> list[dict[str, float | int]]:
     """One row an epoch, the last of which may be broken off."""
     by_step = {name: values for name, values in history.items() if name not in NOT_BY_STEP}
     scores = zip(*(history[name] for name in ("held_out_epoch", *_SCORES)), strict=True)
-    scores = {int(epoch): (epoch, *score) for epoch, *score in scores}
+    scores = {int(epoch): score for epoch, *score in scores}
     ends, num_steps = history["steps"].tolist(), len(by_step.get("loss", ()))
     rows = []
     for index, first in enumerate([0, *ends]):
@@ -181,13 +173,12 @@ def epoch_table(history: dict[str, np.ndarray]) -> list[dict[str, float | int]]:
         else:
             finite = records["loss"][np.isfinite(records["loss"])]
             by_epoch = {"epoch_loss": finite.mean().item() if len(finite) else np.nan}
-        score = [scores[index + 1]] if index + 1 in scores else []
-        rows.append(epoch_row(index + 1, {"steps": last} | by_epoch, records, score))
+        rows.append(epoch_row(index + 1, {"steps": last} | by_epoch, records, scores.get(index + 1)))
     return rows
 
 
 def epoch_row(
-    epoch: int, by_epoch: dict[str, float | int], records: dict[str, np.ndarray], scores: list[tuple]
+    epoch: int, by_epoch: dict[str, float | int], records: dict[str, np.ndarray], score: Sequence[float] | None
 ) -> dict[str, float | int]:
     """What is known of an epoch: of its end, of its steps (as means), and its held-out score if it has one."""
     row = {"epoch": epoch} | by_epoch
@@ -195,5 +186,4 @@ def epoch_row(
         if name != "loss":
             mean = values.mean(0)
             row |= {name: mean.item()} if mean.ndim == 0 else {f"{name}[{i}]": v.item() for i, v in enumerate(mean)}
-    score = scores[0][1:] if scores else (np.nan, np.nan)
-    return row | {name: float(value) for name, value in zip(_SCORES, score, strict=True)}
+    return row | dict(zip(_SCORES, map(float, score or (np.nan, np.nan)), strict=True))

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from numpyro_kaem._checkpoints.store import CheckpointStore, any_process
 from numpyro_kaem._compilation.interrupts import interrupts
 from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
-from numpyro_kaem.training.held_out import Scorer
 from numpyro_kaem.training.history import Alarms, History
 from numpyro_kaem.training.initial import Sites
 from numpyro_kaem.training.result import FitResult, TrainingFailed
+from numpyro_kaem.training.settings import HeldOut
 from numpyro_kaem.training.step import Stepper, TrainState
 
 # Seconds of compiled steps between two looks at the progress bar and the keyboard.
@@ -34,7 +34,8 @@ class Run:
     feed: ArrayFeed | StreamFeed
     stepper: Stepper
     sites: Sites
-    scorer: Scorer | None
+    held_out: HeldOut | None
+    scorer: Callable | None  # of parameters and a key
     store: CheckpointStore | None
     checkpoint_every: int | None  # in steps; None for the end of every epoch
     description: dict[str, Any]  # facts that a checkpoint and its continuation have in common
@@ -51,7 +52,9 @@ class Run:
         reason = "patience" if self._is_out_of_patience() else "finished"
         if self._goes_on(reason):
             self.feed.resume(self.step, self.history.step_in_epoch)
-            self.compile_seconds = self.feed.compile(self.stepper, self.state, shardings, kwargs)
+            start = time.perf_counter()
+            self.feed.compile(self.stepper, self.state, shardings, kwargs)
+            self.compile_seconds = time.perf_counter() - start
         is_shown = self.progress and jax.process_index() == 0
         bar = tqdm(total=self.num_epochs, initial=self.history.epoch - 1, unit="epoch", disable=not is_shown)
         with interrupts() as interrupted, bar:
@@ -134,9 +137,10 @@ class Run:
     def _end_epoch(self) -> str:
         """Score, close the books of the epoch, and call back; tells whether and why the run ends."""
         number, reason = self.history.epoch, "finished"
-        if self.scorer is not None and (number % self.scorer.settings.every == 0 or number == self.num_epochs):
+        if self.held_out is not None and (number % self.held_out.every == 0 or number == self.num_epochs):
             params = self._params(self.state.average)
-            self.history.scores.append((number, *self.scorer(params, self.keys["score"])))
+            mean, std_error = map(float, self.scorer(params, self.keys["score"]))
+            self.history.scores.append((number, mean, std_error))
             if self.history.scores_since_best() == 0:
                 self.best = _copied(params)
             elif self._is_out_of_patience():
@@ -150,11 +154,11 @@ class Run:
 
     def _anywhere(self, value: bool) -> bool:
         """Whether the value is true in any of the processes that train together."""
-        return value if self.feed.layout is None else any_process(value)
+        return value if self.feed.layout.mesh is None else any_process(value)
 
     def _is_out_of_patience(self) -> bool:
         """Whether there were too many scores since the best one."""
-        patience = None if self.scorer is None else self.scorer.settings.patience
+        patience = None if self.held_out is None else self.held_out.patience
         return patience is not None and self.history.scores_since_best() >= patience
 
     def _params(self, unconstrained: PyTree = None) -> dict[str, Any]:

@@ -29,11 +29,7 @@ class HeldOut:
 
     Example:
         ```python
-        import jax
-        import jax.numpy as jnp
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import HeldOut, ImportanceMLE, fit
 
 
@@ -59,10 +55,7 @@ class HeldOut:
     patience: int | None = None
 
     def __post_init__(self):
-        check_count("HeldOut.every", self.every, 1)
-        check_count("HeldOut.num_samples", self.num_samples, 1)
-        if self.patience is not None:
-            check_count("HeldOut.patience", self.patience, 1)
+        _check_counts(self, "every", "num_samples", "patience")
 
 
 @dataclass(frozen=True)
@@ -84,10 +77,7 @@ class Checkpointing:
         ```python
         import tempfile
 
-        import jax
-        import numpyro
-        import numpyro.distributions as dist
-        import optax
+        import jax, numpyro, numpyro.distributions as dist, optax
         from numpyro_kaem import Checkpointing, ImportanceMLE, fit
 
 
@@ -113,9 +103,14 @@ class Checkpointing:
     keep: int = 3
 
     def __post_init__(self):
-        check_count("Checkpointing.keep", self.keep, 1)
-        if self.every is not None:
-            check_count("Checkpointing.every", self.every, 1)
+        _check_counts(self, "every", "keep")
+
+
+def _check_counts(settings: HeldOut | Checkpointing, *names: str) -> None:
+    """Raise a ValueError unless these fields are None or whole numbers of at least 1."""
+    for name in names:
+        if (value := getattr(settings, name)) is not None:
+            check_count(f"{type(settings).__name__}.{name}", value, 1)
 
 
 # The keyword that each has moved to, the field there, and how that is written.

@@ -18,26 +18,28 @@ from numpyro_kaem.objectives.objective import STATE
 
 
 class Layout(NamedTuple):
-    """Where things are: data and chains along one axis of a mesh, all else everywhere unless `param_specs` says."""
+    """Where things are: data and chains along the first axis of a mesh, all else everywhere unless `param_specs` says.
 
-    mesh: Mesh
-    axis: str
+    Without a mesh all is on one device: shardings are None, and arrays stay as they are.
+    """
+
+    mesh: Mesh | None
     param_specs: Callable[[str, Any], PartitionSpec] | None
 
     @property
     def num_shards(self) -> int:
         """Number of parts that data are divided into."""
-        return self.mesh.shape[self.axis]
+        return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
 
     @property
-    def replicated(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding | None:
         """The same on every device."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def by_datum(self) -> NamedSharding:
+    def by_datum(self) -> NamedSharding | None:
         """The leading axis divided."""
-        return NamedSharding(self.mesh, PartitionSpec(self.axis))
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
 
     def padded(self, num_data: int) -> int:
         """The number of rows that divides evenly."""
@@ -45,6 +47,8 @@ class Layout(NamedTuple):
 
     def place_data(self, data: PyTree) -> PyTree:
         """Arrays divided along their leading axis, filled up with copies of their last row."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, data)
 
         def place(array):
             array = np.asarray(array)
@@ -56,6 +60,8 @@ class Layout(NamedTuple):
 
     def state_shardings(self, state: PyTree, sites: set[str]) -> PyTree:
         """The sharding of every leaf of a training state of a model with these parameter sites."""
+        if self.mesh is None:
+            return None
 
         def sharding(path, leaf):
             keys = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
@@ -65,26 +71,20 @@ class Layout(NamedTuple):
             site = next((key for key in keys if key in sites), None)
             if self.param_specs is None or site is None:
                 return self.replicated
-            spec = self._checked(self.param_specs(site, leaf), site)
+            spec = self.param_specs(site, leaf)
+            if not isinstance(spec, PartitionSpec):
+                raise TypeError(
+                    f"param_specs must return a jax.sharding.PartitionSpec, got {spec!r} for {site!r}: PartitionSpec() "
+                    "means a copy on every device"
+                )
             return NamedSharding(self.mesh, spec if len(spec) <= jnp.ndim(leaf) else PartitionSpec())
 
         return jax.tree_util.tree_map_with_path(sharding, state)
 
-    def _checked(self, spec: Any, site: str) -> PartitionSpec:
-        """What `param_specs` says of a site, if it can be followed."""
-        if not isinstance(spec, PartitionSpec):
-            raise TypeError(
-                f"param_specs must return a jax.sharding.PartitionSpec, got {spec!r} for {site!r}: PartitionSpec() "
-                "means a copy on every device"
-            )
-        if unknown := {axis for axis in jax.tree.leaves(tuple(spec))} - set(self.mesh.axis_names):
-            raise ValueError(
-                f"param_specs must name axes of the mesh, {self.mesh.axis_names}, got {sorted(unknown)} for {site!r}"
-            )
-        return spec
-
     def place(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
         """A tree of arrays, the same in every process, on the devices of the mesh."""
+        if self.mesh is None:
+            return tree
         shardings = jax.tree.map(lambda _: self.replicated, tree) if shardings is None else shardings
         return jax.tree.map(_place, tree, shardings)
 
@@ -92,20 +92,21 @@ class Layout(NamedTuple):
         """Raise a ValueError unless the mesh divides a batch of this size."""
         if batch_size % self.num_shards:
             raise ValueError(
-                f"{what} must be a multiple of the {self.num_shards} devices along mesh axis {self.axis!r}, "
-                f"got {batch_size}"
+                f"{what} must be a multiple of the {self.num_shards} devices along mesh axis "
+                f"{self.mesh.axis_names[0]!r}, got {batch_size}"
             )
 
 
-def make_layout(mesh: Any, param_specs: Any) -> Layout | None:
-    """The layout on a user's mesh, whose first axis divides the data; None for one device."""
-    if mesh is None:
-        if param_specs is not None:
-            raise ValueError("param_specs need a mesh, whose axes they name")
-        return None
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, such as jax.make_mesh((8,), ('data',)), got {mesh!r}")
-    return Layout(with_auto_axes(mesh), mesh.axis_names[0], param_specs)
+def make_layout(mesh: Mesh | None, param_specs: Callable | None) -> Layout:
+    """The layout on a user's mesh, whose first axis divides the data; of one device for None."""
+    if mesh is None and param_specs is not None:
+        raise ValueError("param_specs need a mesh, whose axes they name")
+    return Layout(None if mesh is None else with_auto_axes(mesh), param_specs)
+
+
+def with_shardings(tree: PyTree, shardings: PyTree | None) -> PyTree:
+    """In a compiled program: arrays that have these shardings there, where there are any."""
+    return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def check_same_in_all_processes(**trees: PyTree) -> None:

@@ -59,8 +59,11 @@ class Stepper(NamedTuple):
         before = _with_chains(state.svi, lambda chains: jax.tree.map(lambda x: x[rows], chains))
         after, loss = svi.update(before, *batch, **kwargs)
         metrics = (after.mutable_state or {}).get(STATE, {}).get("metrics", {})
-        is_finite = jnp.isfinite(loss) & _all_finite(svi.get_params(after))
-        is_finite &= _still_finite(before.optim_state, after.optim_state)
+        finite = [jnp.isfinite(leaf) for leaf in _numbers(svi.get_params(after))]
+        # An optimiser may begin with an infinite best loss.
+        optimisers = zip(_numbers(before.optim_state), _numbers(after.optim_state), strict=True)
+        finite += [jnp.isfinite(new) | ~jnp.isfinite(old) for old, new in optimisers]
+        is_finite = jnp.all(jnp.stack([jnp.isfinite(loss), *map(jnp.all, finite)]))
         # All of it, chains and grids too; but for the random key, so that the next step draws anew.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         kept = SVIState(kept.optim_state, kept.mutable_state, after.rng_key)
@@ -79,12 +82,16 @@ class Stepper(NamedTuple):
             due = is_finite & self.grid_adaptation.is_due(number)
             kept, average = jax.lax.cond(due, adapt, lambda *unchanged: unchanged, kept, average)
         if self.ema_decay is not None:
-            params = svi.optim.get_params(kept.optim_state)
-            decay = self.ema_decay
+            params, decay = svi.optim.get_params(kept.optim_state), self.ema_decay
             average = jax.tree.map(lambda a, p: jnp.where(is_finite, decay * a + (1 - decay) * p, a), average, params)
         bad_in_a_row = jnp.where(is_finite, 0, state.bad_in_a_row + 1)
         record = {"loss": loss / self.data_per_step, "is_finite": is_finite, **metrics}
-        return TrainState(_put(state.svi, kept, rows), average, number, bad_in_a_row), record
+
+        def put(chains):
+            everyones = state.svi.mutable_state[STATE]["per_datum"]
+            return jax.tree.map(lambda old, new: old.at[rows].set(new), everyones, chains)
+
+        return TrainState(_with_chains(kept, put), average, number, bad_in_a_row), record
 
     def run(
         self,
@@ -127,14 +134,6 @@ def empty_records(state: TrainState, num_steps: int) -> dict[str, Array]:
     return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), record)
 
 
-def _put(state: SVIState, new: SVIState, rows: Any) -> SVIState:
-    """The new state with all chains, those of some rows renewed."""
-    if not (new.mutable_state or {}).get(STATE, {}).get("per_datum"):
-        return new
-    old = state.mutable_state[STATE]["per_datum"]
-    return _with_chains(new, lambda chains: jax.tree.map(lambda x, y: x.at[rows].set(y), old, chains))
-
-
 def _with_chains(state: SVIState, function: Callable[[dict], dict]) -> SVIState:
     own = (state.mutable_state or {}).get(STATE)
     if not own or not own["per_datum"]:
@@ -143,16 +142,6 @@ def _with_chains(state: SVIState, function: Callable[[dict], dict]) -> SVIState:
     return SVIState(state.optim_state, state.mutable_state | {STATE: own}, state.rng_key)
 
 
-def _all_finite(tree: PyTree) -> Array:
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
-
-
-def _still_finite(before: PyTree, after: PyTree) -> Array:
-    """Whether nothing that was finite has become otherwise; an optimiser may begin with an infinite best loss."""
-    kept = [
-        jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
-        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-        if jnp.issubdtype(new.dtype, jnp.inexact)
-    ]
-    return jnp.all(jnp.stack(kept)) if kept else jnp.array(True)
+def _numbers(tree: PyTree) -> list[Array]:
+    """The leaves that may be infinite or NaN."""
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
