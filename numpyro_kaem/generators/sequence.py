@@ -126,6 +126,7 @@ class SequenceDecoder(eqx.Module):
         is taken; the distribution gives it the log-probability -inf.
         """
         self.check_tokens(tokens)
+        tokens = jnp.asarray(tokens)
         latent = self._embed_latent(z)
         batch_shape = _broadcast(z, tokens)
         before = self.token_embedding.at[tokens[..., :-1]].get(mode="clip")
@@ -269,9 +270,10 @@ class SequenceEncoder(eqx.Module):
         self.out_weight = width**-0.5 * jax.random.normal(keys[3], (width, out_size))
         self.out_bias = jnp.zeros(out_size)
 
-    def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "... out_size"]:
+    def __call__(self, tokens: ArrayLike) -> Float[Array, "... out_size"]:
         """Map sequences, the last axis of tokens, to vectors of out_size."""
         self.check_tokens(tokens)
+        tokens = jnp.asarray(tokens)
         is_real = real_positions(tokens, self.end_token)
         h = self.token_embedding.at[tokens].get(mode="clip") + self.position_embedding
         for block in self.blocks:
