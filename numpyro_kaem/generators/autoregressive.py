@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -123,11 +124,13 @@ class AutoregressiveCategorical(dist.Distribution):
 
     arg_constraints = {"z": constraints.real_vector}
     pytree_data_fields = ("decoder", "z")
+    pytree_aux_fields = ("_ranks",)
 
     def __init__(
         self, decoder: AutoregressiveDecoder, z: Float[Array, "... in_size"], *, validate_args: bool | None = None
     ):
         self.decoder, self.z = decoder, z
+        self._ranks = tuple(map(jnp.ndim, jax.tree.leaves(decoder)))
         super().__init__(jnp.shape(z)[:-1], (decoder.length,), validate_args=validate_args)
 
     @property
@@ -138,18 +141,48 @@ class AutoregressiveCategorical(dist.Distribution):
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Int[Array, "... length"]:
         """Draw sequences, token by token."""
         assert is_prng_key(key)
-        return self.decoder.sample(key, jnp.broadcast_to(self.z, self.shape(sample_shape)[:-1] + self.z.shape[-1:]))
+        decoder, z, axes = self._decoders()
+
+        def draw(decoder: AutoregressiveDecoder, z: Array, key: Array) -> Array:
+            return decoder.sample(key, jnp.broadcast_to(z, sample_shape + z.shape))
+
+        keys = jax.random.split(key, z.shape[: len(axes)]) if axes else key
+        draws = _map(draw, len(axes))(decoder, z, keys)
+        return jnp.moveaxis(draws, range(len(axes)), [len(sample_shape) + axis for axis in axes])
 
     def log_prob(self, value: Any) -> Float[Array, "..."]:
         """Log-probability of sequences; leading axes are broadcast with those of z."""
-        decoder = self.decoder
-        check_tokens(value, decoder.vocabulary_size, decoder.length, decoder.end_token)
+        check_tokens(value, self.decoder.vocabulary_size, self.event_shape[0], self.decoder.end_token)
         tokens = jnp.asarray(value)
-        if self._validate_args:
-            self._validate_sample(tokens)
-        log_probs = jax.nn.log_softmax(decoder(self.z, tokens), axis=-1)
-        tokens = jnp.broadcast_to(tokens, log_probs.shape[:-1])
-        is_known = (tokens >= 0) & (tokens < decoder.vocabulary_size)
-        chosen = jnp.take_along_axis(log_probs, jnp.where(is_known, tokens, 0)[..., None], axis=-1)[..., 0]
-        chosen = jnp.where(is_known, chosen, -jnp.inf)
-        return jnp.sum(jnp.where(real_positions(tokens, decoder.end_token), chosen, 0.0), axis=-1)
+        decoder, z, axes = self._decoders()
+        if axes:
+            shape = jnp.broadcast_shapes(self.z.shape[:-1], tokens.shape[:-1])
+            tokens = jnp.broadcast_to(tokens, (*shape, tokens.shape[-1]))
+        here, there = [tokens.ndim - self.z.ndim + axis for axis in axes], range(len(axes))
+        log_probs = _map(_log_prob, len(axes))(decoder, z, jnp.moveaxis(tokens, here, there))
+        return jnp.moveaxis(log_probs, there, here)
+
+    def _decoders(self) -> tuple[AutoregressiveDecoder, Array, list[int]]:
+        """Decoder, z, and the axes of the batch along which the decoders differ: they are in front in all arrays.
+
+        All arrays have such axes in front when `vmap` or NumPyro's `scan` has returned the distribution.
+        """
+        leaf = jax.tree.leaves(self.decoder)[0]
+        num_new = jnp.ndim(leaf) - self._ranks[0]
+        axes = [axis for axis in range(num_new) if leaf.shape[axis] > 1]
+        same = [axis for axis in range(num_new) if axis not in axes]
+        decoder = jax.tree.map(lambda leaf: jnp.squeeze(leaf, same), self.decoder) if same else self.decoder
+        return decoder, jnp.moveaxis(self.z, axes, range(len(axes))) if axes else self.z, axes
+
+
+def _map(function: Callable, times: int) -> Callable:
+    return _map(jax.vmap(function), times - 1) if times else function
+
+
+def _log_prob(decoder: AutoregressiveDecoder, z: Array, tokens: Array) -> Array:
+    log_probs = jax.nn.log_softmax(decoder(z, tokens), axis=-1)
+    tokens = jnp.broadcast_to(tokens, log_probs.shape[:-1])
+    is_known = (tokens >= 0) & (tokens < log_probs.shape[-1])
+    chosen = jnp.take_along_axis(log_probs, jnp.where(is_known, tokens, 0)[..., None], axis=-1)[..., 0]
+    chosen = jnp.where(is_known, chosen, -jnp.inf)
+    return jnp.sum(jnp.where(real_positions(tokens, decoder.end_token), chosen, 0.0), axis=-1)

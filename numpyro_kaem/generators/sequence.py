@@ -119,7 +119,7 @@ class SequenceDecoder(eqx.Module):
         """Number of positions."""
         return self.position_embedding.shape[-2]
 
-    def __call__(self, z: Float[Array, "..."], tokens: Int[Array, "..."]) -> Float[Array, "... length vocabulary_size"]:
+    def __call__(self, z: Float[Array, "..."], tokens: ArrayLike) -> Float[Array, "... length vocabulary_size"]:
         """Logits of each position, given z and the tokens before it; leading axes of the two are broadcast.
 
         Of a token outside of the vocabulary whose value is not known, as under `jax.jit`, the nearest one's embedding
