@@ -226,13 +226,14 @@ class SequenceEncoder(eqx.Module):
 
     Example:
         ```python
+        import equinox as eqx
         import jax
         import jax.numpy as jnp
         from numpyro_kaem import SequenceEncoder
 
         encoder = SequenceEncoder(jax.random.key(0), 27, 12, 2 * 10, width=32, end_token=0)
         tokens = jnp.array([[8, 5, 12, 12, 15, 0, 0, 0, 0, 0, 0, 0]])
-        assert jax.jit(encoder)(tokens).shape == (1, 20)
+        assert eqx.filter_jit(encoder)(tokens).shape == (1, 20)
         ```
     """
 
