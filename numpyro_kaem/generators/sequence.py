@@ -129,7 +129,7 @@ class SequenceDecoder(eqx.Module):
         tokens = jnp.asarray(tokens)
         latent = self._embed_latent(z)
         batch_shape = _broadcast(z, tokens)
-        before = self.token_embedding.at[tokens[..., :-1]].get(mode="clip")
+        before = self.token_embedding[jnp.clip(tokens[..., :-1], 0, self.vocabulary_size - 1)]
         before = jnp.pad(before, [(0, 0)] * (before.ndim - 2) + [(1, 0), (0, 0)])
         h = latent[..., None, :] + before + self.position_embedding
         h = jnp.broadcast_to(h, (*batch_shape, *h.shape[-2:]))
@@ -276,7 +276,7 @@ class SequenceEncoder(eqx.Module):
         self.check_tokens(tokens)
         tokens = jnp.asarray(tokens)
         is_real = real_positions(tokens, self.end_token)
-        h = self.token_embedding.at[tokens].get(mode="clip") + self.position_embedding
+        h = self.token_embedding[jnp.clip(tokens, 0, self.token_embedding.shape[0] - 1)] + self.position_embedding
         for block in self.blocks:
             h = block(h, is_real[..., None, :])
         mean = jnp.mean(normalise(self.norm, h), axis=-2, where=is_real[..., None])
