@@ -1,7 +1,6 @@
 """A training step of `ConvDecoder` against that of the same network in Flax NNX, and drawing of sequences."""
 
 from functools import partial
-from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -16,32 +15,23 @@ BATCH, LATENTS = 128, 32
 
 
 class FlaxDecoder(nnx.Module):
-    """Dense layer and transposed convolutions, as `ConvDecoder` of an even size."""
+    """Dense layer and transposed convolutions, with the weights of a `ConvDecoder` of even size."""
 
-    def __init__(self, grids, rngs):
-        self.first = grids[0]
-        self.dense = nnx.Linear(LATENTS, int(np.prod(self.first)), rngs=rngs)
-        self.layers = nnx.List(
-            [
-                nnx.ConvTranspose(before[2], after[2], (4, 4), strides=2, transpose_kernel=True, rngs=rngs)
-                for before, after in pairwise(grids)
-            ]
-        )
+    def __init__(self, decoder: ConvDecoder):
+        rngs, self.first, self.num_layers = nnx.Rngs(0), decoder.grids[0], len(decoder.kernels)
+        dense = decoder.dense_weight
+        self.dense = nnx.Linear(*dense.shape, kernel_init=lambda *_: dense, rngs=rngs)
+        for number, kernel in enumerate(decoder.kernels):
+            *size, fan_in, fan_out = kernel.shape
+            weight = jnp.swapaxes(kernel, 2, 3)
+            options = {"strides": 2, "transpose_kernel": True, "kernel_init": lambda *_, weight=weight: weight}
+            setattr(self, f"layer_{number}", nnx.ConvTranspose(fan_in, fan_out, size, **options, rngs=rngs))
 
     def __call__(self, z):
         h = self.dense(z).reshape(-1, *self.first)
-        for layer in self.layers:
-            h = layer(jax.nn.gelu(h))
+        for number in range(self.num_layers):
+            h = getattr(self, f"layer_{number}")(jax.nn.gelu(h))
         return h
-
-
-def flax_with_weights_of(decoder: ConvDecoder) -> FlaxDecoder:
-    """The same function in Flax."""
-    network = FlaxDecoder(decoder.grids, nnx.Rngs(0))
-    network.dense.kernel.set_value(decoder.dense_weight)
-    for layer, kernel in zip(network.layers, decoder.kernels, strict=True):
-        layer.kernel.set_value(jnp.swapaxes(kernel, 2, 3))
-    return network
 
 
 def main() -> None:
@@ -49,7 +39,7 @@ def main() -> None:
     rows = []
     for shape in ((28, 28, 1), (32, 32, 3)):
         decoder = ConvDecoder(jax.random.key(0), LATENTS, shape)
-        network = flax_with_weights_of(decoder)
+        network = FlaxDecoder(decoder)
         z = jax.random.normal(jax.random.key(1), (BATCH, LATENTS))
         x = jax.random.bernoulli(jax.random.key(2), 0.3, (BATCH, *shape)).astype(float)
         ours, static = eqx.partition(decoder, eqx.is_inexact_array)

@@ -142,11 +142,18 @@ def test_a_decoder_of_even_sizes_is_that_of_flax_with_its_weights():
     def of_flax(z):
         h = (z @ decoder.dense_weight + decoder.dense_bias).reshape(-1, 7, 7, 64)
         for kernel, bias in zip(decoder.kernels, decoder.biases, strict=True):
+            *size, fan_in, fan_out = kernel.shape
             layer = nnx.ConvTranspose(
-                *kernel.shape[2:], kernel.shape[:2], strides=2, padding="SAME", transpose_kernel=True, rngs=nnx.Rngs(0)
+                fan_in,
+                fan_out,
+                size,
+                strides=2,
+                padding="SAME",
+                transpose_kernel=True,
+                kernel_init=lambda *_, kernel=kernel: jnp.swapaxes(kernel, 2, 3),
+                bias_init=lambda *_, bias=bias: bias,
+                rngs=nnx.Rngs(0),
             )
-            layer.kernel.set_value(jnp.swapaxes(kernel, 2, 3))
-            layer.bias.set_value(bias)
             h = layer(jnp.tanh(h))
         return h
 
