@@ -2,6 +2,7 @@
 
 from benchmarks import (
     fitting,
+    generators,
     icdf_reparam,
     objectives,
     prior_draws,
@@ -15,6 +16,7 @@ from benchmarks.timing import print_device
 
 print_device()
 training_step.main()
+generators.main()
 second_calls.main()
 prior_draws.main()
 icdf_reparam.main()

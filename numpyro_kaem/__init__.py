@@ -25,7 +25,15 @@ from numpyro_kaem.energies import (
     adapt_svi_grid,
     energy_module,
 )
-from numpyro_kaem.generators import KAN, MLP
+from numpyro_kaem.generators import (
+    KAN,
+    MLP,
+    AutoregressiveCategorical,
+    ConvDecoder,
+    ConvEncoder,
+    SequenceDecoder,
+    SequenceEncoder,
+)
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
@@ -67,11 +75,14 @@ __all__ = [
     "RBF",
     "RSWAF",
     "ULA",
+    "AutoregressiveCategorical",
     "BSpline",
     "Barker",
     "Basis",
     "Chebyshev",
     "Checkpointing",
+    "ConvDecoder",
+    "ConvEncoder",
     "DeepKAPrior",
     "EllipticalSlice",
     "FitResult",
@@ -96,6 +107,8 @@ __all__ = [
     "ParallelTempering",
     "Posterior",
     "RightCensoredPrior",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "TemperedSMC",
     "TensorBoardLogger",
     "ThermodynamicMLE",

@@ -17,10 +17,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "numpyro_kaem"
 
 PUBLIC_NAMES = [
+    "AutoregressiveCategorical",
     "BSpline",
     "Barker",
     "Chebyshev",
     "Checkpointing",
+    "ConvDecoder",
+    "ConvEncoder",
     "DeepKAPrior",
     "EllipticalSlice",
     "FitResult",
@@ -47,6 +50,8 @@ PUBLIC_NAMES = [
     "RBF",
     "RSWAF",
     "RightCensoredPrior",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "TemperedSMC",
     "Trapezoid",
     "TruncatedPrior",
