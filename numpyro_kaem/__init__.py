@@ -30,6 +30,7 @@ from numpyro_kaem.generators import KAN, MLP
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
 from numpyro_kaem.kernels import NUTS as NUTS
+from numpyro_kaem.metrics import Distance, frechet_distance, kernel_distance
 from numpyro_kaem.models import LatentModel, pairwise_log_likelihood
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
 from numpyro_kaem.posterior import (
@@ -73,6 +74,7 @@ __all__ = [
     "Chebyshev",
     "Checkpointing",
     "DeepKAPrior",
+    "Distance",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -110,6 +112,8 @@ __all__ = [
     "cyclic_schedule",
     "energy_module",
     "fit",
+    "frechet_distance",
+    "kernel_distance",
     "kernels",
     "pairwise_log_likelihood",
 ]

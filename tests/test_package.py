@@ -22,6 +22,7 @@ PUBLIC_NAMES = [
     "Chebyshev",
     "Checkpointing",
     "DeepKAPrior",
+    "Distance",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -57,6 +58,8 @@ PUBLIC_NAMES = [
     "compare_evidence",
     "energy_module",
     "fit",
+    "frechet_distance",
+    "kernel_distance",
     "kernels",
     "pairwise_log_likelihood",
 ]
@@ -79,6 +82,7 @@ ROOMS = [
     "kernels",
     "objectives",
     "training",
+    "metrics",
 ]
 
 
