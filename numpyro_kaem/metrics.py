@@ -399,12 +399,13 @@ def _mmd(x: np.ndarray, y: np.ndarray, num_real: int, num_generated: int) -> _Di
     xx, yy, xy = _Sums.of(x, x), _Sums.of(y, y), _Sums.of(x, y)
     m, n = len(x), len(y)
     value = xx.total / (m * (m - 1)) + yy.total / (n * (n - 1)) - 2 * xy.total / (m * n)
-    added = xx.rows / (m - 1) - xy.rows / n, yy.rows / (n - 1) - xy.columns / m
+    # What each sample adds. Its own part in the mean of the others is made up for: of m - 1 terms m - 2 count.
+    added = xx.rows / max(m - 2, 1) - xy.rows / n, yy.rows / max(n - 2, 1) - xy.columns / m
     within, across = (xx.centred_square_within(), yy.centred_square_within()), xy.centred_square_across()
     linear, pairs = 0.0, 4 * across / (num_real * num_generated)
     for a, square, other, total in zip(added, within, (n, m), (num_real, num_generated), strict=True):
-        # What a sample adds is known up to the noise of the samples with which it is compared.
-        linear += 4 * (np.var(a, ddof=1) - square / (len(a) - 1) - across / other) / total
+        # It is known up to the noise of the samples with which one is compared.
+        linear += 4 * (np.var(a, ddof=1) - square / max(len(a) - 2, 1) - across / other) / total
         pairs += 2 * square / (total * (total - 1))
     return _Discrepancy(float(value), float(linear), float(pairs))
 
