@@ -7,6 +7,7 @@ from benchmarks import (
     prior_draws,
     redshifts,
     samplers,
+    scores,
     second_calls,
     training_step,
     u_error,
@@ -23,3 +24,4 @@ objectives.main()
 fitting.main()
 redshifts.main()
 u_error.main()
+scores.main()
