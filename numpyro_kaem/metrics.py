@@ -68,7 +68,7 @@ def frechet_distance(
 ) -> Distance:
     r"""Frechet distance between normal laws fitted to features (FID), extrapolated to infinitely many samples.
 
-    With means \(m\) and covariances \(S\) of the features of real and generated samples, the textbook value `plain` is
+    With means $m$ and covariances $S$ of the features of real and generated samples, the textbook value `plain` is
 
     $$F = \lVert m_1 - m_2 \rVert^2 + \operatorname{tr} S_1 + \operatorname{tr} S_2 - 2\, T, \qquad
     T = \operatorname{tr}\,(S_1 S_2)^{1/2}.$$
@@ -76,10 +76,10 @@ def frechet_distance(
     It is too large, by an amount that falls with 1/n and depends on the distributions, so that values at different n,
     or of different models at one n, do not compare. Here `value` estimates F of the distributions themselves.
 
-    Traces have no bias, and that of the squared difference of means is known: \(\operatorname{tr} S_1 / n_1 +
-    \operatorname{tr} S_2 / n_2\) is subtracted. Only T is extrapolated. Samples are dealt into G = 4 groups at random;
-    \(T_k\) is the mean of T over all choices of k groups of both sets that are left out. As a function of 1/n, the
-    parabola through \(T_0, T_1, T_2\) (at n, 3n/4 and n/2) has at 1/n = 0 the value
+    Traces have no bias, and that of the squared difference of means is known: $\operatorname{tr} S_1 / n_1 +
+    \operatorname{tr} S_2 / n_2$ is subtracted. Only T is extrapolated. Samples are dealt into G = 4 groups at random;
+    $T_k$ is the mean of T over all choices of k groups of both sets that are left out. As a function of 1/n, the
+    parabola through $T_0, T_1, T_2$ (at n, 3n/4 and n/2) has at 1/n = 0 the value
 
     $$\hat T = \tfrac{G^2}{2} T_0 - (G - 1)^2\, T_1 + \tfrac{(G - 2)^2}{2} T_2 = 8\, T_0 - 9\, T_1 + 2\, T_2,$$
 
@@ -89,8 +89,8 @@ def frechet_distance(
 
     The standard error is that of the infinitesimal jackknife: the variance of the value's derivatives with respect to
     the samples' weights. That counts twice the variance of pairs of samples, which is all there is between equal
-    distributions; it is estimated by random pairs, and subtracted once. The last correction, \(2 \hat T\) against the
-    line through \(T_0\) and \(T_1\), is added in quadrature: where samples are too few for so many features it is the
+    distributions; it is estimated by random pairs, and subtracted once. The last correction, $2 \hat T$ against the
+    line through $T_0$ and $T_1$, is added in quadrature: where samples are too few for so many features it is the
     larger part, and a warning says so.
 
     Two sets must be independent. The cost is that of eleven plain distances.
@@ -183,7 +183,7 @@ def kernel_distance(
 ) -> Distance:
     r"""Kernel distance: the squared maximum mean discrepancy of features (KID), without bias at any n.
 
-    With the kernel \(k(a, b) = (a^\top b / d + 1)^3\) of features in d dimensions,
+    With the kernel $k(a, b) = (a^\top b / d + 1)^3$ of features in d dimensions,
 
     $$M = \frac{1}{m (m - 1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{n (n - 1)} \sum_{i \ne j} k(y_i, y_j)
     - \frac{2}{m n} \sum_{i, j} k(x_i, y_j).$$
@@ -247,7 +247,7 @@ def kernel_distance(
         drawn = ([rng.choice(n, subset_size, replace=False) for n in num] for _ in range(num_subsets))
         estimates = [_mmd(x[rows], y[columns], *num) for rows, columns in drawn]
         # Given the samples, subsets are independent.
-        of_subsets = np.var([estimate.value for estimate in estimates], ddof=1) / num_subsets
+        of_subsets = np.var([estimate[0] for estimate in estimates], ddof=1) / num_subsets
     value, linear, pairs = np.mean(estimates, 0)
     error = float((max(linear, 0.0) + max(pairs, 0.0) + of_subsets) ** 0.5)
     return Distance(float(value), error, float(value), *num, features=_name_of(features))
@@ -386,16 +386,8 @@ def _variance_of_pairs(
     return variance * _NUM_GROUPS / (_NUM_GROUPS - 1)
 
 
-class _Discrepancy(NamedTuple):
-    """The U-statistic of all pairs, and its variance by what each sample adds and by pairs."""
-
-    value: float
-    linear: float
-    pairs: float
-
-
-def _mmd(x: np.ndarray, y: np.ndarray, num_real: int, num_generated: int) -> _Discrepancy:
-    """Kernel distance, and unbiased estimates of the variance that it has of so many samples in all."""
+def _mmd(x: np.ndarray, y: np.ndarray, num_real: int, num_generated: int) -> tuple[float, float, float]:
+    """Kernel distance, and its variance of so many samples in all: by what each adds, and by pairs; without bias."""
     xx, yy, xy = _Sums.of(x, x), _Sums.of(y, y), _Sums.of(x, y)
     m, n = len(x), len(y)
     value = xx.total / (m * (m - 1)) + yy.total / (n * (n - 1)) - 2 * xy.total / (m * n)
@@ -407,7 +399,7 @@ def _mmd(x: np.ndarray, y: np.ndarray, num_real: int, num_generated: int) -> _Di
         # It is known up to the noise of the samples with which one is compared.
         linear += 4 * (np.var(a, ddof=1) - square / max(len(a) - 2, 1) - across / other) / total
         pairs += 2 * square / (total * (total - 1))
-    return _Discrepancy(float(value), float(linear), float(pairs))
+    return float(value), float(linear), float(pairs)
 
 
 class _Sums(NamedTuple):
