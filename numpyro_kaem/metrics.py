@@ -189,9 +189,10 @@ def kernel_distance(
     - \frac{2}{m n} \sum_{i, j} k(x_i, y_j).$$
 
     Its expectation is the distance between the distributions, so nothing is extrapolated, and `plain` is `value`. The
-    standard error is that of this U-statistic, without bias in its square, from all pairs: the variance of what each
-    sample adds, and the variance of pairs, which is all there is between equal distributions. Kernel matrices are
-    evaluated tile by tile and never held. Two sets must be independent.
+    standard error is that of this U-statistic, from all pairs: the variance of what each sample adds, and the variance
+    of pairs, which is all there is between equal distributions. Both are estimated without bias; the first is not taken
+    below zero, so that between equal distributions the error is a little large. Kernel matrices are evaluated tile by
+    tile and never held. Two sets must be independent.
 
     With a `subset_size` the value is the mean over `num_subsets` random subsets of both sets, as in the literature. It
     estimates the same, costs less where samples are many, and its standard error counts both the samples' and the
