@@ -8,6 +8,7 @@ from benchmarks import (
     prior_draws,
     redshifts,
     samplers,
+    scores,
     second_calls,
     training_step,
     u_error,
@@ -25,3 +26,4 @@ objectives.main()
 fitting.main()
 redshifts.main()
 u_error.main()
+scores.main()

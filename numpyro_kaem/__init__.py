@@ -38,6 +38,7 @@ from numpyro_kaem.generators import (
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
 from numpyro_kaem.kernels import NUTS as NUTS
+from numpyro_kaem.metrics import Distance, frechet_distance, kernel_distance
 from numpyro_kaem.models import LatentModel, pairwise_log_likelihood
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
 from numpyro_kaem.posterior import (
@@ -84,6 +85,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DeepKAPrior",
+    "Distance",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -123,6 +125,8 @@ __all__ = [
     "cyclic_schedule",
     "energy_module",
     "fit",
+    "frechet_distance",
+    "kernel_distance",
     "kernels",
     "pairwise_log_likelihood",
 ]

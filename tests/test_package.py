@@ -25,6 +25,7 @@ PUBLIC_NAMES = [
     "ConvDecoder",
     "ConvEncoder",
     "DeepKAPrior",
+    "Distance",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -62,6 +63,8 @@ PUBLIC_NAMES = [
     "compare_evidence",
     "energy_module",
     "fit",
+    "frechet_distance",
+    "kernel_distance",
     "kernels",
     "pairwise_log_likelihood",
 ]
@@ -84,6 +87,7 @@ ROOMS = [
     "kernels",
     "objectives",
     "training",
+    "metrics",
 ]
 
 
