@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer import RenyiELBO
 
 import numpyro_kaem
-from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import MLP
 from numpyro_kaem.kaem import archive, codec, shipping
 from numpyro_kaem.kaem.choice import choose_sampler, importance_sampling, tempered_smc
+from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_means
 from numpyro_kaem.kaem.likelihoods import Likelihood, OwnLikelihood, check_data, likelihood_by_name
 from numpyro_kaem.kaem.model import Guide, Model, Parts, as_equinox, draw
 from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, generator_input, make_prior
@@ -193,7 +193,21 @@ class KAEM(eqx.Module):
         """Means of the likelihood, averaged over posterior draws."""
         sample_key, draw_key = jax.random.split(key)
         draws = self.posterior(sample_key, x, sampler).resample(draw_key, num_draws).latents["z"]
-        return np.asarray(_mean_of_means(self.parts, jnp.asarray(draws)))
+        return mean_of_means(self.parts, draws)
+
+    def evaluate(
+        self,
+        key: PRNGKeyArray,
+        x: Any,
+        sampler: Sampler | None = None,
+        *,
+        num_scored: int = 200,
+        features: Callable | None = None,
+    ) -> Evaluation:
+        """Scores of held-out data, by tempered SMC, and of draws beside them."""
+        x = np.asarray(check_data(self.parts.likelihood, x))
+        sampler = tempered_smc() if sampler is None else sampler
+        return evaluate(self.parts, self.guide_params, key, x, sampler, num_scored=num_scored, features=features)
 
     def sample(self, key: PRNGKeyArray, num_samples: int, *, mean: bool = False) -> Array:
         """Data drawn from the model: exact draws from the prior, decoded."""
@@ -297,16 +311,6 @@ def _rebuilt(name: str, described: Any, arrays: dict[str, np.ndarray], own: Any)
         lambda path, leaf: jnp.asarray(arrays[f"{name}{jax.tree_util.keystr(path)}"]) if eqx.is_array(leaf) else leaf,
         as_equinox(own),
     )
-
-
-@jit_by_value
-def _mean_of_means(parts: Parts, draws: Float[Array, "num_data num_draws ..."]) -> Array:
-    drawn = parts.drawn
-
-    def of_datum(z: Array) -> Array:
-        return jnp.mean(drawn.likelihood.mean(drawn.generator(generator_input(drawn.prior, z))), axis=0)
-
-    return jax.lax.map(of_datum, draws)
 
 
 class Flat(eqx.Module):

@@ -96,18 +96,17 @@ class Parts(eqx.Module):
             )
 
     def at(self, params: dict[str, Any]) -> Parts:
-        """The parts with these values of their parameters, by site."""
-        with handlers.block(), handlers.substitute(data=params):
+        """The parts with these values of their parameters, by site; `values` are those of the sites of functions."""
+        with handlers.trace() as declared, handlers.substitute(data=params):
             prior = self.prior
             if isinstance(prior, dist.Distribution):
                 prior = declare_distribution("prior", prior, self.adapts)
             else:
                 prior = _declare("prior", prior)
-            generator, likelihood = _declare("generator", self.generator), _declare("likelihood", self.likelihood)
-            encoder = None if self.encoder is None else _declare("encoder", self.encoder)
-        parts = Parts(prior, generator, likelihood, encoder, None, self.adapts)
-        known = parts.params
-        return replace(parts, values={site: value for site, value in params.items() if site not in known} or None)
+            others = (_declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder"))
+            parts = Parts(prior, *others, adapts=self.adapts)
+        values = {site: value for site, value in params.items() if site not in declared}
+        return replace(parts, values=values or None)
 
     @property
     def params(self) -> dict[str, Any]:
