@@ -2,11 +2,13 @@
 
 from benchmarks import (
     fitting,
+    generators,
     icdf_reparam,
     objectives,
     prior_draws,
     redshifts,
     samplers,
+    scores,
     second_calls,
     training_step,
     u_error,
@@ -15,6 +17,7 @@ from benchmarks.timing import print_device
 
 print_device()
 training_step.main()
+generators.main()
 second_calls.main()
 prior_draws.main()
 icdf_reparam.main()
@@ -23,3 +26,4 @@ objectives.main()
 fitting.main()
 redshifts.main()
 u_error.main()
+scores.main()

@@ -25,11 +25,20 @@ from numpyro_kaem.energies import (
     adapt_svi_grid,
     energy_module,
 )
-from numpyro_kaem.generators import KAN, MLP
+from numpyro_kaem.generators import (
+    KAN,
+    MLP,
+    AutoregressiveCategorical,
+    ConvDecoder,
+    ConvEncoder,
+    SequenceDecoder,
+    SequenceEncoder,
+)
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
 from numpyro_kaem.kernels import NUTS as NUTS
+from numpyro_kaem.metrics import Distance, frechet_distance, kernel_distance
 from numpyro_kaem.models import LatentModel, pairwise_log_likelihood
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
 from numpyro_kaem.posterior import (
@@ -67,12 +76,16 @@ __all__ = [
     "RBF",
     "RSWAF",
     "ULA",
+    "AutoregressiveCategorical",
     "BSpline",
     "Barker",
     "Basis",
     "Chebyshev",
     "Checkpointing",
+    "ConvDecoder",
+    "ConvEncoder",
     "DeepKAPrior",
+    "Distance",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -96,6 +109,8 @@ __all__ = [
     "ParallelTempering",
     "Posterior",
     "RightCensoredPrior",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "TemperedSMC",
     "TensorBoardLogger",
     "ThermodynamicMLE",
@@ -110,6 +125,8 @@ __all__ = [
     "cyclic_schedule",
     "energy_module",
     "fit",
+    "frechet_distance",
+    "kernel_distance",
     "kernels",
     "pairwise_log_likelihood",
 ]

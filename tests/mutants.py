@@ -296,6 +296,86 @@ MUTANTS = [
         "return leaf",
         "test_training_features.py::test_steps_after_an_adaptation_are_no_longer_than_before_it",
     ),
+    # Generators of images and sequences
+    Mutant(
+        "kernels have one number of taps whatever the parity of the grid",
+        "generators/convolution.py",
+        "kernel_size + (kernel_size + parity) % 2",
+        "kernel_size",
+        "test_convolution_generators.py::test_the_two_ends_of_an_axis_are_treated_alike",
+    ),
+    Mutant(
+        "kernels have taps that no pixel meets",
+        "generators/convolution.py",
+        "2 * size - 2 + parity",
+        "2 * size + parity",
+        "test_convolution_generators.py::test_every_tap_of_every_kernel_moves_the_output",
+    ),
+    Mutant(
+        "a transposed convolution is cut off one pixel late",
+        "generators/convolution.py",
+        "slice_in_dim(sums, padding, padding + size, axis=axis)",
+        "slice_in_dim(_pad(sums, axis, 0, 1), padding + 1, padding + 1 + size, axis=axis)",
+        "test_convolution_generators.py::test_a_transposed_layer_is_the_adjoint_of_a_strided_convolution[(6, 8)-3]",
+    ),
+    Mutant(
+        "an encoder's windows begin at the first pixel",
+        "generators/convolution.py",
+        "x = _pad(x, axis, padding, length - padding - x.shape[axis])",
+        "x = _pad(x, axis, 0, length - x.shape[axis])",
+        "test_convolution_generators.py::test_an_encoder_s_layer_is_a_strided_convolution[(6, 8)-3]",
+    ),
+    Mutant(
+        "a token sees itself",
+        "generators/sequence.py",
+        "jnp.tri(self.length, dtype=bool)",
+        "jnp.tri(self.length, k=1, dtype=bool)",
+        "test_sequence_generators.py::test_logits_see_the_tokens_before_them_and_no_others",
+    ),
+    Mutant(
+        "a drawn token does not see the one before it",
+        "generators/attention.py",
+        "[None] <= position",
+        "[None] < position",
+        "test_sequence_generators.py::"
+        "test_logits_of_the_loop_with_kept_keys_and_values_are_those_of_the_whole_sequence",
+    ),
+    Mutant(
+        "the end token itself is padding",
+        "generators/autoregressive.py",
+        "jnp.cumsum(is_end, axis=-1) - is_end == 0",
+        "jnp.cumsum(is_end, axis=-1) == 0",
+        "test_sequence_generators.py::test_probabilities_sum_to_one_and_draws_have_them",
+    ),
+    Mutant(
+        "draws go on behind the end token",
+        "generators/sequence.py",
+        "token = jnp.where(has_ended, self.end_token, token)",
+        "token = jnp.where(has_ended, token, token)",
+        "test_sequence_generators.py::test_draws_are_filled_with_the_end_token",
+    ),
+    Mutant(
+        "an encoder attends to padding",
+        "generators/sequence.py",
+        "h = block(h, is_real[..., None, :])",
+        "h = block(h, jnp.ones_like(is_real)[..., None, :])",
+        "test_sequence_generators.py::test_an_encoder_s_code_of_a_short_sequence_is_that_of_an_encoder_that_ends_there",
+    ),
+    Mutant(
+        "a token outside of the vocabulary has the first one's probability",
+        "generators/autoregressive.py",
+        "jnp.where(is_known, chosen, -jnp.inf)",
+        "jnp.where(is_known, chosen, chosen)",
+        "test_sequence_generators.py::"
+        "test_a_token_outside_of_the_vocabulary_whose_value_is_not_known_has_no_probability",
+    ),
+    Mutant(
+        "chunks of pairs are as large as data allow, whatever a likelihood makes of them",
+        "models/pairwise.py",
+        "_ELEMENTS_PER_CHUNK // _largest_array(jax.make_jaxpr(of_value)(one).jaxpr)",
+        "_ELEMENTS_PER_CHUNK // max(1, math.prod(fn.shape()))",
+        "test_sequence_generators.py::test_pairwise_log_likelihoods_take_little_memory",
+    ),
     # Models and pairs
     Mutant(
         "the Jacobian of unconstrained coordinates is dropped",

@@ -17,11 +17,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "numpyro_kaem"
 
 PUBLIC_NAMES = [
+    "AutoregressiveCategorical",
     "BSpline",
     "Barker",
     "Chebyshev",
     "Checkpointing",
+    "ConvDecoder",
+    "ConvEncoder",
     "DeepKAPrior",
+    "Distance",
     "EllipticalSlice",
     "FitResult",
     "Fourier",
@@ -47,6 +51,8 @@ PUBLIC_NAMES = [
     "RBF",
     "RSWAF",
     "RightCensoredPrior",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "TemperedSMC",
     "Trapezoid",
     "TruncatedPrior",
@@ -57,6 +63,8 @@ PUBLIC_NAMES = [
     "compare_evidence",
     "energy_module",
     "fit",
+    "frechet_distance",
+    "kernel_distance",
     "kernels",
     "pairwise_log_likelihood",
 ]
@@ -79,6 +87,7 @@ ROOMS = [
     "kernels",
     "objectives",
     "training",
+    "metrics",
 ]
 
 

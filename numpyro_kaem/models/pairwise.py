@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.typing import ArrayLike
 from jaxtyping import Float
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
@@ -138,7 +139,8 @@ def _site_matrix(
         return latent_model.site_log_probs({**sites, name: {**site, "value": value}}, name)
 
     def element_wise() -> Array:
-        size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // max(1, math.prod(fn.shape())))
+        one = jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
+        size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // _largest_array(jax.make_jaxpr(of_value)(one).jaxpr))
         return lax.map(of_value, values, batch_size=_even(size, values.shape[0])).T
 
     form = _MATRIX_FORMS.get(type(_unwrap(fn)[0]))
@@ -157,6 +159,18 @@ def _even(size: int, total: int) -> int:
     """A size of chunks, at most the given one, that leaves no rest if it need not: a rest is compiled a second time."""
     size = min(size, total)
     return next((even for even in range(size, size // 2, -1) if total % even == 0), size)
+
+
+def _largest_array(part: Any) -> int:
+    """The most elements of any array that a jaxpr makes: within a likelihood they may be much larger than the data."""
+    if isinstance(part, ClosedJaxpr) and part.jaxpr is not part:  # the two are one class from JAX 0.11 on
+        return _largest_array(part.jaxpr)
+    if isinstance(part, tuple):
+        return max(map(_largest_array, part), default=1)
+    if not isinstance(part, Jaxpr):
+        return 1
+    sizes = (math.prod(getattr(variable.aval, "shape", ())) for equation in part.eqns for variable in equation.outvars)
+    return max(1, *sizes, *(_largest_array(tuple(equation.params.values())) for equation in part.eqns))
 
 
 def _fixed_parts(out: dict[str, dict], name: str) -> tuple:

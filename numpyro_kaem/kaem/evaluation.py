@@ -1,0 +1,176 @@
+"""How good a trained model is: scores with their errors, as a table."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from numpyro_kaem._compilation.programs import jit_by_value
+from numpyro_kaem.kaem.choice import importance_sampling
+from numpyro_kaem.kaem.model import Model, Parts, draw
+from numpyro_kaem.kaem.priors import generator_input
+from numpyro_kaem.metrics import frechet_distance, kernel_distance
+from numpyro_kaem.posterior.sampler import Sampler
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Posterior draws of a datum that are decoded for its reconstruction.
+_NUM_REBUILT = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A figure with its standard error, where it has one, and in words what it is of."""
+
+    value: float
+    std_error: float | None = None
+    what: str = ""
+
+    def __str__(self) -> str:
+        if self.std_error is None:
+            return f"{self.value:,.4g}"
+        digits = 2 if self.std_error == 0 else max(0, 1 - math.floor(math.log10(self.std_error)))
+        return f"{self.value:,.{digits}f} +- {self.std_error:,.{digits}f}"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `KAEM.evaluate` returns; printed it is a table.
+
+    Attributes:
+        log_likelihood: of held-out data, mean per datum, in nats; its error is that of the mean over data and of the
+            sampler together.
+        bits_per_dimension: its negative, by the numbers of a datum, in bits.
+        importance_gap: how far the cheap score, by importance sampling, is from it, paired by datum.
+        effective_sample_size: of those importance draws, the median over data.
+        reconstruction_error: mean squared difference of data and the means of their likelihoods at posterior draws.
+        frechet_distance: of drawn and held-out data, extrapolated to infinitely many.
+        kernel_distance: of the same, unbiased.
+        draws_per_second: of whole data, once compiled.
+        num_parameters: that are learned, without those of an encoder.
+        num_data: that were scored.
+        sampler: that scored them, in words.
+    """
+
+    log_likelihood: Score
+    bits_per_dimension: Score
+    importance_gap: Score
+    effective_sample_size: Score
+    reconstruction_error: Score
+    frechet_distance: Score
+    kernel_distance: Score
+    draws_per_second: Score
+    num_parameters: Score
+    num_data: int
+    sampler: str
+
+    def _rows(self) -> list[tuple[str, Score]]:
+        scores = ((field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self))
+        return [(name, score) for name, score in scores if isinstance(score, Score)]
+
+    def __str__(self) -> str:
+        rows = [(name, str(score), score.what) for name, score in self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        return "\n".join(f"{name:{widths[0]}}  {figure:>{widths[1]}}  {what}".rstrip() for name, figure, what in rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each score, with columns `value`, `std_error` and `what`."""
+        import pandas as pd
+
+        rows = {name: (score.value, score.std_error, score.what) for name, score in self._rows()}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "std_error", "what"])
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        rows = "\n".join(f"| {name} | {score} | {score.what} |" for name, score in self._rows())
+        return f"| score | value | of what |\n| --- | ---: | --- |\n{rows}"
+
+
+def evaluate(
+    parts: Parts,
+    guide_params: dict[str, Any] | None,
+    key: PRNGKeyArray,
+    x: np.ndarray,
+    sampler: Sampler,
+    *,
+    num_scored: int,
+    features: Callable | None,
+) -> Evaluation:
+    """Score held-out data: the first `num_scored` by the sampler, all of them against as many draws."""
+    params, model = parts.params, Model(parts)
+    scored = x[:num_scored]
+    score_key, cheap_key, draw_key, resample_key = jax.random.split(key, 4)
+    posterior = sampler.run(score_key, model, params, scored)
+    if posterior.log_evidence is None:
+        raise ValueError(f"sampler must have an evidence, such as TemperedSMC(...), got {sampler!r}")
+    cheap = importance_sampling(parts, guide_params).run(cheap_key, model, params, scored)
+    rebuilt = mean_of_means(parts, posterior.resample(resample_key, _NUM_REBUILT).latents["z"])
+    drawn = np.asarray(draw(parts, draw_key, len(x), False))
+    size, name = math.prod(x.shape[1:]), type(sampler).__name__
+    nats = _mean(posterior.log_evidence, f"nats a datum, {len(scored)} data, {name}")
+    distances = {
+        distance.__name__: distance(x, drawn, features=features) for distance in (frechet_distance, kernel_distance)
+    }
+    return Evaluation(
+        log_likelihood=nats,
+        bits_per_dimension=Score(
+            -nats.value / size / math.log(2), nats.std_error / size / math.log(2), f"{size} numbers a datum"
+        ),
+        importance_gap=_mean(
+            cheap.log_evidence - posterior.log_evidence,
+            f"nats that {cheap.num_particles:,} importance draws from the "
+            f"{'prior' if parts.encoder is None else 'encoder'} say more",
+        ),
+        effective_sample_size=Score(float(np.median(cheap.ess)), None, "of these draws, median datum"),
+        reconstruction_error=_mean(
+            np.mean((np.asarray(scored, float) - rebuilt).reshape(len(scored), -1) ** 2, axis=1), "mean square"
+        ),
+        **{
+            name: Score(result.value, result.std_error, f"{len(drawn):,} draws, features: {result.features}")
+            for name, result in distances.items()
+        },
+        draws_per_second=Score(_draws_per_second(parts, draw_key), None, "compiled, 1,000 at a time"),
+        num_parameters=Score(sum(leaf.size for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf))),
+        num_data=len(scored),
+        sampler=repr(sampler),
+    )
+
+
+@jit_by_value
+def _mean_of_means(parts: Parts, draws: Float[Array, "num_data num_draws ..."]) -> Array:
+    drawn = parts.drawn
+
+    def of_datum(z: Array) -> Array:
+        return jnp.mean(drawn.likelihood.mean(drawn.generator(generator_input(drawn.prior, z))), axis=0)
+
+    return jax.lax.map(of_datum, draws)
+
+
+def mean_of_means(parts: Parts, draws: np.ndarray) -> np.ndarray:
+    """Of posterior draws of each datum: the mean over them of the likelihood's mean."""
+    return np.asarray(_mean_of_means(parts, jnp.asarray(draws)))
+
+
+def _draws_per_second(parts: Parts, key: PRNGKeyArray, at_once: int = 1_000) -> float:
+    """Of whole data, the best of five rounds; the first one compiles."""
+    seconds = []
+    for number in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(draw(parts, jax.random.fold_in(key, number), at_once, False))
+        seconds.append(time.perf_counter() - start)
+    return at_once / min(seconds[1:])
+
+
+def _mean(values: np.ndarray, what: str) -> Score:
+    """The mean over data, and its error by the spread between them."""
+    return Score(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), what)

@@ -1,0 +1,244 @@
+"""Likelihoods by name: from a generator's output to a NumPyro distribution of data of a known shape."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from numpyro_kaem.checks import check_not_masked, check_positive
+from numpyro_kaem.distributions.discretized import DiscretizedLogistic
+
+
+class Likelihood(eqx.Module):
+    """A likelihood of data of one shape, an Equinox module whose arrays, if any, are learned. Abstract.
+
+    Attributes:
+        shape: of one datum.
+        dtype: of the data as the model is given them.
+    """
+
+    shape: eqx.AbstractVar[tuple[int, ...]]
+    dtype: ClassVar[type] = float
+
+    @property
+    def output_size(self) -> int:
+        """How many numbers the generator gives of a datum."""
+        return math.prod(self.output_shape)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the generator's output of a datum, which may come flat."""
+        return self.shape
+
+    def __call__(self, output: Float[Array, "..."]) -> dist.Distribution:
+        """The distribution of data, with all axes of a datum in its event."""
+        return self.distribution(self._in_shape(output)).to_event(len(self.shape))
+
+    def mean(self, output: Float[Array, "..."]) -> Float[Array, "..."]:
+        """What is shown of the distribution: its mean."""
+        return self.distribution(self._in_shape(output)).mean
+
+    @abc.abstractmethod
+    def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
+        """Of each element of a datum, from an output in its shape."""
+
+    @abc.abstractmethod
+    def check_support(self, x: np.ndarray) -> None:
+        """Raise a ValueError for data without probability, with the first place and the cure."""
+
+    def encoded(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Data as an encoder is given them: numbers of about unit size."""
+        return x.astype(jnp.result_type(float))
+
+    def _in_shape(self, output: Float[Array, "..."]) -> Float[Array, "..."]:
+        want = self.output_shape
+        if output.shape[output.ndim - len(want) :] == want:
+            return output
+        return output.reshape(*output.shape[:-1], *want)
+
+
+class BernoulliLikelihood(Likelihood):
+    """Elements that are 0 or 1, of log-odds from the generator."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
+        """Bernoulli, by its logits."""
+        return dist.Bernoulli(logits=output)
+
+    def check_support(self, x: np.ndarray) -> None:
+        """Raise a ValueError unless all are 0 or 1."""
+        if not _first_outside(x, (x == 0) | (x == 1)):
+            return
+        if x.max() > 1:
+            cure = f"for grey values from 0 to {_nice(x.max())} pass (x > {_nice(x.max() / 2)}), or divide by " + (
+                f"{_nice(x.max())} and cut at one half; likelihood='8-bit' takes integers from 0 to 255 as they are"
+            )
+        else:
+            cure = "cut grey values at one half, (x > 0.5), or draw them; likelihood='normal' takes any numbers"
+        raise ValueError(f"x must be 0 or 1 for likelihood 'bernoulli', got {_first_outside(x, (x == 0) | (x == 1))}: {cure}")
+
+
+class NormalLikelihood(Likelihood):
+    """Real elements, of mean from the generator and one standard deviation, which is learned or given."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    log_noise: Float[Array, ""] | None
+    noise: float | None = eqx.field(static=True)
+
+    def __init__(self, shape: tuple[int, ...], noise: float | None = None):
+        self.shape = shape
+        self.noise = None if noise is None else check_positive("noise", noise)
+        self.log_noise = jnp.log(0.3) if noise is None else None
+
+    def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
+        """Normal."""
+        return dist.Normal(output, self.noise if self.log_noise is None else jnp.exp(self.log_noise))
+
+    def check_support(self, x: np.ndarray) -> None:
+        """Raise a ValueError for integers."""
+        if not np.issubdtype(x.dtype, np.floating):
+            raise ValueError(
+                f"x must be real numbers for likelihood 'normal', got dtype {x.dtype}: pass "
+                "(x / 255.0) for images, or x.astype(float); likelihood='8-bit' takes integers from 0 to 255"
+            )
+
+
+class CategoricalLikelihood(Likelihood):
+    """Elements that are integers from 0 to num_categories - 1, of log-probabilities along the output's last axis."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    num_categories: int = eqx.field(static=True)
+    dtype: ClassVar[type] = int
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """That of a datum, and the categories."""
+        return (*self.shape, self.num_categories)
+
+    def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
+        """Categorical, by its logits."""
+        return dist.Categorical(logits=output)
+
+    def mean(self, output: Float[Array, "..."]) -> Array:
+        """The most probable category."""
+        return jnp.argmax(self._in_shape(output), axis=-1)
+
+    def check_support(self, x: np.ndarray) -> None:
+        """Raise a ValueError for what is no index of a category."""
+        _check_integers(x, 0, self.num_categories - 1, "categorical", "num_categories is the number of values")
+
+    def encoded(self, x: Array) -> Float[Array, "..."]:
+        """One number of each category."""
+        return jax.nn.one_hot(x, self.num_categories)
+
+
+class EightBitLikelihood(Likelihood):
+    r"""Integers from 0 to 255: a logistic distribution around 127.5 (1 + output), rounded.
+
+    Its scale is learned, one number for each element of the last axis (channel) of data of three axes, else one for all.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    log_scale: Float[Array, "..."]
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+        self.log_scale = jnp.full(shape[-1:] if len(shape) == 3 else (), jnp.log(0.1))
+
+    def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
+        """Discretised logistic."""
+        return DiscretizedLogistic(127.5 * (1.0 + output), 127.5 * jnp.exp(self.log_scale))
+
+    def mean(self, output: Float[Array, "..."]) -> Array:
+        """The location, as far as values go: what a picture is made of."""
+        return jnp.clip(127.5 * (1.0 + self._in_shape(output)), 0.0, 255.0)
+
+    def check_support(self, x: np.ndarray) -> None:
+        """Raise a ValueError for what is no integer from 0 to 255."""
+        _check_integers(x, 0, 255, "8-bit", "images from 0 to 1 are numpy.round(255 * x)")
+
+    def encoded(self, x: Array) -> Float[Array, "..."]:
+        """From -1 to 1."""
+        return x / 127.5 - 1.0
+
+
+class OwnLikelihood(eqx.Module):
+    """A function of the user's from the generator's output to a distribution, which knows how data are shaped."""
+
+    function: Callable
+
+    def __call__(self, output: Any) -> dist.Distribution:
+        """The distribution, with all batch axes but the first in the event."""
+        given = self.function(output)
+        return given.to_event(len(given.batch_shape) - 1) if len(given.batch_shape) > 1 else given
+
+    def mean(self, output: Any) -> Array:
+        """The distribution's own mean."""
+        return self(output).mean
+
+    def encoded(self, x: Array) -> Array:
+        """Data as they are."""
+        return x
+
+
+NAMES = ("bernoulli", "normal", "categorical", "8-bit")
+
+
+def likelihood_by_name(
+    name: str, shape: tuple[int, ...], noise: float | None = None, num_categories: int | None = None
+) -> Likelihood:
+    """The likelihood of a name, for data of a shape."""
+    if name not in NAMES:
+        raise ValueError(f"likelihood must be one of {NAMES} or a function to a NumPyro distribution, got {name!r}")
+    if noise is not None and name != "normal":
+        raise ValueError(f"noise is that of likelihood='normal', got {noise!r} with {name!r}")
+    if (num_categories is None) != (name != "categorical"):
+        raise ValueError(
+            f"num_categories goes with likelihood='categorical', and that needs it, got {num_categories!r} with {name!r}"
+        )
+    if name == "bernoulli":
+        return BernoulliLikelihood(shape)
+    if name == "normal":
+        return NormalLikelihood(shape, noise)
+    return EightBitLikelihood(shape) if name == "8-bit" else CategoricalLikelihood(shape, num_categories)
+
+
+def check_data(likelihood: Likelihood | OwnLikelihood, x: Any, name: str = "x") -> Array:
+    """Data as the model takes them; raise a ValueError for what has no probability."""
+    check_not_masked(name, x)
+    values = np.asarray(x)
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+        raise ValueError(f"{name} must be numbers, got dtype {values.dtype}")
+    if isinstance(likelihood, OwnLikelihood):
+        return jnp.asarray(x)
+    if place := _first_outside(values, np.isfinite(values)):
+        raise ValueError(f"{name} must be finite, got {place}")
+    likelihood.check_support(values)
+    return jnp.asarray(x, likelihood.dtype)
+
+
+def _check_integers(x: np.ndarray, low: int, high: int, name: str, cure: str) -> None:
+    if place := _first_outside(x, (x >= low) & (x <= high) & (x == np.round(x))):
+        raise ValueError(f"x must be integers from {low} to {high} for likelihood {name!r}, got {place}: {cure}")
+
+
+def _first_outside(x: np.ndarray, inside: np.ndarray) -> str:
+    """The first value that is not inside, and where; empty where all are."""
+    if np.all(inside):
+        return ""
+    place = tuple(map(int, np.argwhere(~inside)[0]))
+    return f"{x[place]} at {list(place)}"
+
+
+def _nice(number: float) -> str:
+    return f"{float(number):g}"
