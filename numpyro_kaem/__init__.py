@@ -10,6 +10,7 @@ from numpyro_kaem.distributions import (
     KAMixture,
     KAPrior,
     LeftCensoredPrior,
+    LookupTable,
     RightCensoredPrior,
     TruncatedPrior,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "LatentGaussian",
     "LatentModel",
     "LeftCensoredPrior",
+    "LookupTable",
     "Objective",
     "ParallelTempering",
     "Posterior",

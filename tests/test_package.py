@@ -43,6 +43,7 @@ PUBLIC_NAMES = [
     "LatentGaussian",
     "LatentModel",
     "LeftCensoredPrior",
+    "LookupTable",
     "MALA",
     "MLP",
     "PCNL",
