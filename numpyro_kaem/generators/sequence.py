@@ -147,6 +147,11 @@ class SequenceDecoder(eqx.Module):
         tokens, _ = self._generate(z, jax.random.split(key, self.length), choose)
         return tokens
 
+    def most_probable(self, z: Float[Array, "..."]) -> Int[Array, "... length"]:
+        """The sequence for each z of which every token is the most probable one after those before it."""
+        tokens, _ = self._generate(z, jnp.zeros(self.length), lambda _, logits: jnp.argmax(logits, axis=-1))
+        return tokens
+
     def distribution(self, z: Float[Array, "..."], *, validate_args: bool | None = None) -> AutoregressiveCategorical:
         """The NumPyro distribution of sequences given z, of batch shape `z.shape[:-1]` and event shape `(length,)`."""
         self._check_latent(z)

@@ -73,7 +73,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]
     if manifest["version"] > VERSION:
         raise ValueError(
             f"{os.fspath(path)!r} is of version {manifest['version']} of the format, and this version of numpyro_kaem "
-            f"reads up to {VERSION}: install the version that wrote it, {manifest.get('written_by', 'unknown')}, or later"
+            f"reads up to {VERSION}: install {manifest.get('written_by', 'the version that wrote it')}, or later"
         )
     checksums = manifest["checksums"]
     if missing := sorted(set(checksums) - set(arrays)):
