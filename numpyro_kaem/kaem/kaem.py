@@ -112,7 +112,7 @@ class KAEM(eqx.Module):
     ):
         generator = as_equinox(generator)
         drawn = Parts(prior, generator, None).drawn
-        z = jax.eval_shape(lambda key: drawn.prior.sample(key, (2,)), jax.random.key(0))
+        z = jax.ShapeDtypeStruct((2, *drawn.prior.event_shape), jnp.result_type(float))
         given = jax.eval_shape(lambda z: generator_input(drawn.prior, z), z)
         if isinstance(generator, SequenceDecoder):
             shape = (generator.length,)
@@ -197,7 +197,7 @@ class KAEM(eqx.Module):
             num_categories = generator.vocabulary_size
         made = likelihood_by_name(likelihood, shape, noise, num_categories)
         if generator is None:
-            width = jax.eval_shape(lambda key: generator_input(drawn, drawn.sample(key)), key).shape[-1]
+            width = math.prod(drawn.event_shape[:1])
             generator = default_generator(generator_key, width, made, hidden_sizes)
         if isinstance(encoder, bool):
             size = math.prod(drawn.event_shape)
