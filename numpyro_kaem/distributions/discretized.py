@@ -15,8 +15,8 @@ class DiscretizedLogistic(Distribution):
 
     $$P(x) = \sigma\Bigl(\frac{x + 1/2 - \mu}{s}\Bigr) - \sigma\Bigl(\frac{x - 1/2 - \mu}{s}\Bigr)$$
 
-    with the first term 1 at `high` and the second 0 at `low`, so that the probabilities sum to one. Logarithms are taken
-    of a product that is equal to the difference, and have full precision at any distance from $\mu$.
+    with the first term 1 at `high` and the second 0 at `low`, so that the probabilities sum to one. Logarithms are
+    taken of a product that is equal to the difference, and have full precision at any distance from $\mu$.
 
     The log-probability of an image of D values, divided by $-D \log 2$, is its bits per dimension.
 

@@ -147,6 +147,11 @@ class SequenceDecoder(eqx.Module):
         tokens, _ = self._generate(z, jax.random.split(key, self.length), choose)
         return tokens
 
+    def most_probable(self, z: Float[Array, "..."]) -> Int[Array, "... length"]:
+        """The sequence for each z of which every token is the most probable one after those before it."""
+        tokens, _ = self._generate(z, jnp.zeros(self.length), lambda _, logits: jnp.argmax(logits, axis=-1))
+        return tokens
+
     def distribution(self, z: Float[Array, "..."], *, validate_args: bool | None = None) -> AutoregressiveCategorical:
         """The NumPyro distribution of sequences given z, of batch shape `z.shape[:-1]` and event shape `(length,)`."""
         self._check_latent(z)
@@ -158,6 +163,15 @@ class SequenceDecoder(eqx.Module):
         Values are looked at where they are known. Call it on data before they go into compiled programs.
         """
         check_tokens(tokens, self.vocabulary_size, self.length, self.end_token)
+
+    def padded(self, tokens: ArrayLike) -> Int[Array, "... length"]:
+        """Sequences as `sample` gives them: with the end token in place of what follows the first one."""
+        tokens = jnp.asarray(tokens)
+        return (
+            tokens
+            if self.end_token is None
+            else jnp.where(real_positions(tokens, self.end_token), tokens, self.end_token)
+        )
 
     def _generate(self, z: Array, choices: Array, choose: Any) -> tuple[Array, Array]:
         """Tokens and their logits: `choose(choices[t], logits_t)` one position after the other."""

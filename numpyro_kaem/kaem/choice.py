@@ -22,27 +22,25 @@ class Choice(NamedTuple):
     reason: str
 
 
-def importance_sampling(parts: Parts, guide_params: dict[str, Any] | None, num_samples: int = NUM_DRAWS) -> Sampler:
+def importance_sampling(parts: Parts, num_samples: int = NUM_DRAWS) -> ImportanceSampling:
     """Importance sampling from the encoder, or from the prior where there is none."""
     if parts.encoder is None:
         return ImportanceSampling(num_samples, progress=False)
-    return ImportanceSampling(num_samples, guide=Guide(parts), guide_params=guide_params, progress=False)
+    return ImportanceSampling(num_samples, guide=Guide(parts), guide_params=parts.encoder_params, progress=False)
 
 
 def tempered_smc() -> TemperedSMC:
     """What posteriors and scores are taken from where importance sampling cannot be trusted."""
-    return TemperedSMC(num_particles=100, num_mcmc_steps=10, num_runs=2, chunk_size=100_000, progress=False)
+    return TemperedSMC(num_particles=64, num_mcmc_steps=10, num_runs=2, chunk_size=20_000, progress=False)
 
 
-def choose_sampler(
-    key: PRNGKeyArray, parts: Parts, params: dict[str, Any], guide_params: dict[str, Any] | None, x: Any
-) -> Choice:
+def choose_sampler(key: PRNGKeyArray, parts: Parts, x: Any) -> Choice:
     """Importance sampling where nine in ten of some data have 100 effective draws, else tempered SMC."""
-    sampler = importance_sampling(parts, guide_params)
+    sampler = importance_sampling(parts)
     tried = x[:NUM_TRIED]
-    ess = float(np.quantile(sampler.run(key, Model(parts), params, tried).ess, 0.1))
-    what = f"of {NUM_DRAWS:,} importance draws from the {'prior' if parts.encoder is None else 'encoder'}"
-    found = f"an effective sample size {what} of {ess:.1f} or more for nine in ten of {len(tried)} data"
+    ess = float(np.quantile(sampler.run(key, Model(parts), parts.params, tried).ess, 0.1))
+    what = f"of {NUM_DRAWS:,} draws from the {'prior' if parts.encoder is None else 'encoder'}"
+    found = f"the effective sample size {what} is {ess:.1f} or more for nine in ten of {len(tried)} data"
     if ess >= MIN_ESS:
         return Choice(sampler, f"importance sampling: {found}")
-    return Choice(tempered_smc(), f"tempered SMC: {found}, and {MIN_ESS} are needed of importance sampling")
+    return Choice(tempered_smc(), f"tempered SMC: {found}, and importance sampling needs {MIN_ESS}")

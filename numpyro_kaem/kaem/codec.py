@@ -18,26 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-import numpyro_kaem._numerics.grid
-import numpyro_kaem._numerics.quadrature
-import numpyro_kaem.distributions
-import numpyro_kaem.distributions.discretized
-import numpyro_kaem.energies
-import numpyro_kaem.generators
-import numpyro_kaem.kaem.likelihoods
-import numpyro_kaem.kaem.priors
+from numpyro_kaem import distributions, energies, generators
+from numpyro_kaem._numerics import grid, quadrature
+from numpyro_kaem.generators import attention
+from numpyro_kaem.kaem import likelihoods, networks, priors
 
 # Where functions and classes are looked up, by the name that a file has for each module.
 _FUNCTIONS = {"jax.nn": jax.nn, "jax.numpy": jnp}
-_DISTRIBUTIONS = {"numpyro_kaem": numpyro_kaem.distributions, "numpyro": dist}
+_DISTRIBUTIONS = {"numpyro_kaem": distributions, "numpyro": dist}
 _TRANSFORMS = {"numpyro.transforms": dist.transforms}
 _MODULES = {
-    "energies": numpyro_kaem.energies,
-    "generators": numpyro_kaem.generators,
-    "likelihoods": numpyro_kaem.kaem.likelihoods,
-    "priors": numpyro_kaem.kaem.priors,
-    "grid": numpyro_kaem._numerics.grid,
-    "quadrature": numpyro_kaem._numerics.quadrature,
+    "energies": energies,
+    "generators": generators,
+    "attention": attention,
+    "likelihoods": likelihoods,
+    "networks": networks,
+    "priors": priors,
+    "grid": grid,
+    "quadrature": quadrature,
     "layers": eqx.nn,
 }
 # Arguments of distributions that are attributes of another name.

@@ -16,16 +16,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem._compilation.programs import jit_by_value
 from numpyro_kaem.kaem.choice import importance_sampling
+from numpyro_kaem.kaem.likelihoods import CategoricalLikelihood
 from numpyro_kaem.kaem.model import Model, Parts, draw
-from numpyro_kaem.kaem.priors import generator_input
 from numpyro_kaem.metrics import frechet_distance, kernel_distance
+from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Posterior draws of a datum that are decoded for its reconstruction.
-_NUM_REBUILT = 32
+_NUM_DRAWS = 32
+# Features of distances between data of more numbers.
+_NUM_COMPONENTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Score:
 
     def __str__(self) -> str:
         if self.std_error is None:
-            return f"{self.value:,.4g}"
+            return f"{self.value:,.0f}" if abs(self.value) >= 1_000 else f"{self.value:.3g}"
         digits = 2 if self.std_error == 0 else max(0, 1 - math.floor(math.log10(self.std_error)))
         return f"{self.value:,.{digits}f} +- {self.std_error:,.{digits}f}"
 
@@ -97,46 +100,43 @@ class Evaluation:
 
 
 def evaluate(
-    parts: Parts,
-    guide_params: dict[str, Any] | None,
-    key: PRNGKeyArray,
-    x: np.ndarray,
-    sampler: Sampler,
-    *,
-    num_scored: int,
-    features: Callable | None,
+    parts: Parts, key: PRNGKeyArray, x: np.ndarray, sampler: Sampler, num_scored: int, features: Callable | None
 ) -> Evaluation:
     """Score held-out data: the first `num_scored` by the sampler, all of them against as many draws."""
     params, model = parts.params, Model(parts)
     scored = x[:num_scored]
     score_key, cheap_key, draw_key, resample_key = jax.random.split(key, 4)
-    posterior = sampler.run(score_key, model, params, scored)
-    if posterior.log_evidence is None:
-        raise ValueError(f"sampler must have an evidence, such as TemperedSMC(...), got {sampler!r}")
-    cheap = importance_sampling(parts, guide_params).run(cheap_key, model, params, scored)
-    rebuilt = mean_of_means(parts, posterior.resample(resample_key, _NUM_REBUILT).latents["z"])
+    posterior = sampler.run(score_key, model, params, jnp.asarray(scored))
+    log_evidence = evidence_of(posterior, sampler)
+    cheap = importance_sampling(parts).run(cheap_key, model, params, jnp.asarray(scored))
+    shown = mean_of_draws(parts, posterior.resample(resample_key, _NUM_DRAWS).latents["z"])
     drawn = np.asarray(draw(parts, draw_key, len(x), False))
-    size, name = math.prod(x.shape[1:]), type(sampler).__name__
-    nats = _mean(posterior.log_evidence, f"nats a datum, {len(scored)} data, {name}")
+    size = math.prod(x.shape[1:])
+    own_error = np.sqrt(np.sum(posterior.log_evidence_std_error**2)) / len(scored)
+    nats = _mean(
+        log_evidence,
+        f"nats a datum, {len(scored)} data by {type(sampler).__name__}, whose own error is {own_error:.2g}",
+    )
+    features = default_features(parts.likelihood, x) if features is None else features
     distances = {
         distance.__name__: distance(x, drawn, features=features) for distance in (frechet_distance, kernel_distance)
     }
     return Evaluation(
         log_likelihood=nats,
         bits_per_dimension=Score(
-            -nats.value / size / math.log(2), nats.std_error / size / math.log(2), f"{size} numbers a datum"
+            -nats.value / size / math.log(2), nats.std_error / size / math.log(2), f"{size:,} numbers a datum"
         ),
         importance_gap=_mean(
-            cheap.log_evidence - posterior.log_evidence,
-            f"nats that {cheap.num_particles:,} importance draws from the "
-            f"{'prior' if parts.encoder is None else 'encoder'} say more",
+            cheap.log_evidence - log_evidence,
+            f"nats, {cheap.num_particles:,} importance draws from the "
+            f"{'prior' if parts.encoder is None else 'encoder'} minus the above",
         ),
         effective_sample_size=Score(float(np.median(cheap.ess)), None, "of these draws, median datum"),
         reconstruction_error=_mean(
-            np.mean((np.asarray(scored, float) - rebuilt).reshape(len(scored), -1) ** 2, axis=1), "mean square"
+            parts.likelihood.errors(scored, shown), "share of elements" if is_discrete(parts) else "mean square"
         ),
         **{
-            name: Score(result.value, result.std_error, f"{len(drawn):,} draws, features: {result.features}")
+            name: Score(result.value, result.std_error, f"n = {len(drawn):,}, features: {result.features}")
             for name, result in distances.items()
         },
         draws_per_second=Score(_draws_per_second(parts, draw_key), None, "compiled, 1,000 at a time"),
@@ -146,19 +146,51 @@ def evaluate(
     )
 
 
+def evidence_of(posterior: Posterior, sampler: Any) -> Float[np.ndarray, " num_data"]:
+    """The log-evidence of a posterior, or a ValueError."""
+    if posterior.log_evidence is None:
+        raise ValueError(f"sampler must have an evidence, as TemperedSMC(...) or a ladder from t = 0, got {sampler!r}")
+    return posterior.log_evidence
+
+
+def is_discrete(parts: Parts) -> bool:
+    """Whether data are categories, whose numbers say nothing."""
+    return isinstance(parts.likelihood, CategoricalLikelihood)
+
+
+def default_features(likelihood: Any, x: np.ndarray) -> Callable | None:
+    """Of distances: how often each category is there, principal components of many numbers, or the few numbers."""
+    if isinstance(likelihood, CategoricalLikelihood):
+        return Named("category counts", lambda batch: np.asarray(likelihood.encoded(batch)).sum(axis=1))
+    flat = np.asarray(x, float).reshape(len(x), -1)
+    if flat.shape[1] <= _NUM_COMPONENTS:
+        return None
+    center = flat.mean(axis=0)
+    _, _, components = np.linalg.svd(flat - center, full_matrices=False)
+    axes = components[:_NUM_COMPONENTS].T
+    name = f"{axes.shape[1]} principal components"
+    return Named(name, lambda batch: (np.asarray(batch, float).reshape(len(batch), -1) - center) @ axes)
+
+
+class Named:
+    """A function with a name, as scores call it."""
+
+    def __init__(self, name: str, function: Callable):
+        self.__name__, self.function = name, function
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """What the function gives."""
+        return self.function(batch)
+
+
 @jit_by_value
-def _mean_of_means(parts: Parts, draws: Float[Array, "num_data num_draws ..."]) -> Array:
-    drawn = parts.drawn
-
-    def of_datum(z: Array) -> Array:
-        return jnp.mean(drawn.likelihood.mean(drawn.generator(generator_input(drawn.prior, z))), axis=0)
-
-    return jax.lax.map(of_datum, draws)
+def _mean_of_draws(parts: Parts, draws: Float[Array, "num_data num_draws ..."]) -> Array:
+    return jax.lax.map(parts.drawn.mean, draws)
 
 
-def mean_of_means(parts: Parts, draws: np.ndarray) -> np.ndarray:
-    """Of posterior draws of each datum: the mean over them of the likelihood's mean."""
-    return np.asarray(_mean_of_means(parts, jnp.asarray(draws)))
+def mean_of_draws(parts: Parts, draws: np.ndarray) -> np.ndarray:
+    """What is shown of every datum, given draws of its latents."""
+    return np.asarray(_mean_of_draws(parts, jnp.asarray(draws)))
 
 
 def _draws_per_second(parts: Parts, key: PRNGKeyArray, at_once: int = 1_000) -> float:
@@ -172,5 +204,5 @@ def _draws_per_second(parts: Parts, key: PRNGKeyArray, at_once: int = 1_000) -> 
 
 
 def _mean(values: np.ndarray, what: str) -> Score:
-    """The mean over data, and its error by the spread between them."""
+    """The mean over data, and its error by the spread between them, which has that of each in it."""
     return Score(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))), what)

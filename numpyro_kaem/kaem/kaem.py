@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -14,41 +15,89 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro.infer import RenyiELBO
 
 import numpyro_kaem
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
-from numpyro_kaem.generators import MLP
-from numpyro_kaem.kaem import archive, codec, shipping
-from numpyro_kaem.kaem.choice import choose_sampler, importance_sampling, tempered_smc
-from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_means
-from numpyro_kaem.kaem.likelihoods import Likelihood, OwnLikelihood, check_data, likelihood_by_name
-from numpyro_kaem.kaem.model import Guide, Model, Parts, as_equinox, draw
-from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, generator_input, make_prior
-from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE
+from numpyro_kaem.generators import SequenceDecoder
+from numpyro_kaem.kaem import archive, codec, files, shipping
+from numpyro_kaem.kaem.choice import Choice, choose_sampler, tempered_smc
+from numpyro_kaem.kaem.composition import compose
+from numpyro_kaem.kaem.defaults import default_held_out, training_options
+from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, evidence_of, mean_of_draws
+from numpyro_kaem.kaem.likelihoods import check_values, likelihood_by_name
+from numpyro_kaem.kaem.model import Guide, Model, Parts, draw
+from numpyro_kaem.kaem.networks import default_encoder, default_generator
+from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, make_prior
+from numpyro_kaem.kaem.summary import summary
 from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.training import HeldOut, fit
+from numpyro_kaem.training.data import is_stream
 from numpyro_kaem.training.result import epoch_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _logger = logging.getLogger("numpyro_kaem")
-# Latents up to which prior draws that all data of a batch share are enough to train by.
-_FEW_LATENTS = 16
 
 
 class KAEM(eqx.Module):
-    """A latent-variable model, trained and used through one object."""
+    r"""A latent-variable model in one object: from data to a trained model, its scores, a file and a program.
+
+    $$z \sim p(z), \qquad x \mid z \sim \text{likelihood}(\text{generator}(z)),$$
+
+    with a prior of learned one-dimensional densities, such as a `KAPrior`. It is immutable: `fit` returns a trained
+    copy. All it does is done by other parts of this package with `kaem.model`, an ordinary NumPyro model with the sites
+    `z` and `x` in a plate `data`, and `kaem.params`; so whatever takes a model takes those.
+
+    `KAEM.create` makes one from the shape of data. This makes one of parts:
+
+    Args:
+        prior: of the latents of a datum: a NumPyro distribution whose energies (of a `KAPrior`, `KAMixture`, or inside
+            of a `MixtureSameFamily`) are learned; or a module, such as `ClusterPrior`, or function without arguments
+            that returns a distribution. Batch axes become part of the event. Latents that are a matrix (Q, P) are
+            summed over P.
+        generator: an Equinox or Flax NNX module, or a function, from latents (..., width) to what the likelihood takes.
+            Its arrays are learned. A `SequenceDecoder` draws what depends on the tokens before.
+        likelihood: from the generator's output to a NumPyro distribution: a module, whose arrays are learned, a
+            function, or the name of one: "bernoulli", for 0 and 1; "normal", for real numbers; "categorical", for
+            integers below `num_categories`; "8-bit", for integers from 0 to 255 (`DiscretizedLogistic`).
+        shape: of a datum, where the likelihood is given by name and the generator's output is flat.
+        encoder: an Equinox or Flax NNX module from a datum, as floating-point numbers (one-hot for "categorical", from
+            -1 to 1 for "8-bit"), to location and log-scale of all latents, one after the other. It is the guide of
+            training, the proposal of importance sampling and where chains start. None for none.
+        noise: standard deviation of "normal"; None for one that is learned.
+        num_categories: of "categorical".
+
+    Attributes:
+        parts: prior, generator, likelihood and encoder, with the values of their parameters.
+        shape: of a datum.
+        history: of the last training run, as in `FitResult.history`; None before.
+
+    Raises:
+        ValueError: for a prior, generator and likelihood whose shapes do not fit, an unknown likelihood.
+
+    Example:
+        ```python
+        import jax, jax.numpy as jnp, numpyro.distributions as dist
+        from numpyro_kaem import KAEM, MLP, BSpline, KAPrior, UnivariateEnergy
+
+        energy = UnivariateEnergy.init(jax.random.key(0), (2,), basis=BSpline(10, 3, (-3.0, 3.0)))
+        generator = MLP(jax.random.key(1), 2, 4, (16,))
+        kaem = KAEM(KAPrior(energy, dist.Normal(0.0, 1.0)), generator, "normal", noise=0.1)
+        x = jnp.sin(jax.random.normal(jax.random.key(2), (200, 1)) + jnp.arange(4))
+        kaem = kaem.fit(jax.random.key(3), x, num_epochs=5, progress=False)
+        assert kaem.sample(jax.random.key(4), 10).shape == (10, 4)
+        ```
+    """
 
     parts: Parts
     shape: tuple[int, ...] = eqx.field(static=True)
     history: dict[str, np.ndarray] | None
-    guide_params: dict[str, Any] | None
+    optimizer_state: Any
+    is_trained: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -56,37 +105,13 @@ class KAEM(eqx.Module):
         generator: Any,
         likelihood: str | Callable,
         *,
-        shape: tuple[int, ...] | None = None,
+        shape: Sequence[int] | None = None,
         encoder: Any = None,
         noise: float | None = None,
         num_categories: int | None = None,
     ):
-        generator = as_equinox(generator)
-        bare = Parts(prior, generator, lambda output: output, as_equinox(encoder))
-        given = bare.prior_distribution
-        z = jax.eval_shape(lambda key: generator_input(given, given.sample(key, (2,))), jax.random.key(0))
-        try:
-            output = jax.eval_shape(lambda z: bare.drawn.generator(z), z)
-        except Exception as error:
-            raise ValueError(
-                f"prior gives the generator latents of shape {z.shape[1:]}, which generator "
-                f"{type(generator).__name__} does not take: {error}"
-            ) from error
-        if isinstance(likelihood, str):
-            size = math.prod(output.shape[1:])
-            if shape is None:
-                shape = output.shape[1:-1] if likelihood == "categorical" else output.shape[1:]
-            likelihood = likelihood_by_name(likelihood, tuple(shape), noise, num_categories)
-            if size != likelihood.output_size:
-                raise ValueError(
-                    f"generator gives {output.shape[1:]} for latents of shape {z.shape[1:]}, but the likelihood of data "
-                    f"of shape {tuple(shape)} takes {likelihood.output_shape}"
-                )
-        elif not isinstance(likelihood, Likelihood):
-            likelihood = OwnLikelihood(likelihood)
-        self.parts = Parts(prior, generator, likelihood, as_equinox(encoder))
-        self.shape = jax.eval_shape(lambda z: likelihood(self.parts.drawn.generator(z)).sample(jax.random.key(0)), z).shape[1:]
-        self.history, self.guide_params = None, None
+        self.parts, self.shape = compose(prior, generator, likelihood, encoder, shape, noise, num_categories)
+        self.history, self.optimizer_state, self.is_trained = None, None, False
 
     @classmethod
     def create(
@@ -97,7 +122,7 @@ class KAEM(eqx.Module):
         latent_size: int,
         likelihood: str,
         prior: str | dist.Distribution | eqx.Module | Callable = "independent",
-        generator: str | Any = "auto",
+        generator: Any = None,
         encoder: bool | Any = False,
         hidden_sizes: Sequence[int] = (400, 400, 400),
         num_components: int | None = None,
@@ -105,95 +130,179 @@ class KAEM(eqx.Module):
         noise: float | None = None,
         num_categories: int | None = None,
     ) -> KAEM:
-        """A model for data of a shape."""
+        """A model for data of a shape, with parts that suit it.
+
+        Args:
+            key: JAX random key.
+            shape: of one datum, such as `x.shape[1:]`.
+            latent_size: number of latent coordinates, P.
+            likelihood: the name of one, as in `KAEM`.
+            prior: "independent", one learned density for each coordinate; "univariate", the Kolmogorov-Arnold form of
+                the method's paper: densities of shape (Q, P), summed over P, where Q is `num_components`, by default
+                2 P + 1; "mixture", a `KAMixture` of `num_components` for each coordinate; "cluster", a `ClusterPrior`
+                of `num_components` whole latent vectors; or a prior as in `KAEM`.
+            generator: as in `KAEM`. None for a `ConvDecoder` of images with channels (three axes), else an `MLP`.
+            encoder: True for the counterpart of the generator, False for none, or a module as in `KAEM`.
+            hidden_sizes: of an `MLP`; its encoder has them in reverse.
+            num_components: Q of "univariate"; of "mixture" and "cluster", 10 where it is None.
+            basis: of the energies.
+            noise: standard deviation of "normal"; None for one that is learned.
+            num_categories: of "categorical".
+
+        Example:
+            ```python
+            import jax
+            from numpyro_kaem import KAEM
+
+            kaem = KAEM.create(jax.random.key(0), (8, 8), latent_size=3, likelihood="bernoulli", prior="cluster")
+            print(kaem.summary())
+            assert kaem.shape == (8, 8)
+            ```
+        """
         shape = tuple(check_count("shape", size, 1) for size in shape)
         prior_key, generator_key, encoder_key = jax.random.split(key, 3)
         if isinstance(prior, str):
             prior = make_prior(prior_key, prior, latent_size, num_components, basis)
-        likelihood_module = likelihood_by_name(likelihood, shape, noise, num_categories)
-        joint = Parts(prior, None, None).prior_distribution
-        width = math.prod(joint.event_shape[:1])
-        if generator == "auto":
-            generator = MLP(generator_key, width, likelihood_module.output_size, hidden_sizes)
-        if encoder is True:
-            size = likelihood_module.output_size
-            encoder = Flat(MLP(encoder_key, size, 2 * math.prod(joint.event_shape), hidden_sizes[::-1]), len(shape))
-        options = {"noise": noise, "num_categories": num_categories, "shape": shape}
-        return cls(prior, generator, likelihood, encoder=encoder or None, **options)
+        event_shape = Parts(prior, None, None).prior_distribution.event_shape
+        if isinstance(generator, SequenceDecoder) and num_categories is None:
+            num_categories = generator.vocabulary_size
+        module = likelihood_by_name(likelihood, shape, noise, num_categories)
+        if generator is None:
+            generator = default_generator(generator_key, math.prod(event_shape[:1]), module, hidden_sizes)
+        if isinstance(encoder, bool):
+            size = math.prod(event_shape)
+            encoder = default_encoder(encoder_key, module, size, generator, hidden_sizes) if encoder else None
+        return cls(prior, generator, module, encoder=encoder)
 
     @property
     def model(self) -> Model:
+        """The NumPyro model: `model(x)`, or `model(num_data=n)` to draw, with the sites `z` and `x`."""
         return Model(self.parts)
 
     @property
+    def params(self) -> dict[str, Any]:
+        """Values of the model's parameter sites, as `LatentModel`, samplers and `Predictive` take them."""
+        return self.parts.params
+
+    @property
     def guide(self) -> Guide | None:
+        """The NumPyro guide that the encoder makes; None without one."""
         return None if self.parts.encoder is None else Guide(self.parts)
 
     @property
-    def params(self) -> dict[str, Any]:
-        return self.parts.params
+    def guide_params(self) -> dict[str, Any] | None:
+        """Values of the guide's parameter sites; None without an encoder."""
+        return self.parts.encoder_params
 
-    def fit(self, key: PRNGKeyArray, x: Any, **options: Any) -> KAEM:
-        """Train, from where the model is."""
-        x = check_data(self.parts.likelihood, x)
-        ...
-        batch_size = options.pop("batch_size", min(200, len(x)))
-        steps = len(x) // batch_size
-        num_epochs = options.pop("num_epochs", max(5, min(300, math.ceil(3000 / steps))))
-        objective = options.pop("objective", self._default_objective())
-        if "optimizer" not in options:
-            options |= _default_optimizer(num_epochs * steps)
-        parts = self.parts
-        if options.get("grid_adaptation") is not None:
-            parts = replace(parts, adapts=True)
-        result = fit(
-            key,
-            Model(parts),
-            x,
-            objective=objective,
-            guide=None if parts.encoder is None else Guide(parts),
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            **options,
-        )
-        held_out = options.get("held_out")
+    def at(self, params: dict[str, Any]) -> KAEM:
+        """This model with other values of its parameters or its guide's, by site: those that a `FitResult` has, say."""
+        sites = self.params | (self.guide_params or {})
+        if unknown := sorted(set(params) - set(sites)):
+            raise ValueError(f"params has no site of this model: {unknown}; there are {sorted(sites)}")
+        return self._with(parts=self.parts.at(sites | params), is_trained=True)
+
+    def fit(
+        self,
+        key: PRNGKeyArray,
+        x: Any,
+        *,
+        held_out: HeldOut | Any = None,
+        continue_optimizer: bool = False,
+        **options: Any,
+    ) -> KAEM:
+        """A copy that is trained from where this one is, by `numpyro_kaem.fit`.
+
+        Where nothing is said the objective is the importance-weighted bound of 5 draws with an encoder; without one
+        `ImportanceMLE(1_000)` up to 16 latents and `LangevinMLE(num_steps=10)` above; the optimiser Adam with a cosine
+        schedule, slower for the prior than for the rest; batches have 200 rows, and a run about 3,000 steps.
+
+        Args:
+            key: JAX random key.
+            x: data, one datum a row; or an iterable of batches, as in `numpyro_kaem.fit`.
+            held_out: data to score on the way, about 20 times; or `HeldOut(...)`. With `patience` the best parameters
+                are kept, otherwise the last ones (their averages with `ema_decay`).
+            continue_optimizer: whether the optimiser begins with the state that the last training left; it must be the
+                same one.
+            **options: arguments of `numpyro_kaem.fit`, which pass through: `objective`, `optimizer`, `num_epochs`,
+                `batch_size`, `held_out_sampler`, `checkpoints`, `mesh`, `callbacks` and all others.
+
+        Raises:
+            ValueError: for data of another shape or outside of the likelihood's support (the first place is named), and
+                what `numpyro_kaem.fit` raises it for.
+        """
+        if is_stream(x):
+            data, num_data = _CheckedBatches(self, x), None
+        else:
+            data = self._check("x", x)
+            num_data = len(data)
+        options = training_options(self.parts, num_data, options)
+        if held_out is not None:
+            given = held_out.data if isinstance(held_out, HeldOut) else held_out
+            given = self._check("held_out", given)
+            if isinstance(held_out, HeldOut):
+                held_out = replace(held_out, data=given)
+            else:
+                held_out = default_held_out(given, options["num_epochs"])
+        if continue_optimizer:
+            if self.optimizer_state is None:
+                raise ValueError("continue_optimizer needs a model that was trained, or a file saved with its state")
+            options["init_optimizer_state"] = self.optimizer_state
+        parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
+        guide = None if parts.encoder is None else Guide(parts)
+        result = fit(key, Model(parts), data, guide=guide, held_out=held_out, **options)
         best = isinstance(held_out, HeldOut) and held_out.patience is not None
-        params = result.averaged_params or (result.best_params if best else result.params)
-        trained = eqx.tree_at(lambda kaem: kaem.parts, self, parts.at(params | result.guide_params))
-        return eqx.tree_at(lambda kaem: kaem.history, trained, result.history, is_leaf=lambda leaf: leaf is None)
+        params = result.best_params if best else result.averaged_params or result.params
+        return self._with(
+            parts=parts.at(params | result.guide_params),
+            history=result.history,
+            optimizer_state=jax.tree.leaves(result.optimizer_state) or None,
+            is_trained=True,
+        )
 
-    def _default_objective(self) -> Any:
-        if self.parts.encoder is not None:
-            return RenyiELBO(num_particles=5)
-        size = math.prod(self.parts.prior_distribution.event_shape)
-        return ImportanceMLE(1_000) if size <= _FEW_LATENTS else LangevinMLE(num_steps=10)
+    def choose_sampler(self, key: PRNGKeyArray, x: Any) -> Choice:
+        """The posterior sampler that suits, and in words why: importance sampling, if it has draws enough.
+
+        Of 32 data it is tried, with 2,000 draws from the encoder, or the prior without one; where nine in ten have an
+        effective sample size of 100 it is taken, otherwise tempered SMC.
+        """
+        return choose_sampler(key, self.parts, self._check("x", x))
 
     def posterior(self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None) -> Posterior:
-        """The posterior of every datum, by a sampler that suits, or the one given."""
-        x = check_data(self.parts.likelihood, x)
+        """The posterior of the latents `z` of every datum.
+
+        Args:
+            key: JAX random key.
+            x: data, one datum a row.
+            sampler: any of `numpyro_kaem`; None for the one that `choose_sampler` finds, which the logger
+                `numpyro_kaem` tells. One that takes a guide and has none is given the encoder's, if there is one: as
+                the proposal of `ImportanceSampling`, and where chains start.
+        """
+        x = self._check("x", x)
         choice_key, key = jax.random.split(key)
-        params = self.params
         if sampler is None:
-            sampler, reason = choose_sampler(choice_key, self.parts, params, self.guide_params, x)
+            sampler, reason = choose_sampler(choice_key, self.parts, x)
             _logger.warning("posterior by %s", reason)
-        return sampler.run(key, self.model, params, x)
+        elif self.guide is not None and getattr(sampler, "guide", self) is None and is_dataclass(sampler):
+            sampler = replace(sampler, guide=self.guide, guide_params=self.guide_params)
+        return sampler.run(key, self.model, self.params, x)
 
     def log_likelihood(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None
     ) -> Float[np.ndarray, " num_data"]:
-        """log p(x) of every datum, by tempered SMC, or by a sampler that has an evidence."""
+        """Log p(x) of every datum, in nats, by tempered SMC, or by another sampler that has an evidence."""
         posterior = self.posterior(key, x, tempered_smc() if sampler is None else sampler)
-        if posterior.log_evidence is None:
-            raise ValueError(f"sampler must have an evidence, such as TemperedSMC(...), got {sampler!r}")
-        return posterior.log_evidence
+        return evidence_of(posterior, sampler)
 
     def reconstruct(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None, *, num_draws: int = 32
     ) -> Float[np.ndarray, "num_data ..."]:
-        """Means of the likelihood, averaged over posterior draws."""
+        """What the model makes of the latents of data: the likelihood's mean, averaged over `num_draws` of them.
+
+        For "categorical" that is the most probable category, and for sequences the most probable tokens at one draw.
+        """
         sample_key, draw_key = jax.random.split(key)
-        draws = self.posterior(sample_key, x, sampler).resample(draw_key, num_draws).latents["z"]
-        return mean_of_means(self.parts, draws)
+        draws = self.posterior(sample_key, x, sampler).resample(draw_key, check_count("num_draws", num_draws, 1))
+        return mean_of_draws(self.parts, draws.latents["z"])
 
     def evaluate(
         self,
@@ -201,133 +310,172 @@ class KAEM(eqx.Module):
         x: Any,
         sampler: Sampler | None = None,
         *,
-        num_scored: int = 200,
+        num_scored: int = 100,
         features: Callable | None = None,
     ) -> Evaluation:
-        """Scores of held-out data, by tempered SMC, and of draws beside them."""
-        x = np.asarray(check_data(self.parts.likelihood, x))
+        """How good the model is, on data that it was not trained on: a table of scores with their standard errors.
+
+        Args:
+            key: JAX random key.
+            x: held-out data, one datum a row; draws are compared with all of them.
+            sampler: that scores; it must have an evidence. None for tempered SMC.
+            num_scored: how many data have their log-likelihood and reconstruction taken, the first ones.
+            features: of the distances between data and draws, as in `frechet_distance`. None for the numbers
+                themselves, or what their first 64 principal components are; for "categorical", how often each is there.
+
+        Raises:
+            ValueError: for data that do not fit, and a sampler without an evidence.
+        """
+        _warn_if_untrained(self, "evaluate")
+        x = np.asarray(self._check("x", x))
         sampler = tempered_smc() if sampler is None else sampler
-        return evaluate(self.parts, self.guide_params, key, x, sampler, num_scored=num_scored, features=features)
+        num_scored = min(len(x), check_count("num_scored", num_scored, 2))
+        return evaluate(self.parts, key, x, sampler, num_scored, features)
 
     def sample(self, key: PRNGKeyArray, num_samples: int, *, mean: bool = False) -> Array:
-        """Data drawn from the model: exact draws from the prior, decoded."""
+        """Data drawn from the model: exact draws from the prior, decoded; or the `mean` of the likelihood at each.
+
+        For "categorical" the mean is the most probable category, and for sequences the most probable tokens.
+        """
+        _warn_if_untrained(self, "sample")
         return draw(self.parts, key, check_count("num_samples", num_samples, 1), mean)
 
     def cluster_probabilities(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None
     ) -> Float[np.ndarray, "num_data num_clusters"]:
-        """p(k | x) of every cluster of a mixture of whole latent vectors, the mean of p(k | z) over the posterior."""
+        """p(k | x) of every cluster of a `ClusterPrior`: the mean of p(k | z) over the posterior of each datum."""
         prior = self.parts.prior
         if not isinstance(prior, ClusterPrior):
             raise ValueError(f"prior must be a ClusterPrior, got {type(prior).__name__}: KAEM.create(prior='cluster')")
         return self.posterior(key, x, sampler).expectation(lambda latents: prior.probabilities(latents["z"]))
 
     def summary(self) -> str:
-        """A table of sites, shapes and numbers of parameters."""
-        rows = [("site", "shape", "parameters")]
-        for site, value in self.params.items():
-            leaves = [leaf for leaf in jax.tree.leaves(value) if eqx.is_inexact_array(leaf)]
-            rows.append((site, ", ".join(str(leaf.shape) for leaf in leaves), f"{sum(leaf.size for leaf in leaves):,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+        """A table of the model: its sites, their distributions and shapes, and the numbers of learned parameters."""
+        return summary(self.parts, self.shape)
 
-    def save(self, path: str | os.PathLike, *, history: bool = True) -> None:
-        """Write one file that `KAEM.load` reads."""
+    def to_pandas(self) -> pd.DataFrame:
+        """The history of the last training by epoch, as `FitResult.to_pandas` has it."""
+        import pandas as pd
+
+        rows = epoch_table(self.history) if self.history else []
+        return pd.DataFrame(rows or {"epoch": []}).set_index("epoch")
+
+    def save(self, path: str | os.PathLike, *, history: bool = True, optimizer_state: bool = False) -> None:
+        """Write one file, which `KAEM.load` reads: a safetensors file with a manifest in JSON, and no code.
+
+        Args:
+            path: of the file, which is replaced as a whole; ".kaem" is usual.
+            history: whether to keep the history of training.
+            optimizer_state: whether to keep the optimiser's state, for `fit(continue_optimizer=True)`: for Adam, twice
+                as many numbers as the model has.
+        """
         arrays: dict[str, np.ndarray] = {}
-        parts = {name: _described(getattr(self.parts, name), arrays, name) for name in _PARTS}
-        values = codec.describe(self.parts.values, arrays, "values")
-        kept = codec.describe(self.history if history else None, arrays, "history")
         manifest = {
             "written_by": f"numpyro_kaem {numpyro_kaem.__version__}",
             "shape": list(self.shape),
-            "parts": parts,
-            "values": values,
-            "history": kept,
+            "is_trained": self.is_trained,
+            "parts": files.describe_parts(self.parts, arrays),
+            "history": codec.describe(self.history if history else None, arrays, "history"),
+            "optimizer_state": codec.describe(self.optimizer_state if optimizer_state else None, arrays, "optimizer"),
         }
         archive.write(path, manifest, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, **own: Any) -> KAEM:
-        """Read what `save` has written; parts that are not of this package are given again, with any parameters."""
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        prior: Any = None,
+        generator: Any = None,
+        likelihood: Any = None,
+        encoder: Any = None,
+    ) -> KAEM:
+        """The model of a file that `save` has written.
+
+        Parts of this package and of NumPyro are read from it. Modules and functions of your own are given again, by
+        name: with the arrays that `generator` has when it is given replaced by those of the file.
+
+        Raises:
+            FileNotFoundError: where there is no file.
+            DamagedFile: for a file that is cut off, altered, or not written by `save`.
+            ValueError: for a file of a later version, a part that is missing, or that has other arrays than the saved.
+        """
         manifest, arrays = archive.read(path)
-        parts = {}
-        for name in _PARTS:
-            parts[name] = _rebuilt(name, manifest["parts"][name], arrays, own.pop(name, None))
-        if own:
-            raise TypeError(f"load() got an unexpected keyword argument {next(iter(own))!r}")
-        values = codec.build(manifest["values"], arrays)
-        kaem = object.__new__(cls)
-        for name, value in {
-            "parts": Parts(**parts, values=values),
-            "shape": tuple(manifest["shape"]),
-            "history": codec.build(manifest["history"], arrays),
-            "guide_params": None,
-        }.items():
-            object.__setattr__(kaem, name, value)
-        return kaem
+        own = {"prior": prior, "generator": generator, "likelihood": likelihood, "encoder": encoder}
+        return object.__new__(cls)._with(
+            parts=files.build_parts(manifest["parts"], arrays, own),
+            shape=tuple(manifest["shape"]),
+            history=files.as_numpy(codec.build(manifest["history"], arrays)),
+            optimizer_state=codec.build(manifest["optimizer_state"], arrays),
+            is_trained=manifest["is_trained"],
+        )
 
     def export(
         self, path: str | os.PathLike, *, num_samples: int, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
     ) -> None:
-        """Write programs that draw without this package."""
+        """Write programs that draw without this package, by `jax.export`, into a folder.
+
+        `sample.stablehlo` takes a seed (uint32) and gives the `num_samples` draws of
+        `kaem.sample(jax.random.key(seed), num_samples)`. `from_uniforms.stablehlo` takes numbers in (0, 1), a row for
+        each sample with one for each latent (and one more, the last, to choose a component of a mixture), and gives
+        means of the likelihood at their inverse transforms. `about.json` says what both take and give.
+
+        Args:
+            path: of the folder.
+            num_samples: draws of one call.
+            platforms: that the programs run on, of "cpu", "cuda", "rocm" and "tpu".
+
+        Raises:
+            ImportError: without flatbuffers: `pip install 'numpyro_kaem[export]'`.
+            ValueError: for a prior that is not made of univariate distributions with `icdf`.
+        """
+        _warn_if_untrained(self, "export")
         shipping.export(self.parts, path, num_samples, platforms)
 
     def __repr__(self) -> str:
         parts = self.parts
         names = [type(part).__name__ for part in (parts.prior, parts.generator, parts.likelihood)]
-        return f"KAEM({', '.join(names)}, shape={self.shape}, {'trained' if self.history else 'not trained'})"
+        return f"KAEM({', '.join(names)}, shape={self.shape}, {'trained' if self.is_trained else 'not trained'})"
+
+    def _with(self, **changes: Any) -> KAEM:
+        """A copy with other values of its attributes."""
+        changed = object.__new__(type(self))
+        for name, value in (vars(self) | changes).items():
+            object.__setattr__(changed, name, value)
+        return changed
+
+    def _check(self, name: str, x: Any) -> Array:
+        """Data as the model takes them, or a ValueError."""
+        parts = self.parts
+        shape = tuple(jnp.shape(x))
+        if shape[1:] != self.shape or not shape:
+            prior = parts.prior_distribution
+            raise ValueError(
+                f"{name} must have a row for each datum, of shape {self.shape}, got shape {shape}: the prior has "
+                f"latents of shape {prior.event_shape}, of which generator {type(parts.generator).__name__} and the "
+                f"likelihood make data of shape {self.shape}"
+            )
+        if isinstance(parts.generator, SequenceDecoder):
+            parts.generator.check_tokens(x)
+            return parts.generator.padded(x)
+        return check_values(parts.likelihood, name, x)
 
 
-_PARTS = ("prior", "generator", "likelihood", "encoder")
+def _warn_if_untrained(kaem: KAEM, method: str) -> None:
+    if not kaem.is_trained and kaem.params:
+        warnings.warn(
+            f"{method} before fit: nothing has been learned, and the parameters are the initial ones; "
+            "kaem = kaem.fit(key, x)",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
-def _described(part: Any, arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:
-    """A part as the manifest has it: whole, or by the arrays of a module or function of the user's own."""
-    found: dict[str, np.ndarray] = {}
-    try:
-        described = codec.describe(part, found, name)
-    except codec.NotDescribed:
-        leaves = {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(part)}
-        found = {path: np.asarray(leaf) for path, leaf in leaves.items() if eqx.is_array(leaf)}
-        described = {"own": getattr(part, "__qualname__", type(part).__qualname__), "arrays": list(found)}
-    arrays.update(found)
-    return described
+class _CheckedBatches:
+    """An iterable of batches that are checked and converted as they come."""
 
+    def __init__(self, kaem: KAEM, batches: Any):
+        self.kaem, self.batches = kaem, batches
 
-def _rebuilt(name: str, described: Any, arrays: dict[str, np.ndarray], own: Any) -> Any:
-    if not (isinstance(described, dict) and "own" in described):
-        if own is not None:
-            raise ValueError(f"{name} is in the file, and need not be given")
-        return codec.build(described, arrays)
-    if own is None:
-        raise ValueError(f"{name} of this file is {described['own']!r}, not of this package: give one as {name}=")
-    paths = {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(as_equinox(own))}
-    expected = {path: leaf.shape for path, leaf in paths.items() if eqx.is_array(leaf)}
-    saved = {path: arrays[path].shape for path in described["arrays"]}
-    if expected != saved:
-        different = sorted(path for path in expected.keys() | saved.keys() if expected.get(path) != saved.get(path))
-        raise ValueError(f"{name} is not the module that was saved: its arrays differ at {different}")
-    return jax.tree.map_with_path(
-        lambda path, leaf: jnp.asarray(arrays[f"{name}{jax.tree_util.keystr(path)}"]) if eqx.is_array(leaf) else leaf,
-        as_equinox(own),
-    )
-
-
-class Flat(eqx.Module):
-    """A module of vectors, given data of more axes."""
-
-    module: eqx.Module
-    num_axes: int = eqx.field(static=True)
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "... size"]:
-        """The module's output for data whose last axes are put in one."""
-        return self.module(x.reshape(*x.shape[: x.ndim - self.num_axes], -1))
-
-
-def _default_optimizer(num_steps: int) -> dict[str, Any]:
-    """Adam; the density of a coordinate is to change more slowly than the network that reads it."""
-    rates = {"prior": 3e-4, "rest": 1.5e-3}
-    return {
-        "optimizer": {name: optax.adam(optax.cosine_decay_schedule(r, num_steps, alpha=0.05)) for name, r in rates.items()},
-        "labels": lambda site: "prior" if site.startswith("prior") else "rest",
-    }
+    def __iter__(self) -> Iterator[Any]:
+        return (self.kaem._check("batch of x", batch) for batch in self.batches)

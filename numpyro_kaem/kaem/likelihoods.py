@@ -43,16 +43,20 @@ class Likelihood(eqx.Module):
         """The distribution of data, with all axes of a datum in its event."""
         return self.distribution(self._in_shape(output)).to_event(len(self.shape))
 
-    def mean(self, output: Float[Array, "..."]) -> Float[Array, "..."]:
-        """What is shown of the distribution: its mean."""
-        return self.distribution(self._in_shape(output)).mean
+    def mean(self, outputs: Float[Array, "num_draws ..."]) -> Float[Array, "..."]:
+        """What is shown of a datum, given the generator's outputs at several draws: the mean over them."""
+        return jnp.mean(self.distribution(self._in_shape(outputs)).mean, axis=0)
+
+    def errors(self, x: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        """How far each datum is from what is shown of it: the mean square of differences."""
+        return np.mean((np.asarray(x, float) - shown).reshape(len(x), -1) ** 2, axis=1)
 
     @abc.abstractmethod
     def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
         """Of each element of a datum, from an output in its shape."""
 
     @abc.abstractmethod
-    def check_support(self, x: np.ndarray) -> None:
+    def check_support(self, name: str, x: np.ndarray) -> None:
         """Raise a ValueError for data without probability, with the first place and the cure."""
 
     def encoded(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -75,17 +79,18 @@ class BernoulliLikelihood(Likelihood):
         """Bernoulli, by its logits."""
         return dist.Bernoulli(logits=output)
 
-    def check_support(self, x: np.ndarray) -> None:
+    def check_support(self, name: str, x: np.ndarray) -> None:
         """Raise a ValueError unless all are 0 or 1."""
-        if not _first_outside(x, (x == 0) | (x == 1)):
+        place = _first_outside(x, (x == 0) | (x == 1))
+        if not place:
             return
         if x.max() > 1:
-            cure = f"for grey values from 0 to {_nice(x.max())} pass (x > {_nice(x.max() / 2)}), or divide by " + (
+            cure = f"for grey values from 0 to {_nice(x.max())} pass ({name} > {_nice(x.max() / 2)}), or divide by " + (
                 f"{_nice(x.max())} and cut at one half; likelihood='8-bit' takes integers from 0 to 255 as they are"
             )
         else:
-            cure = "cut grey values at one half, (x > 0.5), or draw them; likelihood='normal' takes any numbers"
-        raise ValueError(f"x must be 0 or 1 for likelihood 'bernoulli', got {_first_outside(x, (x == 0) | (x == 1))}: {cure}")
+            cure = f"cut grey values at one half, ({name} > 0.5), or draw them; likelihood='normal' takes any numbers"
+        raise ValueError(f"{name} must be 0 or 1 for likelihood 'bernoulli', got {place}: {cure}")
 
 
 class NormalLikelihood(Likelihood):
@@ -104,12 +109,12 @@ class NormalLikelihood(Likelihood):
         """Normal."""
         return dist.Normal(output, self.noise if self.log_noise is None else jnp.exp(self.log_noise))
 
-    def check_support(self, x: np.ndarray) -> None:
+    def check_support(self, name: str, x: np.ndarray) -> None:
         """Raise a ValueError for integers."""
         if not np.issubdtype(x.dtype, np.floating):
             raise ValueError(
-                f"x must be real numbers for likelihood 'normal', got dtype {x.dtype}: pass "
-                "(x / 255.0) for images, or x.astype(float); likelihood='8-bit' takes integers from 0 to 255"
+                f"{name} must be real numbers for likelihood 'normal', got dtype {x.dtype}: pass "
+                f"({name} / 255.0) for images, or {name}.astype(float); likelihood='8-bit' takes integers from 0 to 255"
             )
 
 
@@ -129,13 +134,17 @@ class CategoricalLikelihood(Likelihood):
         """Categorical, by its logits."""
         return dist.Categorical(logits=output)
 
-    def mean(self, output: Float[Array, "..."]) -> Array:
-        """The most probable category."""
-        return jnp.argmax(self._in_shape(output), axis=-1)
+    def mean(self, outputs: Float[Array, "num_draws ..."]) -> Array:
+        """The most probable category, its probabilities averaged over draws."""
+        return jnp.argmax(jnp.mean(jax.nn.softmax(self._in_shape(outputs)), axis=0), axis=-1)
 
-    def check_support(self, x: np.ndarray) -> None:
+    def errors(self, x: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        """The share of elements that differ."""
+        return np.mean((x != shown).reshape(len(x), -1), axis=1)
+
+    def check_support(self, name: str, x: np.ndarray) -> None:
         """Raise a ValueError for what is no index of a category."""
-        _check_integers(x, 0, self.num_categories - 1, "categorical", "num_categories is the number of values")
+        _check_integers(name, x, 0, self.num_categories - 1, "categorical", "num_categories is the number of values")
 
     def encoded(self, x: Array) -> Float[Array, "..."]:
         """One number of each category."""
@@ -145,7 +154,7 @@ class CategoricalLikelihood(Likelihood):
 class EightBitLikelihood(Likelihood):
     r"""Integers from 0 to 255: a logistic distribution around 127.5 (1 + output), rounded.
 
-    Its scale is learned, one number for each element of the last axis (channel) of data of three axes, else one for all.
+    Its scale is learned: one number for each channel of data of three axes, else one for all.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -159,13 +168,13 @@ class EightBitLikelihood(Likelihood):
         """Discretised logistic."""
         return DiscretizedLogistic(127.5 * (1.0 + output), 127.5 * jnp.exp(self.log_scale))
 
-    def mean(self, output: Float[Array, "..."]) -> Array:
-        """The location, as far as values go: what a picture is made of."""
-        return jnp.clip(127.5 * (1.0 + self._in_shape(output)), 0.0, 255.0)
+    def mean(self, outputs: Float[Array, "num_draws ..."]) -> Array:
+        """The mean over draws of the location, as far as values go: what a picture is made of."""
+        return jnp.mean(jnp.clip(127.5 * (1.0 + self._in_shape(outputs)), 0.0, 255.0), axis=0)
 
-    def check_support(self, x: np.ndarray) -> None:
+    def check_support(self, name: str, x: np.ndarray) -> None:
         """Raise a ValueError for what is no integer from 0 to 255."""
-        _check_integers(x, 0, 255, "8-bit", "images from 0 to 1 are numpy.round(255 * x)")
+        _check_integers(name, x, 0, 255, "8-bit", "images from 0 to 1 are numpy.round(255 * x)")
 
     def encoded(self, x: Array) -> Float[Array, "..."]:
         """From -1 to 1."""
@@ -182,9 +191,11 @@ class OwnLikelihood(eqx.Module):
         given = self.function(output)
         return given.to_event(len(given.batch_shape) - 1) if len(given.batch_shape) > 1 else given
 
-    def mean(self, output: Any) -> Array:
-        """The distribution's own mean."""
-        return self(output).mean
+    def mean(self, outputs: Any) -> Array:
+        """The distribution's own mean, averaged over draws."""
+        return jnp.mean(self(outputs).mean, axis=0)
+
+    errors = Likelihood.errors
 
     def encoded(self, x: Array) -> Array:
         """Data as they are."""
@@ -204,7 +215,7 @@ def likelihood_by_name(
         raise ValueError(f"noise is that of likelihood='normal', got {noise!r} with {name!r}")
     if (num_categories is None) != (name != "categorical"):
         raise ValueError(
-            f"num_categories goes with likelihood='categorical', and that needs it, got {num_categories!r} with {name!r}"
+            f"num_categories goes with likelihood='categorical', which needs it, got {num_categories!r} with {name!r}"
         )
     if name == "bernoulli":
         return BernoulliLikelihood(shape)
@@ -213,23 +224,24 @@ def likelihood_by_name(
     return EightBitLikelihood(shape) if name == "8-bit" else CategoricalLikelihood(shape, num_categories)
 
 
-def check_data(likelihood: Likelihood | OwnLikelihood, x: Any, name: str = "x") -> Array:
+def check_values(likelihood: Likelihood | OwnLikelihood, name: str, x: Any) -> Array:
     """Data as the model takes them; raise a ValueError for what has no probability."""
     check_not_masked(name, x)
     values = np.asarray(x)
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
         raise ValueError(f"{name} must be numbers, got dtype {values.dtype}")
-    if isinstance(likelihood, OwnLikelihood):
-        return jnp.asarray(x)
     if place := _first_outside(values, np.isfinite(values)):
         raise ValueError(f"{name} must be finite, got {place}")
-    likelihood.check_support(values)
+    if isinstance(likelihood, OwnLikelihood):
+        return jnp.asarray(x)
+    likelihood.check_support(name, values)
     return jnp.asarray(x, likelihood.dtype)
 
 
-def _check_integers(x: np.ndarray, low: int, high: int, name: str, cure: str) -> None:
+def _check_integers(name: str, x: np.ndarray, low: int, high: int, likelihood: str, cure: str) -> None:
     if place := _first_outside(x, (x >= low) & (x <= high) & (x == np.round(x))):
-        raise ValueError(f"x must be integers from {low} to {high} for likelihood {name!r}, got {place}: {cure}")
+        what = f"integers from {low} to {high} for likelihood {likelihood!r}"
+        raise ValueError(f"{name} must be {what}, got {place}: {cure}")
 
 
 def _first_outside(x: np.ndarray, inside: np.ndarray) -> str:

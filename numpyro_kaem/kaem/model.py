@@ -11,54 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions.transforms import biject_to
 
 from numpyro_kaem._compilation.programs import jit_by_value
-from numpyro_kaem.kaem.priors import as_joint, declare_distribution, from_uniforms, generator_input
-
-
-class NNXModule(eqx.Module):
-    """A module of Flax NNX as one of Equinox: its `Param`s are arrays, all else is as it was.
-
-    `module()` is the module of NNX again, with the arrays as they are now.
-    """
-
-    params: dict[str, Any]
-    others: dict[str, Any]
-    graph: Any = eqx.field(static=True)
-
-    def __init__(self, module: Any):
-        from flax import nnx
-
-        self.graph, params, others = nnx.split(module, nnx.Param, ...)
-        self.params, self.others = nnx.to_pure_dict(params), nnx.to_pure_dict(others)
-        if any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(self.others)):
-            kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(others)})
-            raise ValueError(
-                f"a module of NNX must have no arrays but its Params, got {kinds}: use LayerNorm in place of BatchNorm"
-            )
-
-    def module(self) -> Any:
-        """The module of NNX."""
-        from flax import nnx
-
-        return nnx.merge(self.graph, self.params, self.others)
-
-    def __call__(self, *args: Any) -> Any:
-        """What the module of NNX gives."""
-        return self.module()(*args)
-
-
-def as_equinox(part: Any) -> Any:
-    """A module of NNX as one of Equinox; everything else as it is."""
-    if not type(part).__module__.startswith("flax") and not any(
-        base.__module__.startswith("flax.nnx") for base in type(part).__mro__
-    ):
-        return part
-    return NNXModule(part)
+from numpyro_kaem.generators import SequenceDecoder, SequenceEncoder
+from numpyro_kaem.kaem.networks import located
+from numpyro_kaem.kaem.priors import as_joint, declare_distribution, generator_input
 
 
 class Parts(eqx.Module):
@@ -103,8 +64,8 @@ class Parts(eqx.Module):
                 prior = declare_distribution("prior", prior, self.adapts)
             else:
                 prior = _declare("prior", prior)
-            others = (_declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder"))
-            parts = Parts(prior, *others, adapts=self.adapts)
+            others = {name: _declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder")}
+            parts = Parts(prior, **others, adapts=self.adapts)
         values = {site: value for site, value in params.items() if site not in declared}
         return replace(parts, values=values or None)
 
@@ -124,10 +85,27 @@ class Parts(eqx.Module):
         """The joint distribution of the latents of a datum."""
         return self.drawn.prior
 
-    def decode(self, z: Array) -> dist.Distribution:
-        """The distribution of data at latents."""
-        drawn = self.drawn
-        return drawn.likelihood(drawn.generator(generator_input(drawn.prior, z)))
+    @property
+    def encoder_params(self) -> dict[str, Any] | None:
+        """Values of the encoder's parameter sites; None without an encoder."""
+        if self.encoder is None:
+            return None
+        trace = handlers.trace(handlers.seed(_declare, 0)).get_trace("encoder", self.encoder)
+        return {name: site["value"] for name, site in trace.items()}
+
+    def conditional(self, z: Array) -> dist.Distribution:
+        """The distribution of data given latents; of `declared` or `drawn` parts."""
+        given = generator_input(self.prior, z)
+        if isinstance(self.generator, SequenceDecoder):
+            return self.generator.distribution(given)
+        return self.likelihood(self.generator(given))
+
+    def mean(self, z: Float[Array, "num_draws ..."]) -> Array:
+        """What is shown of a datum, given draws of its latents; of `declared` or `drawn` parts."""
+        given = generator_input(self.prior, z)
+        if isinstance(self.generator, SequenceDecoder):
+            return self.generator.most_probable(given[0])
+        return self.likelihood.mean(self.generator(given))
 
 
 class Model:
@@ -144,7 +122,7 @@ class Model:
         parts = self.parts.declared()
         with numpyro.plate("data", num_data if x is None else x.shape[0]):
             z = numpyro.sample("z", parts.prior)
-            numpyro.sample("x", parts.likelihood(parts.generator(generator_input(parts.prior, z))), obs=x)
+            numpyro.sample("x", parts.conditional(z), obs=x)
 
 
 class Guide:
@@ -158,9 +136,9 @@ class Guide:
         parts = self.parts
         encoder = _declare("encoder", parts.encoder)
         prior = parts.prior_distribution
-        encoded = parts.likelihood.encoded(x)
+        encoded = x if isinstance(parts.encoder, SequenceEncoder) else parts.likelihood.encoded(x)
         with numpyro.plate("data", x.shape[0]):
-            loc, log_scale = jnp.split(encoder(encoded), 2, axis=-1)
+            loc, log_scale = located(encoder(encoded))
             shape = (*loc.shape[:-1], *prior.event_shape)
             normal = dist.Normal(loc.reshape(shape), jnp.exp(log_scale.reshape(shape))).to_event(len(prior.event_shape))
             transform = biject_to(prior.support)
@@ -179,5 +157,4 @@ def draw(parts: Parts, key: Array, num_samples: int, mean: bool) -> Array:
     z_key, x_key = jax.random.split(key)
     drawn = parts.drawn
     z = drawn.prior.sample(z_key, (num_samples,))
-    output = drawn.generator(generator_input(drawn.prior, z))
-    return drawn.likelihood.mean(output) if mean else drawn.likelihood(output).sample(x_key)
+    return jax.vmap(lambda z: drawn.mean(z[None]))(z) if mean else drawn.conditional(z).sample(x_key)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.kaem.model import Parts, draw
-from numpyro_kaem.kaem.priors import from_uniforms, generator_input, num_uniforms
+from numpyro_kaem.kaem.priors import from_uniforms, num_uniforms
 
 SAMPLE, TRANSFORM, ABOUT = "sample.stablehlo", "from_uniforms.stablehlo", "about.json"
 
@@ -31,7 +31,7 @@ def export(parts: Parts, path: str | os.PathLike, num_samples: int, platforms: S
     def transform(u):
         drawn = parts.drawn
         z = from_uniforms(drawn.prior, u)
-        return drawn.likelihood.mean(drawn.generator(generator_input(drawn.prior, z)))
+        return jax.vmap(lambda z: drawn.mean(z[None]))(z)
 
     u = jax.ShapeDtypeStruct((num_samples, num_uniforms(parts.prior_distribution)), jnp.result_type(float))
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
