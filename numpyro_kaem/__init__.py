@@ -5,6 +5,7 @@ from numpyro_kaem._compilation.programs import clear_caches
 from numpyro_kaem._numerics.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.distributions import (
     DeepKAPrior,
+    DiscretizedLogistic,
     ICDFReparam,
     IntervalCensoredPrior,
     KAMixture,
@@ -86,6 +87,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DeepKAPrior",
+    "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
     "FitResult",

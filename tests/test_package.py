@@ -25,6 +25,7 @@ PUBLIC_NAMES = [
     "ConvDecoder",
     "ConvEncoder",
     "DeepKAPrior",
+    "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
     "FitResult",
