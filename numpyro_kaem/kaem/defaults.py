@@ -29,9 +29,9 @@ def training_options(parts: Parts, num_data: int | None, options: dict[str, Any]
     if num_data is None:
         steps = options.get("steps_per_epoch")
     else:
-        options.setdefault("batch_size", min(200, num_data))
+        options.setdefault("batch_size", min(num_data, max(16, min(200, num_data // 10))))
         steps = num_data // check_count("batch_size", options["batch_size"], 1) or 1
-    default_epochs = _STREAM_EPOCHS if steps is None else max(5, min(300, math.ceil(_NUM_STEPS / steps)))
+    default_epochs = _STREAM_EPOCHS if steps is None else max(5, min(1_000, math.ceil(_NUM_STEPS / steps)))
     options.setdefault("num_epochs", default_epochs)
     options.setdefault("objective", default_objective(parts))
     if "optimizer" not in options:

@@ -41,7 +41,7 @@ class Score:
 
     def __str__(self) -> str:
         if self.std_error is None:
-            return f"{self.value:,.0f}" if abs(self.value) >= 1_000 else f"{self.value:.3g}"
+            return f"{self.value:,.0f}" if abs(self.value) >= 1_000 or self.value.is_integer() else f"{self.value:.3g}"
         digits = 2 if self.std_error == 0 else max(0, 1 - math.floor(math.log10(self.std_error)))
         return f"{self.value:,.{digits}f} +- {self.std_error:,.{digits}f}"
 
@@ -140,7 +140,7 @@ def evaluate(
             for name, result in distances.items()
         },
         draws_per_second=Score(_draws_per_second(parts, draw_key), None, "compiled, 1,000 at a time"),
-        num_parameters=Score(sum(leaf.size for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf))),
+        num_parameters=Score(float(sum(leaf.size for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf)))),
         num_data=len(scored),
         sampler=repr(sampler),
     )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 import numpyro_kaem
 from numpyro_kaem.checks import check_count
@@ -214,7 +214,8 @@ class KAEM(eqx.Module):
 
         Where nothing is said the objective is the importance-weighted bound of 5 draws with an encoder; without one
         `ImportanceMLE(1_000)` up to 16 latents and `LangevinMLE(num_steps=10)` above; the optimiser Adam with a cosine
-        schedule, slower for the prior than for the rest; batches have 200 rows, and a run about 3,000 steps.
+        schedule, slower for the prior than for the rest; batches have a tenth of the
+        rows, from 16 to 200, and a run has about 3,000 steps.
 
         Args:
             key: JAX random key.
@@ -295,7 +296,7 @@ class KAEM(eqx.Module):
 
     def reconstruct(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None, *, num_draws: int = 32
-    ) -> Float[np.ndarray, "num_data ..."]:
+    ) -> Shaped[np.ndarray, "num_data ..."]:
         """What the model makes of the latents of data: the likelihood's mean, averaged over `num_draws` of them.
 
         For "categorical" that is the most probable category, and for sequences the most probable tokens at one draw.
