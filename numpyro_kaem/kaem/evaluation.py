@@ -19,7 +19,6 @@ from numpyro_kaem.kaem.choice import importance_sampling
 from numpyro_kaem.kaem.likelihoods import CategoricalLikelihood
 from numpyro_kaem.kaem.model import Model, Parts, draw
 from numpyro_kaem.metrics import frechet_distance, kernel_distance
-from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def evaluate(
     scored = x[:num_scored]
     score_key, cheap_key, draw_key, resample_key = jax.random.split(key, 4)
     posterior = sampler.run(score_key, model, params, jnp.asarray(scored))
-    log_evidence = evidence_of(posterior, sampler)
+    log_evidence = posterior.log_evidence
     cheap = importance_sampling(parts).run(cheap_key, model, params, jnp.asarray(scored))
     shown = mean_of_draws(parts, posterior.resample(resample_key, _NUM_DRAWS).latents["z"])
     drawn = np.asarray(draw(parts, draw_key, len(x), False))
@@ -146,13 +145,6 @@ def evaluate(
     )
 
 
-def evidence_of(posterior: Posterior, sampler: Any) -> Float[np.ndarray, " num_data"]:
-    """The log-evidence of a posterior, or a ValueError."""
-    if posterior.log_evidence is None:
-        raise ValueError(f"sampler must have an evidence, as TemperedSMC(...) or a ladder from t = 0, got {sampler!r}")
-    return posterior.log_evidence
-
-
 def is_discrete(parts: Parts) -> bool:
     """Whether data are categories, whose numbers say nothing."""
     return isinstance(parts.likelihood, CategoricalLikelihood)
@@ -161,7 +153,7 @@ def is_discrete(parts: Parts) -> bool:
 def default_features(likelihood: Any, x: np.ndarray) -> Callable | None:
     """Of distances: how often each category is there, principal components of many numbers, or the few numbers."""
     if isinstance(likelihood, CategoricalLikelihood):
-        return Named("category counts", lambda batch: np.asarray(likelihood.encoded(batch)).sum(axis=1))
+        return Named("category counts", lambda batch: np.asarray(likelihood.encoded(jnp.asarray(batch))).sum(axis=1))
     flat = np.asarray(x, float).reshape(len(x), -1)
     if flat.shape[1] <= _NUM_COMPONENTS:
         return None
