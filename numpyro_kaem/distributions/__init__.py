@@ -12,6 +12,7 @@ ka_prior: The tilted reference: a learned, normalised, invertible univariate den
 ka_mixture: Mixtures of tilted references along a component axis, drawn without drawing a component
 deep_prior: The deep prior: an energy of the whole latent vector, neither normalised nor invertible
 reparam: Latent sites with learned densities, sampled in the coordinates of a standard normal
+discretized: A logistic distribution rounded to integers, for 8-bit data
 divergence: Kullback-Leibler divergences of learned densities, registered with NumPyro's `kl_divergence`
 """
 
@@ -19,6 +20,7 @@ divergence: Kullback-Leibler divergences of learned densities, registered with N
 from numpyro_kaem.distributions import divergence as divergence
 from numpyro_kaem.distributions.censored import IntervalCensoredPrior, LeftCensoredPrior, RightCensoredPrior
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
+from numpyro_kaem.distributions.discretized import DiscretizedLogistic
 from numpyro_kaem.distributions.ka_mixture import KAMixture
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.reparam import ICDFReparam
@@ -26,6 +28,7 @@ from numpyro_kaem.distributions.truncated import TruncatedPrior
 
 __all__ = [
     "DeepKAPrior",
+    "DiscretizedLogistic",
     "ICDFReparam",
     "IntervalCensoredPrior",
     "KAMixture",
