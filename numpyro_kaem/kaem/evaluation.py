@@ -112,7 +112,11 @@ def evaluate(
     shown = mean_of_draws(parts, posterior.resample(resample_key, _NUM_DRAWS).latents["z"])
     drawn = np.asarray(draw(parts, draw_key, len(x), False))
     size = math.prod(x.shape[1:])
-    nats = _mean(log_evidence, f"nats a datum, {len(scored)} data by {type(sampler).__name__}")
+    own_error = np.sqrt(np.sum(posterior.log_evidence_std_error**2)) / len(scored)
+    nats = _mean(
+        log_evidence,
+        f"nats a datum, {len(scored)} data by {type(sampler).__name__}, whose own error is {own_error:.2g}",
+    )
     features = default_features(parts.likelihood, x) if features is None else features
     distances = {
         distance.__name__: distance(x, drawn, features=features) for distance in (frechet_distance, kernel_distance)

@@ -23,13 +23,13 @@ from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
 from numpyro_kaem.kaem import archive, codec, files, shipping
 from numpyro_kaem.kaem.choice import Choice, choose_sampler, tempered_smc
-from numpyro_kaem.kaem.defaults import default_held_out, optimizer_state, training_options
+from numpyro_kaem.kaem.composition import compose
+from numpyro_kaem.kaem.defaults import default_held_out, training_options
 from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, evidence_of, mean_of_draws
-from numpyro_kaem.kaem.likelihoods import Likelihood, OwnLikelihood, check_values, likelihood_by_name
+from numpyro_kaem.kaem.likelihoods import check_values, likelihood_by_name
 from numpyro_kaem.kaem.model import Guide, Model, Parts, draw
 from numpyro_kaem.kaem.networks import default_encoder, default_generator
-from numpyro_kaem.kaem.nnx import as_equinox
-from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, generator_input, make_prior
+from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, make_prior
 from numpyro_kaem.kaem.summary import summary
 from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
@@ -110,36 +110,7 @@ class KAEM(eqx.Module):
         noise: float | None = None,
         num_categories: int | None = None,
     ):
-        generator = as_equinox(generator)
-        drawn = Parts(prior, generator, None).drawn
-        z = jax.ShapeDtypeStruct((2, *drawn.prior.event_shape), jnp.result_type(float))
-        given = jax.eval_shape(lambda z: generator_input(drawn.prior, z), z)
-        if isinstance(generator, SequenceDecoder):
-            shape = (generator.length,)
-            num_categories = generator.vocabulary_size if likelihood == "categorical" else num_categories
-        else:
-            try:
-                output = jax.eval_shape(drawn.generator, given)
-            except Exception as error:
-                raise ValueError(
-                    f"prior has latents of shape {z.shape[1:]}, of which the generator is given {given.shape[1:]}, but "
-                    f"{type(generator).__name__} does not take them: {error}"
-                ) from error
-            if shape is None:
-                shape = output.shape[1:-1] if likelihood == "categorical" else output.shape[1:]
-        if isinstance(likelihood, str):
-            likelihood = likelihood_by_name(likelihood, tuple(shape), noise, num_categories)
-            if not isinstance(generator, SequenceDecoder) and math.prod(output.shape[1:]) != likelihood.output_size:
-                raise ValueError(
-                    f"prior has latents of shape {z.shape[1:]}, of which generator {type(generator).__name__} makes "
-                    f"{output.shape[1:]}, but the likelihood of data of shape {tuple(shape)} takes "
-                    f"{likelihood.output_shape}"
-                )
-        elif not isinstance(likelihood, Likelihood):
-            likelihood = OwnLikelihood(as_equinox(likelihood))
-        self.parts = Parts(prior, generator, likelihood, as_equinox(encoder))
-        x = jax.eval_shape(lambda z, key: self.parts.drawn.conditional(z).sample(key), z, jax.random.key(0))
-        self.shape = x.shape[1:]
+        self.parts, self.shape = compose(prior, generator, likelihood, encoder, shape, noise, num_categories)
         self.history, self.optimizer_state, self.is_trained = None, None, False
 
     @classmethod
@@ -192,25 +163,16 @@ class KAEM(eqx.Module):
         prior_key, generator_key, encoder_key = jax.random.split(key, 3)
         if isinstance(prior, str):
             prior = make_prior(prior_key, prior, latent_size, num_components, basis)
-        drawn = Parts(prior, None, None).prior_distribution
+        event_shape = Parts(prior, None, None).prior_distribution.event_shape
         if isinstance(generator, SequenceDecoder) and num_categories is None:
             num_categories = generator.vocabulary_size
-        made = likelihood_by_name(likelihood, shape, noise, num_categories)
+        module = likelihood_by_name(likelihood, shape, noise, num_categories)
         if generator is None:
-            width = math.prod(drawn.event_shape[:1])
-            generator = default_generator(generator_key, width, made, hidden_sizes)
+            generator = default_generator(generator_key, math.prod(event_shape[:1]), module, hidden_sizes)
         if isinstance(encoder, bool):
-            size = math.prod(drawn.event_shape)
-            encoder = default_encoder(encoder_key, made, size, generator, hidden_sizes) if encoder else None
-        return cls(
-            prior,
-            generator,
-            likelihood,
-            shape=shape,
-            encoder=encoder,
-            noise=noise,
-            num_categories=num_categories,
-        )
+            size = math.prod(event_shape)
+            encoder = default_encoder(encoder_key, module, size, generator, hidden_sizes) if encoder else None
+        return cls(prior, generator, module, encoder=encoder)
 
     @property
     def model(self) -> Model:
@@ -293,7 +255,7 @@ class KAEM(eqx.Module):
         return self._with(
             parts=parts.at(params | result.guide_params),
             history=result.history,
-            optimizer_state=optimizer_state(result),
+            optimizer_state=jax.tree.leaves(result.optimizer_state) or None,
             is_trained=True,
         )
 
@@ -364,7 +326,7 @@ class KAEM(eqx.Module):
         Raises:
             ValueError: for data that do not fit, and a sampler without an evidence.
         """
-        self._warn_if_untrained("evaluate")
+        _warn_if_untrained(self, "evaluate")
         x = np.asarray(self._check("x", x))
         sampler = tempered_smc() if sampler is None else sampler
         num_scored = min(len(x), check_count("num_scored", num_scored, 2))
@@ -375,7 +337,7 @@ class KAEM(eqx.Module):
 
         For "categorical" the mean is the most probable category, and for sequences the most probable tokens.
         """
-        self._warn_if_untrained("sample")
+        _warn_if_untrained(self, "sample")
         return draw(self.parts, key, check_count("num_samples", num_samples, 1), mean)
 
     def cluster_probabilities(
@@ -467,7 +429,7 @@ class KAEM(eqx.Module):
             ImportError: without flatbuffers: `pip install 'numpyro_kaem[export]'`.
             ValueError: for a prior that is not made of univariate distributions with `icdf`.
         """
-        self._warn_if_untrained("export")
+        _warn_if_untrained(self, "export")
         shipping.export(self.parts, path, num_samples, platforms)
 
     def __repr__(self) -> str:
@@ -495,17 +457,18 @@ class KAEM(eqx.Module):
             )
         if isinstance(parts.generator, SequenceDecoder):
             parts.generator.check_tokens(x)
-            return jnp.asarray(x)
+            return parts.generator.padded(x)
         return check_values(parts.likelihood, name, x)
 
-    def _warn_if_untrained(self, method: str) -> None:
-        if not self.is_trained:
-            warnings.warn(
-                f"{method} before fit: nothing has been learned, and the parameters are the initial ones; "
-                "kaem = kaem.fit(key, x)",
-                UserWarning,
-                stacklevel=3,
-            )
+
+def _warn_if_untrained(kaem: KAEM, method: str) -> None:
+    if not kaem.is_trained and kaem.params:
+        warnings.warn(
+            f"{method} before fit: nothing has been learned, and the parameters are the initial ones; "
+            "kaem = kaem.fit(key, x)",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 class _CheckedBatches:

@@ -64,8 +64,8 @@ class Parts(eqx.Module):
                 prior = declare_distribution("prior", prior, self.adapts)
             else:
                 prior = _declare("prior", prior)
-            others = (_declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder"))
-            parts = Parts(prior, *others, adapts=self.adapts)
+            others = {name: _declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder")}
+            parts = Parts(prior, **others, adapts=self.adapts)
         values = {site: value for site, value in params.items() if site not in declared}
         return replace(parts, values=values or None)
 

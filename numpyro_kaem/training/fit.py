@@ -59,6 +59,7 @@ def fit(
     steps_per_epoch: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
     init_params: dict[str, Any] | None = None,
+    init_optimizer_state: Any = None,
     plate: str | None = None,
     progress: bool = True,
     **moved: Any,
@@ -105,6 +106,8 @@ def fit(
         steps_per_epoch: of an iterable: batches that make an epoch; None for one pass.
         model_kwargs: keyword arguments of the model (and guide), the same at every step.
         init_params: initial values of parameter sites; others start from the model's own initial values.
+        init_optimizer_state: what `result.optimizer_state` of an earlier run was, of the same optimiser and model; None
+            for the optimiser's own beginning.
         plate: name of the data plate, where the model has several; None for the objective's.
         progress: whether to show a progress bar.
         **moved: keywords of the last version, now in `HeldOut` and `Checkpointing`; they work with a warning that says
@@ -180,6 +183,8 @@ def fit(
     sites = initial.read_sites(svi, batch, kwargs)
     if unknown := set(init_params or {}) - {*sites.of_model, *sites.of_guide}:
         raise ValueError(f"init_params names no parameter site: {sorted(unknown)}")
+    if init_optimizer_state is not None:
+        state = initial.with_optimizer_state(state, init_optimizer_state)
     plate = getattr(objective, "plate", None) if plate is None else plate
     at_initial = partial(LatentModel, model, sites.values(sites.of_model, state), plate=plate, **kwargs)
     latent_model = at_initial(*batch, rng_key=check_key)
