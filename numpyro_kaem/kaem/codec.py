@@ -55,12 +55,12 @@ _DISTRIBUTIONS = _classes(
 _TRANSFORMS = _classes(dist.transforms.Transform, numpyro=dist.transforms, rotation=rotation)
 _CONSTRAINTS = {name: getattr(dist.constraints, name) for name in dist.constraints.__all__}
 _ACTIVATIONS = (
-    "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh identity leaky_relu log_sigmoid log_softmax mish relu "
-    "relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid squareplus standardize swish tanh"
+    "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh identity leaky_relu log_sigmoid log_softmax mish "
+    "relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid squareplus standardize swish tanh"
 )
 _UNARY = (
-    "abs absolute arccos arcsin arcsinh arctan cbrt cos cosh exp exp2 expm1 fabs log log1p logistic negative neg positive "
-    "reciprocal rsqrt sign sin sinc sinh sqrt square tan tanh"
+    "abs absolute arccos arcsin arcsinh arctan cbrt cos cosh exp exp2 expm1 fabs log log1p logistic negative neg "
+    "positive reciprocal rsqrt sign sin sinc sinh sqrt square tan tanh"
 )
 _FUNCTIONS = {
     f"{where}.{name}": getattr(module, name)
@@ -203,7 +203,7 @@ def _described_by_arguments(value: Any, inner: Callable, path: str) -> dict[str,
     made = type(value)
     where = _name(made, _DISTRIBUTIONS if is_distribution else _TRANSFORMS)
     names = _ARGUMENTS.get(made) or [name for name in inspect.signature(made).parameters if name != "validate_args"]
-    attributes = {name: name if hasattr(value, name) else _RENAMED.get(name, name) for name in names}
+    attributes = {name: _RENAMED.get(name, name) for name in names}
     if not where or not all(hasattr(value, attribute) for attribute in attributes.values()):
         raise NotDescribed(f"{path} is a {made.__name__}, which a file cannot describe")
     arguments = {name: inner(getattr(value, attribute), name) for name, attribute in attributes.items()}
@@ -219,7 +219,9 @@ def _built_of_arguments(described: dict[str, Any], inner: Callable) -> Any:
         return _known(described["of"], _TRANSFORMS)(**arguments)
     batch_shape, event_shape, validate_args = described["shapes"]
     # They were valid when they were saved, and to look at them again takes longer than all else.
-    value = _known(described["of"], _DISTRIBUTIONS)(**arguments, validate_args=False)
+    made = _known(described["of"], _DISTRIBUTIONS)
+    unchecked = {"validate_args": False} if "validate_args" in inspect.signature(made).parameters else {}
+    value = made(**arguments, **unchecked)
     if isinstance(value, TabulatedDistribution) and list(value.batch_shape) != batch_shape:
         value = value.expand(tuple(batch_shape))
     if [list(value.batch_shape), list(value.event_shape)] != [batch_shape, event_shape]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,10 +101,12 @@ class _Reader:
                 f"{name} must be like the {described['of']!r} that was saved, but arrays differ: "
                 + ", ".join(f"{path} is {_text(expected, path)}, saved was {_text(saved, path)}" for path in paths)
             )
-        return jax.tree.map_with_path(
-            lambda path, leaf: self.build(name, {"is": "array", "of": _path(name, path)}) if _is_array(leaf) else leaf,
-            own,
-        )
+
+        def filled(path: tuple, leaf: Any) -> Any:
+            kind = "array" if isinstance(leaf, jax.Array) else "numpy"
+            return self.build(name, {"is": kind, "of": _path(name, path)}) if _is_array(leaf) else leaf
+
+        return jax.tree.map_with_path(filled, own)
 
     def build(self, name: str, described: Any) -> Any:
         """What was described; errors say what of the file it is."""
@@ -147,7 +148,7 @@ def _leaves(name: str, part: Any) -> dict[str, Any]:
 
 def _is_array(leaf: Any) -> bool:
     """Random keys are none: they are given again."""
-    return eqx.is_array(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array | np.ndarray) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _path(name: str, path: tuple) -> str:
