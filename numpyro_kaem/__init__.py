@@ -5,11 +5,13 @@ from numpyro_kaem._compilation.programs import clear_caches
 from numpyro_kaem._numerics.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.distributions import (
     DeepKAPrior,
+    DiscretizedLogistic,
     ICDFReparam,
     IntervalCensoredPrior,
     KAMixture,
     KAPrior,
     LeftCensoredPrior,
+    LookupTable,
     RightCensoredPrior,
     TruncatedPrior,
 )
@@ -34,6 +36,7 @@ from numpyro_kaem.generators import (
     SequenceDecoder,
     SequenceEncoder,
 )
+from numpyro_kaem.kaem import KAEM, ClusterPrior, DamagedFile, Evaluation, Score
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
@@ -69,6 +72,7 @@ from numpyro_kaem.training import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "KAEM",
     "KAN",
     "MALA",
     "MLP",
@@ -82,11 +86,15 @@ __all__ = [
     "Basis",
     "Chebyshev",
     "Checkpointing",
+    "ClusterPrior",
     "ConvDecoder",
     "ConvEncoder",
+    "DamagedFile",
     "DeepKAPrior",
+    "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
+    "Evaluation",
     "FitResult",
     "Fourier",
     "GaussLegendre",
@@ -105,10 +113,12 @@ __all__ = [
     "LatentGaussian",
     "LatentModel",
     "LeftCensoredPrior",
+    "LookupTable",
     "Objective",
     "ParallelTempering",
     "Posterior",
     "RightCensoredPrior",
+    "Score",
     "SequenceDecoder",
     "SequenceEncoder",
     "TemperedSMC",

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import re
-import struct
 from pathlib import Path
 
 import equinox as eqx
@@ -236,7 +234,7 @@ def test_a_module_of_ones_own_is_given_again_and_gets_its_arrays(tmp_path):
         KAEM.load(path, generator=Own(jr.key(1), 3))
     with pytest.raises(ValueError, match=r"generator must be like.*weights\[0\] is \(2, 2\), saved was missing"):
         KAEM.load(path, generator=MLP(jr.key(0), 2, 2, ()))
-    with pytest.raises(ValueError, match="likelihood is in .* leave out likelihood="):
+    with pytest.raises(ValueError, match=r"likelihood is in .* leave out likelihood="):
         KAEM.load(path, generator=Own(jr.key(1)), likelihood="normal")
 
 
@@ -282,7 +280,7 @@ def test_a_distribution_that_is_not_known_is_given_again(tmp_path):
     kaem = small(Wide(jnp.zeros(2), 2.0).to_event(1))
     loaded = through_a_file(kaem, tmp_path / "a.kaem", prior=Wide(jnp.ones(2), 1.0).to_event(1))
     assert_equal(loaded.parts.prior, kaem.parts.prior)
-    with pytest.raises(ValueError, match="prior of .* is 'Independent', not of this package"):
+    with pytest.raises(ValueError, match=r"prior of .* is 'Independent', not of this package"):
         KAEM.load(tmp_path / "a.kaem")
 
 
@@ -396,7 +394,7 @@ def test_a_file_names_nothing_outside_of_the_list(of):
 def test_paths_that_hold_no_file_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.kaem"):
         KAEM.load(tmp_path / "none.kaem")
-    with pytest.raises(IsADirectoryError, match="must be a file that KAEM.save has written, got the folder"):
+    with pytest.raises(IsADirectoryError, match=r"must be a file that KAEM.save has written, got the folder"):
         KAEM.load(tmp_path)
     with pytest.raises(IsADirectoryError, match=r"got the folder .* name a file in it"):
         small().save(tmp_path)

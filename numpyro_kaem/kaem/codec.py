@@ -56,7 +56,8 @@ _TRANSFORMS = _classes(dist.transforms.Transform, numpyro=dist.transforms, rotat
 _CONSTRAINTS = {name: getattr(dist.constraints, name) for name in dist.constraints.__all__}
 _ACTIVATIONS = (
     "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh identity leaky_relu log_sigmoid log_softmax mish "
-    "relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid squareplus standardize swish tanh"
+    "relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid squareplus standardize swish "
+    "tanh"
 )
 _UNARY = (
     "abs absolute arccos arcsin arcsinh arctan cbrt cos cosh exp exp2 expm1 fabs log log1p logistic negative neg "

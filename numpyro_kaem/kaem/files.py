@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,8 +20,8 @@ from numpyro_kaem.kaem.nnx import as_equinox
 PARTS = ("prior", "generator", "likelihood", "encoder")
 
 
-def save(path: str | os.PathLike, parts: Parts, others: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write parts, the arrays of others, and what JSON says about them.
+def save(path: str | os.PathLike, parts: Parts, others: dict[str, Any]) -> None:
+    """Write parts and others, which `load` gives back.
 
     Raises:
         TypeError: for others that a file cannot describe.
@@ -30,7 +31,9 @@ def save(path: str | os.PathLike, parts: Parts, others: dict[str, Any], about: d
     described = {name: _describe(getattr(parts, name), arrays, name) for name in PARTS}
     values = {name: _describe(value, arrays, f"values.{name}") for name, value in (parts.values or {}).items()}
     others = {name: codec.describe(value, arrays, name) for name, value in others.items()}
-    archive.write(path, about | {"adapts": parts.adapts, "parts": described, "values": values, **others}, arrays)
+    # The package has been imported before its modules; importing it from here would go round in a circle.
+    about = {"written_by": f"numpyro_kaem {sys.modules['numpyro_kaem'].__version__}", "adapts": parts.adapts}
+    archive.write(path, about | {"parts": described, "values": values, **others}, arrays)
 
 
 def load(path: str | os.PathLike, own: dict[str, Any]) -> tuple[Parts, dict[str, Any]]:
