@@ -35,7 +35,7 @@ outputs.mkdir(exist_ok=True)
 # %%
 lines = (files("xkcdpass") / "static" / "legacy").read_text().split()
 words = sorted({word for word in lines if re.fullmatch("[a-z]{3,10}", word)})
-words = [str(word) for word in np.random.default_rng(0).permutation(words)]
+words = [str(word) for word in np.random.default_rng(2).permutation(words)]
 length, end = 11, 0
 
 
@@ -89,7 +89,7 @@ plain = untrained.fit(jax.random.key(2), train, **by_bound)
 # %%
 class Priced(Messenger):
     def process_message(self, message):
-        if message["name"] == "z":
+        if message["type"] == "sample" and message["name"] == "z":
             message["scale"] = 0.1
 
 
