@@ -5,11 +5,13 @@ from numpyro_kaem._compilation.programs import clear_caches
 from numpyro_kaem._numerics.quadrature import GaussLegendre, Trapezoid
 from numpyro_kaem.distributions import (
     DeepKAPrior,
+    DiscretizedLogistic,
     ICDFReparam,
     IntervalCensoredPrior,
     KAMixture,
     KAPrior,
     LeftCensoredPrior,
+    LookupTable,
     RightCensoredPrior,
     TruncatedPrior,
 )
@@ -85,6 +87,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DeepKAPrior",
+    "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
     "FitResult",
@@ -105,6 +108,7 @@ __all__ = [
     "LatentGaussian",
     "LatentModel",
     "LeftCensoredPrior",
+    "LookupTable",
     "Objective",
     "ParallelTempering",
     "Posterior",

@@ -164,6 +164,15 @@ class SequenceDecoder(eqx.Module):
         """
         check_tokens(tokens, self.vocabulary_size, self.length, self.end_token)
 
+    def padded(self, tokens: ArrayLike) -> Int[Array, "... length"]:
+        """Sequences as `sample` gives them: with the end token in place of what follows the first one."""
+        tokens = jnp.asarray(tokens)
+        return (
+            tokens
+            if self.end_token is None
+            else jnp.where(real_positions(tokens, self.end_token), tokens, self.end_token)
+        )
+
     def _generate(self, z: Array, choices: Array, choose: Any) -> tuple[Array, Array]:
         """Tokens and their logits: `choose(choices[t], logits_t)` one position after the other."""
         latent = self._embed_latent(z)

@@ -7,6 +7,7 @@ priors: Priors of a KAEM: those of `KAEM.create`, clusters of latent vectors, an
 networks: Generators and encoders that suit data of a shape
 nnx: Modules of Flax NNX as modules of Equinox
 model: The parts of a KAEM, and the NumPyro model and guide that they make
+composition: Parts put together: their shapes must fit
 codec: Values as JSON and arrays: what a file says of a model, read again without pickle and without running its code
 files: What a file holds of a model: its parts, values, history and optimiser state, and how they are put together again
 summary: A text table of a model

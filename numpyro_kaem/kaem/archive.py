@@ -26,7 +26,7 @@ def write(path: str | os.PathLike, manifest: dict[str, Any], arrays: dict[str, n
     """
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = json.dumps(
         {"version": VERSION, "checksums": {name: _checksum(array) for name, array in arrays.items()}, **manifest},
         sort_keys=True,
@@ -88,7 +88,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]
 def _checksum(array: np.ndarray) -> str:
     """Of an array's bytes, dtype and shape."""
     digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -15,26 +15,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 import numpyro_kaem
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
 from numpyro_kaem.kaem import archive, codec, files, shipping
-from numpyro_kaem.kaem.choice import Choice, choose_sampler, tempered_smc
-from numpyro_kaem.kaem.defaults import default_held_out, optimizer_state, training_options
-from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, evidence_of, mean_of_draws
-from numpyro_kaem.kaem.likelihoods import Likelihood, OwnLikelihood, check_values, likelihood_by_name
+from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler
+from numpyro_kaem.kaem.composition import compose
+from numpyro_kaem.kaem.defaults import default_held_out, training_options
+from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_draws
+from numpyro_kaem.kaem.likelihoods import check_values, likelihood_by_name
 from numpyro_kaem.kaem.model import Guide, Model, Parts, draw
 from numpyro_kaem.kaem.networks import default_encoder, default_generator
-from numpyro_kaem.kaem.nnx import as_equinox
-from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, generator_input, make_prior
+from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, make_prior
 from numpyro_kaem.kaem.summary import summary
+from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.training import HeldOut, fit
-from numpyro_kaem.training.data import is_stream
+from numpyro_kaem.training.data import IndexedBatch, is_stream
 from numpyro_kaem.training.result import epoch_table
 
 if TYPE_CHECKING:
@@ -110,36 +111,7 @@ class KAEM(eqx.Module):
         noise: float | None = None,
         num_categories: int | None = None,
     ):
-        generator = as_equinox(generator)
-        drawn = Parts(prior, generator, None).drawn
-        z = jax.ShapeDtypeStruct((2, *drawn.prior.event_shape), jnp.result_type(float))
-        given = jax.eval_shape(lambda z: generator_input(drawn.prior, z), z)
-        if isinstance(generator, SequenceDecoder):
-            shape = (generator.length,)
-            num_categories = generator.vocabulary_size if likelihood == "categorical" else num_categories
-        else:
-            try:
-                output = jax.eval_shape(drawn.generator, given)
-            except Exception as error:
-                raise ValueError(
-                    f"prior has latents of shape {z.shape[1:]}, of which the generator is given {given.shape[1:]}, but "
-                    f"{type(generator).__name__} does not take them: {error}"
-                ) from error
-            if shape is None:
-                shape = output.shape[1:-1] if likelihood == "categorical" else output.shape[1:]
-        if isinstance(likelihood, str):
-            likelihood = likelihood_by_name(likelihood, tuple(shape), noise, num_categories)
-            if not isinstance(generator, SequenceDecoder) and math.prod(output.shape[1:]) != likelihood.output_size:
-                raise ValueError(
-                    f"prior has latents of shape {z.shape[1:]}, of which generator {type(generator).__name__} makes "
-                    f"{output.shape[1:]}, but the likelihood of data of shape {tuple(shape)} takes "
-                    f"{likelihood.output_shape}"
-                )
-        elif not isinstance(likelihood, Likelihood):
-            likelihood = OwnLikelihood(as_equinox(likelihood))
-        self.parts = Parts(prior, generator, likelihood, as_equinox(encoder))
-        x = jax.eval_shape(lambda z, key: self.parts.drawn.conditional(z).sample(key), z, jax.random.key(0))
-        self.shape = x.shape[1:]
+        self.parts, self.shape = compose(prior, generator, likelihood, encoder, shape, noise, num_categories)
         self.history, self.optimizer_state, self.is_trained = None, None, False
 
     @classmethod
@@ -192,25 +164,16 @@ class KAEM(eqx.Module):
         prior_key, generator_key, encoder_key = jax.random.split(key, 3)
         if isinstance(prior, str):
             prior = make_prior(prior_key, prior, latent_size, num_components, basis)
-        drawn = Parts(prior, None, None).prior_distribution
+        event_shape = Parts(prior, None, None).prior_distribution.event_shape
         if isinstance(generator, SequenceDecoder) and num_categories is None:
             num_categories = generator.vocabulary_size
-        made = likelihood_by_name(likelihood, shape, noise, num_categories)
+        module = likelihood_by_name(likelihood, shape, noise, num_categories)
         if generator is None:
-            width = math.prod(drawn.event_shape[:1])
-            generator = default_generator(generator_key, width, made, hidden_sizes)
+            generator = default_generator(generator_key, math.prod(event_shape[:1]), module, hidden_sizes)
         if isinstance(encoder, bool):
-            size = math.prod(drawn.event_shape)
-            encoder = default_encoder(encoder_key, made, size, generator, hidden_sizes) if encoder else None
-        return cls(
-            prior,
-            generator,
-            likelihood,
-            shape=shape,
-            encoder=encoder,
-            noise=noise,
-            num_categories=num_categories,
-        )
+            size = math.prod(event_shape)
+            encoder = default_encoder(encoder_key, module, size, generator, hidden_sizes) if encoder else None
+        return cls(prior, generator, module, encoder=encoder)
 
     @property
     def model(self) -> Model:
@@ -252,13 +215,15 @@ class KAEM(eqx.Module):
 
         Where nothing is said the objective is the importance-weighted bound of 5 draws with an encoder; without one
         `ImportanceMLE(1_000)` up to 16 latents and `LangevinMLE(num_steps=10)` above; the optimiser Adam with a cosine
-        schedule, slower for the prior than for the rest; batches have 200 rows, and a run about 3,000 steps.
+        schedule, slower for the prior than for the rest; batches have a tenth of the rows, from 16 to 200, and a run
+        has about 3,000 steps. Objectives of this package leave an encoder as it is: it is a guide for those of NumPyro.
 
         Args:
             key: JAX random key.
             x: data, one datum a row; or an iterable of batches, as in `numpyro_kaem.fit`.
-            held_out: data to score on the way, about 20 times; or `HeldOut(...)`. With `patience` the best parameters
-                are kept, otherwise the last ones (their averages with `ema_decay`).
+            held_out: data to score on the way, about 20 times, by `held_out_sampler`, or 100 draws from the encoder, or
+                up to 1,000 from the prior; or `HeldOut(...)`. With `patience` the best parameters are kept, otherwise
+                the last ones (their averages with `ema_decay`).
             continue_optimizer: whether the optimiser begins with the state that the last training left; it must be the
                 same one.
             **options: arguments of `numpyro_kaem.fit`, which pass through: `objective`, `optimizer`, `num_epochs`,
@@ -274,26 +239,25 @@ class KAEM(eqx.Module):
             data = self._check("x", x)
             num_data = len(data)
         options = training_options(self.parts, num_data, options)
-        if held_out is not None:
-            given = held_out.data if isinstance(held_out, HeldOut) else held_out
-            given = self._check("held_out", given)
-            if isinstance(held_out, HeldOut):
-                held_out = replace(held_out, data=given)
-            else:
-                held_out = default_held_out(given, options["num_epochs"])
+        parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
+        guide = None if parts.encoder is None else Guide(parts)
+        needs_guide = not isinstance(options["objective"], Objective)
+        if isinstance(held_out, HeldOut):
+            held_out = replace(held_out, data=self._check("held_out", held_out.data))
+        elif held_out is not None:
+            held_out = self._check("held_out", held_out)
+            held_out = default_held_out(held_out, options["num_epochs"], guide, options.pop("held_out_sampler", None))
         if continue_optimizer:
             if self.optimizer_state is None:
                 raise ValueError("continue_optimizer needs a model that was trained, or a file saved with its state")
             options["init_optimizer_state"] = self.optimizer_state
-        parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
-        guide = None if parts.encoder is None else Guide(parts)
-        result = fit(key, Model(parts), data, guide=guide, held_out=held_out, **options)
+        result = fit(key, Model(parts), data, guide=guide if needs_guide else None, held_out=held_out, **options)
         best = isinstance(held_out, HeldOut) and held_out.patience is not None
         params = result.best_params if best else result.averaged_params or result.params
         return self._with(
             parts=parts.at(params | result.guide_params),
             history=result.history,
-            optimizer_state=optimizer_state(result),
+            optimizer_state=jax.tree.leaves(result.optimizer_state) or None,
             is_trained=True,
         )
 
@@ -320,20 +284,19 @@ class KAEM(eqx.Module):
         if sampler is None:
             sampler, reason = choose_sampler(choice_key, self.parts, x)
             _logger.warning("posterior by %s", reason)
-        elif self.guide is not None and getattr(sampler, "guide", self) is None and is_dataclass(sampler):
-            sampler = replace(sampler, guide=self.guide, guide_params=self.guide_params)
+        elif self.guide is not None and getattr(sampler, "guide", self) is None:
+            sampler = sampler.having(guide=self.guide, guide_params=self.guide_params)
         return sampler.run(key, self.model, self.params, x)
 
     def log_likelihood(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None
     ) -> Float[np.ndarray, " num_data"]:
         """Log p(x) of every datum, in nats, by tempered SMC, or by another sampler that has an evidence."""
-        posterior = self.posterior(key, x, tempered_smc() if sampler is None else sampler)
-        return evidence_of(posterior, sampler)
+        return self.posterior(key, x, scoring_sampler(sampler)).log_evidence
 
     def reconstruct(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None, *, num_draws: int = 32
-    ) -> Float[np.ndarray, "num_data ..."]:
+    ) -> Shaped[np.ndarray, "num_data ..."]:
         """What the model makes of the latents of data: the likelihood's mean, averaged over `num_draws` of them.
 
         For "categorical" that is the most probable category, and for sequences the most probable tokens at one draw.
@@ -364,18 +327,17 @@ class KAEM(eqx.Module):
         Raises:
             ValueError: for data that do not fit, and a sampler without an evidence.
         """
-        self._warn_if_untrained("evaluate")
+        _warn_if_untrained(self, "evaluate")
         x = np.asarray(self._check("x", x))
-        sampler = tempered_smc() if sampler is None else sampler
         num_scored = min(len(x), check_count("num_scored", num_scored, 2))
-        return evaluate(self.parts, key, x, sampler, num_scored, features)
+        return evaluate(self.parts, key, x, scoring_sampler(sampler), num_scored, features)
 
     def sample(self, key: PRNGKeyArray, num_samples: int, *, mean: bool = False) -> Array:
         """Data drawn from the model: exact draws from the prior, decoded; or the `mean` of the likelihood at each.
 
         For "categorical" the mean is the most probable category, and for sequences the most probable tokens.
         """
-        self._warn_if_untrained("sample")
+        _warn_if_untrained(self, "sample")
         return draw(self.parts, key, check_count("num_samples", num_samples, 1), mean)
 
     def cluster_probabilities(
@@ -467,7 +429,7 @@ class KAEM(eqx.Module):
             ImportError: without flatbuffers: `pip install 'numpyro_kaem[export]'`.
             ValueError: for a prior that is not made of univariate distributions with `icdf`.
         """
-        self._warn_if_untrained("export")
+        _warn_if_untrained(self, "export")
         shipping.export(self.parts, path, num_samples, platforms)
 
     def __repr__(self) -> str:
@@ -495,17 +457,18 @@ class KAEM(eqx.Module):
             )
         if isinstance(parts.generator, SequenceDecoder):
             parts.generator.check_tokens(x)
-            return jnp.asarray(x)
+            return parts.generator.padded(x)
         return check_values(parts.likelihood, name, x)
 
-    def _warn_if_untrained(self, method: str) -> None:
-        if not self.is_trained:
-            warnings.warn(
-                f"{method} before fit: nothing has been learned, and the parameters are the initial ones; "
-                "kaem = kaem.fit(key, x)",
-                UserWarning,
-                stacklevel=3,
-            )
+
+def _warn_if_untrained(kaem: KAEM, method: str) -> None:
+    if not kaem.is_trained and kaem.params:
+        warnings.warn(
+            f"{method} before fit: nothing has been learned, and the parameters are the initial ones; "
+            "kaem = kaem.fit(key, x)",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 class _CheckedBatches:
@@ -515,4 +478,7 @@ class _CheckedBatches:
         self.kaem, self.batches = kaem, batches
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.kaem._check("batch of x", batch) for batch in self.batches)
+        for batch in self.batches:
+            data, *indices = batch if isinstance(batch, IndexedBatch) else (batch,)
+            data = self.kaem._check("batch of x", data)
+            yield IndexedBatch(data, *indices) if indices else data

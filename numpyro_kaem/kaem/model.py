@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -64,8 +63,8 @@ class Parts(eqx.Module):
                 prior = declare_distribution("prior", prior, self.adapts)
             else:
                 prior = _declare("prior", prior)
-            others = (_declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder"))
-            parts = Parts(prior, *others, adapts=self.adapts)
+            others = {name: _declare(name, getattr(self, name)) for name in ("generator", "likelihood", "encoder")}
+            parts = Parts(prior, **others, adapts=self.adapts)
         values = {site: value for site, value in params.items() if site not in declared}
         return replace(parts, values=values or None)
 
@@ -75,7 +74,7 @@ class Parts(eqx.Module):
         trace = handlers.trace(handlers.seed(self.declared, 0)).get_trace()
         return {name: site["value"] for name, site in trace.items() if site["type"] in ("param", "mutable")}
 
-    @cached_property
+    @property
     def drawn(self) -> Parts:
         """The parts with the prior as a distribution, outside of a model."""
         return handlers.block(handlers.seed(self.declared, 0))()

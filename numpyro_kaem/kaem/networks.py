@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,7 +20,7 @@ _SMALLEST_IMAGE = 8
 class Flat(eqx.Module):
     """A module of vectors, given data of more axes."""
 
-    module: eqx.Module
+    module: Callable
     num_axes: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "... size"]:

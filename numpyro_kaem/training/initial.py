@@ -146,6 +146,27 @@ def initial_state(
     return state
 
 
+def with_optimizer_state(state: SVIState, given: PyTree) -> SVIState:
+    """The state with that of an optimiser which has been at work."""
+    step, kept = state.optim_state
+    if len(kept) != 2:
+        raise ValueError("init_optimizer_state needs an optimiser of Optax, got one of NumPyro")
+    params, own = kept
+    (leaves, structure), arrays = jax.tree.flatten(own), jax.tree.leaves(given)
+    shapes, expected = [jnp.shape(leaf) for leaf in arrays], [leaf.shape for leaf in leaves]
+    if shapes != expected:
+        raise ValueError(
+            "init_optimizer_state must be that of the same optimizer and model, whose arrays have shapes "
+            f"{_in_short(expected)}, got {_in_short(shapes)}: leave it out to begin anew"
+        )
+    arrays = [jnp.asarray(array, leaf.dtype) for array, leaf in zip(arrays, leaves, strict=True)]
+    return state._replace(optim_state=(step, (params, jax.tree.unflatten(structure, arrays))))
+
+
+def _in_short(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes[:10])) + (f" and {len(shapes) - 10} more" if len(shapes) > 10 else "")
+
+
 def with_objective_state(
     state: SVIState, objective: Objective, latent_model: LatentModel, num_chains: int | None
 ) -> SVIState:

@@ -60,6 +60,12 @@ class FitResult:
     averaged_params: dict[str, Any] | None = None
     stop_reason: str = "finished"
 
+    @property
+    def optimizer_state(self) -> Any:
+        """The state of an optimiser of Optax, for `fit(init_optimizer_state=...)`; None of one of NumPyro."""
+        kept = self.state.optim_state[1]
+        return kept[1] if len(kept) == 2 else None
+
     def to_pandas(self) -> Any:
         """The history by epoch, as a pandas DataFrame: metrics of steps are means, vectors one column an element.
 
