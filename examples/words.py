@@ -115,7 +115,7 @@ kaem = cheap.fit(jax.random.key(4), train, **by_bound)
 # many of 2,000 drawn words are words, and how many are words that were not trained by.
 
 # %%
-num_scored = 40 if smoke else 400
+num_scored, known, unseen = 40 if smoke else 400, set(words), set(held_out_words)
 characters = np.mean([len(word) + 1 for word in held_out_words[:num_scored]])
 models = {"ELBO": plain, "latents at a tenth": cheap, "then ELBO": kaem}
 table, posteriors, drawn = {}, {}, {}
@@ -130,8 +130,8 @@ for name, model in models.items():
         "bits a character": f"{-posterior.log_evidence.mean() / characters / np.log(2):.2f}",
         "effective sample size of 500, median": f"{np.median(posterior.ess):.0f}",
         "the latents say, nats a word": f"{said.mean():.2f}",
-        "draws that are words": f"{np.mean([word in set(words) for word in drawn[name]]):.1%}",
-        "  and were not trained by": f"{np.mean([word in set(held_out_words) for word in drawn[name]]):.2%}",
+        "draws that are words": f"{np.mean([word in known for word in drawn[name]]):.1%}",
+        "  and were not trained by": f"{np.mean([word in unseen for word in drawn[name]]):.2%}",
     }
 print(f"{'':38}" + "".join(f"{name:>20}" for name in models))
 for row in table["ELBO"]:
