@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +18,6 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-import numpyro_kaem
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
@@ -371,7 +371,7 @@ class KAEM(eqx.Module):
         """
         arrays: dict[str, np.ndarray] = {}
         manifest = {
-            "written_by": f"numpyro_kaem {numpyro_kaem.__version__}",
+            "written_by": f"numpyro_kaem {sys.modules['numpyro_kaem'].__version__}",
             "shape": list(self.shape),
             "is_trained": self.is_trained,
             "parts": files.describe_parts(self.parts, arrays),
