@@ -11,6 +11,7 @@ from numpyro_kaem.distributions import (
     KAMixture,
     KAPrior,
     LeftCensoredPrior,
+    LookupTable,
     RightCensoredPrior,
     TruncatedPrior,
 )
@@ -35,7 +36,6 @@ from numpyro_kaem.generators import (
     SequenceDecoder,
     SequenceEncoder,
 )
-
 from numpyro_kaem.kaem import KAEM, ClusterPrior, DamagedFile, Evaluation, Score
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
@@ -113,6 +113,7 @@ __all__ = [
     "LatentGaussian",
     "LatentModel",
     "LeftCensoredPrior",
+    "LookupTable",
     "Objective",
     "ParallelTempering",
     "Posterior",

@@ -111,6 +111,11 @@ def same_run(name):
     assert_same_run(one, many)
 
 
+def sampler_scores_held_out_data():
+    options = {"held_out": HELD_OUT, "held_out_sampler": SAMPLERS["smc"]}
+    assert_same_run(*(train(OBJECTIVES["importance"], mesh, **options) for mesh in (None, eight())))
+
+
 def data_and_chains_are_divided():
     _, many, _, feed = on_one_and_on_eight("langevin")
     chains = many.state.mutable_state["objective$state"]["per_datum"]
@@ -253,6 +258,7 @@ def prior_draws_are_the_same():
 
 CHECKS = {
     **{f"the same run by {name}": lambda name=name: same_run(name) for name in OBJECTIVES},
+    "a sampler scores held-out data": sampler_scores_held_out_data,
     "data and chains are divided": data_and_chains_are_divided,
     "work is divided": work_is_divided,
     "a resumed run is the same": resumed_run_is_the_same,

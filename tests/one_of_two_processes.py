@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import jax
 import numpy as np
-from on_eight_devices import DATA, OBJECTIVES, train
+from on_eight_devices import DATA, OBJECTIVES, SAMPLERS, train
 
 from numpyro_kaem import Checkpointing
 
@@ -53,6 +53,7 @@ def main(folder, process, num_processes, port, num_epochs):
         for name, options in {
             "data": {"data": DATA + process},
             "steps_per_epoch": {"data": Share(process, num_processes), "batch_size": None},
+            "sampler of held_out data": {"held_out_sampler": SAMPLERS["smc"]},
         }.items():
             try:
                 train(OBJECTIVES["importance"], mesh, **options)

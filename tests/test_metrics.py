@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from numpyro_kaem import Distance, frechet_distance, kernel_distance, metrics
+from numpyro_kaem import Distance, frechet_distance, kernel_distance
+from numpyro_kaem.metrics import kernel
+from numpyro_kaem.metrics.frechet import _NUM_GROUPS, _cross_trace, _weight
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -122,7 +124,7 @@ def test_the_extrapolated_distance_spreads_as_the_plain_one_and_less_than_a_regr
         distance = frechet_distance(x, y)
         sizes = np.linspace(100, 300, 15).astype(int)
         subsets = [(rng.permutation(x)[:size], rng.permutation(y)[:size]) for size in sizes]
-        plain = [metrics._cross_trace(a, b)[0].sum() for a, b in subsets]
+        plain = [_cross_trace(a, b)[0].sum() for a, b in subsets]
         plain = [
             np.sum((a.mean(0) - b.mean(0)) ** 2) + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * trace
             for (a, b), trace in zip(subsets, plain, strict=True)
@@ -176,8 +178,8 @@ def test_too_few_samples_for_the_features_are_told_and_are_in_the_error():
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_weights_of_the_extrapolation_cancel_powers_of_1_over_n(order):
-    weights = [metrics._weight(k, order) for k in range(order + 1)]
-    inverse = metrics._NUM_GROUPS / (metrics._NUM_GROUPS - np.arange(order + 1))
+    weights = [_weight(k, order) for k in range(order + 1)]
+    inverse = _NUM_GROUPS / (_NUM_GROUPS - np.arange(order + 1))
     for power in range(order + 1):
         np.testing.assert_allclose(weights @ inverse**power, power == 0, atol=1e-12)
 
@@ -200,7 +202,7 @@ def test_the_seed_changes_only_the_groups():
 
 @pytest.mark.parametrize(("num_real", "num_generated"), [(2, 2), (9, 14), (30, 21)])
 def test_the_kernel_distance_is_the_u_statistic_of_all_pairs(num_real, num_generated, monkeypatch):
-    monkeypatch.setattr(metrics, "_TILE", 8)
+    monkeypatch.setattr(kernel, "_TILE", 8)
     x, y = draw(np.random.default_rng(0), wider(4), num_real, num_generated)
     distance = kernel_distance(x, y)
     np.testing.assert_allclose(distance.value, u_statistic(x, y), rtol=1e-10, atol=1e-10)
@@ -246,7 +248,7 @@ def test_the_variance_of_the_kernel_distance_has_no_bias():
     """Before it is kept from being negative: its mean over 1,000 repetitions is the variance of the value."""
     rng = np.random.default_rng(0)
     for law in (equal(3), wider(3)):
-        parts = np.array([metrics._mmd(*draw(rng, law, 12, 9), 12, 9) for _ in range(1_000)])
+        parts = np.array([kernel._mmd(*draw(rng, law, 12, 9), 12, 9) for _ in range(1_000)])
         stated = parts[:, 1] + parts[:, 2]
         squares = (parts[:, 0] - parts[:, 0].mean()) ** 2
         assert abs(np.mean(stated - squares)) < 3 * np.std(stated - squares) / 1_000**0.5

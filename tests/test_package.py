@@ -48,6 +48,7 @@ PUBLIC_NAMES = [
     "LatentGaussian",
     "LatentModel",
     "LeftCensoredPrior",
+    "LookupTable",
     "MALA",
     "MLP",
     "PCNL",

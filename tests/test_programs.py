@@ -123,7 +123,7 @@ def sample(sampler, model, key=0, scale=1.0, x=DATA):
 
 def train(objective, model, key=0, x=DATA, **options):
     given = {"optimizer": optax.sgd(0.01), "num_epochs": 1, "batch_size": 2, "held_out": x} | options
-    if given["held_out"] is not None:
+    if given["held_out"] is not None and "held_out_sampler" not in given:
         given["held_out"] = HeldOut(given["held_out"], num_samples=20)
     guided = {"guide": guide} if objective == "elbo" else {}
     result = fit(

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Hashable
+from copy import copy
 from typing import Any
 
 import equinox as eqx
@@ -60,6 +61,12 @@ class ByValue:
         """Set fields, in `__post_init__`, to what was meant."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def having(self, **values: Any) -> Any:
+        """A copy with other values of some fields, which are not checked."""
+        other = copy(self)
+        other._set(**values)
+        return other
 
     def _value(self) -> Hashable:
         return tuple((field.name, value_of(getattr(self, field.name))) for field in dataclasses.fields(self))  # type: ignore[arg-type]  # whose subclasses are

@@ -2,6 +2,7 @@
 
 Each file imports from those above it and from earlier rooms only.
 
+lookup: Inverse CDFs as tables of integers, for hardware that draws without floating-point arithmetic
 tabulated: NumPyro's contract over a density that is drawn by inverse transform from a table of its CDF
 truncated: Learned densities cut off at bounds, such as the lifetimes of those who were alive when a study began
 censored: Censored observations of learned densities: NumPyro's distributions, with the digits of the tails
@@ -23,6 +24,7 @@ from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.discretized import DiscretizedLogistic
 from numpyro_kaem.distributions.ka_mixture import KAMixture
 from numpyro_kaem.distributions.ka_prior import KAPrior
+from numpyro_kaem.distributions.lookup import LookupTable
 from numpyro_kaem.distributions.reparam import ICDFReparam
 from numpyro_kaem.distributions.truncated import TruncatedPrior
 
@@ -34,6 +36,7 @@ __all__ = [
     "KAMixture",
     "KAPrior",
     "LeftCensoredPrior",
+    "LookupTable",
     "RightCensoredPrior",
     "TruncatedPrior",
 ]

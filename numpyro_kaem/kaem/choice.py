@@ -34,6 +34,17 @@ def tempered_smc() -> TemperedSMC:
     return TemperedSMC(num_particles=64, num_mcmc_steps=10, num_runs=2, chunk_size=20_000, progress=False)
 
 
+def scoring_sampler(sampler: Sampler | None) -> Sampler:
+    """The sampler of scores; a ValueError for one that has no evidence."""
+    if sampler is None:
+        return tempered_smc()
+    if not sampler.has_evidence:
+        raise ValueError(
+            f"sampler must have an evidence, as TemperedSMC(...) or a ladder that begins at t = 0, got {sampler!r}"
+        )
+    return sampler
+
+
 def choose_sampler(key: PRNGKeyArray, parts: Parts, x: Any) -> Choice:
     """Importance sampling where nine in ten of some data have 100 effective draws, else tempered SMC."""
     sampler = importance_sampling(parts)

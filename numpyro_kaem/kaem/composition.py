@@ -44,7 +44,8 @@ def compose(
             f"but the likelihood of data of shape {likelihood.shape} takes {likelihood.output_shape}"
         )
     parts = Parts(prior, generator, likelihood, encoder)
-    x = jax.eval_shape(lambda z, key: parts.drawn.conditional(z).sample(key), z, jax.random.key(0))
+    drawn = parts.drawn
+    x = jax.eval_shape(lambda z, key: drawn.conditional(z).sample(key), z, jax.random.key(0))
     return parts, x.shape[1:]
 
 

@@ -10,8 +10,9 @@ import optax
 from numpyro.infer import RenyiELBO
 
 from numpyro_kaem.checks import check_count
-from numpyro_kaem.kaem.model import Parts
+from numpyro_kaem.kaem.model import Guide, Parts
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE
+from numpyro_kaem.posterior import ImportanceSampling, Sampler
 from numpyro_kaem.training import HeldOut
 
 # Latents up to which prior draws that all data of a batch share are enough to train by.
@@ -21,6 +22,7 @@ _NUM_STEPS, _STREAM_EPOCHS = 3_000, 20
 _RATES = {"prior": 3e-4, "rest": 1.5e-3}
 # Draws times numbers of held-out data that a score by prior draws costs at most.
 _LARGEST_SCORE = 10**9
+_ENCODER_DRAWS = 100
 
 
 def training_options(parts: Parts, num_data: int | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -29,9 +31,9 @@ def training_options(parts: Parts, num_data: int | None, options: dict[str, Any]
     if num_data is None:
         steps = options.get("steps_per_epoch")
     else:
-        options.setdefault("batch_size", min(200, num_data))
+        options.setdefault("batch_size", min(num_data, max(16, min(200, num_data // 10))))
         steps = num_data // check_count("batch_size", options["batch_size"], 1) or 1
-    default_epochs = _STREAM_EPOCHS if steps is None else max(5, min(300, math.ceil(_NUM_STEPS / steps)))
+    default_epochs = _STREAM_EPOCHS if steps is None else max(5, min(1_000, math.ceil(_NUM_STEPS / steps)))
     options.setdefault("num_epochs", default_epochs)
     options.setdefault("objective", default_objective(parts))
     if "optimizer" not in options:
@@ -61,7 +63,9 @@ def _label(site: str) -> str:
     return "prior" if site.startswith("prior") else "rest"
 
 
-def default_held_out(x: Any, num_epochs: int, **options: Any) -> HeldOut:
-    """Some twenty scores of a run, by as many prior draws as are not long in coming."""
+def default_held_out(x: Any, num_epochs: int, guide: Guide | None, sampler: Sampler | None) -> HeldOut:
+    """Some twenty scores of a run: by the sampler, draws from the encoder, or as many of the prior as are soon made."""
+    if guide is not None and sampler is None:
+        sampler = ImportanceSampling(_ENCODER_DRAWS, guide=guide, progress=False)
     draws = min(1_000, max(100, _LARGEST_SCORE // max(1, math.prod(jax.numpy.shape(x)))))
-    return HeldOut(x, every=max(1, num_epochs // 20), num_samples=draws, **options)
+    return HeldOut(x, every=max(1, num_epochs // 20), num_samples=draws, sampler=sampler)

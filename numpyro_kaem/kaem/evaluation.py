@@ -19,7 +19,6 @@ from numpyro_kaem.kaem.choice import importance_sampling
 from numpyro_kaem.kaem.likelihoods import CategoricalLikelihood
 from numpyro_kaem.kaem.model import Model, Parts, draw
 from numpyro_kaem.metrics import frechet_distance, kernel_distance
-from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Score:
 
     def __str__(self) -> str:
         if self.std_error is None:
-            return f"{self.value:,.0f}" if abs(self.value) >= 1_000 else f"{self.value:.3g}"
+            return f"{self.value:,.0f}" if abs(self.value) >= 1_000 or self.value.is_integer() else f"{self.value:.3g}"
         digits = 2 if self.std_error == 0 else max(0, 1 - math.floor(math.log10(self.std_error)))
         return f"{self.value:,.{digits}f} +- {self.std_error:,.{digits}f}"
 
@@ -107,7 +106,7 @@ def evaluate(
     scored = x[:num_scored]
     score_key, cheap_key, draw_key, resample_key = jax.random.split(key, 4)
     posterior = sampler.run(score_key, model, params, jnp.asarray(scored))
-    log_evidence = evidence_of(posterior, sampler)
+    log_evidence = posterior.log_evidence
     cheap = importance_sampling(parts).run(cheap_key, model, params, jnp.asarray(scored))
     shown = mean_of_draws(parts, posterior.resample(resample_key, _NUM_DRAWS).latents["z"])
     drawn = np.asarray(draw(parts, draw_key, len(x), False))
@@ -140,17 +139,10 @@ def evaluate(
             for name, result in distances.items()
         },
         draws_per_second=Score(_draws_per_second(parts, draw_key), None, "compiled, 1,000 at a time"),
-        num_parameters=Score(sum(leaf.size for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf))),
+        num_parameters=Score(float(sum(leaf.size for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf)))),
         num_data=len(scored),
         sampler=repr(sampler),
     )
-
-
-def evidence_of(posterior: Posterior, sampler: Any) -> Float[np.ndarray, " num_data"]:
-    """The log-evidence of a posterior, or a ValueError."""
-    if posterior.log_evidence is None:
-        raise ValueError(f"sampler must have an evidence, as TemperedSMC(...) or a ladder from t = 0, got {sampler!r}")
-    return posterior.log_evidence
 
 
 def is_discrete(parts: Parts) -> bool:
@@ -161,7 +153,7 @@ def is_discrete(parts: Parts) -> bool:
 def default_features(likelihood: Any, x: np.ndarray) -> Callable | None:
     """Of distances: how often each category is there, principal components of many numbers, or the few numbers."""
     if isinstance(likelihood, CategoricalLikelihood):
-        return Named("category counts", lambda batch: np.asarray(likelihood.encoded(batch)).sum(axis=1))
+        return Named("category counts", lambda batch: np.asarray(likelihood.encoded(jnp.asarray(batch))).sum(axis=1))
     flat = np.asarray(x, float).reshape(len(x), -1)
     if flat.shape[1] <= _NUM_COMPONENTS:
         return None

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -16,25 +16,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
 from numpyro_kaem.kaem import archive, codec, files, shipping
-from numpyro_kaem.kaem.choice import Choice, choose_sampler, tempered_smc
+from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler
 from numpyro_kaem.kaem.composition import compose
 from numpyro_kaem.kaem.defaults import default_held_out, training_options
-from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, evidence_of, mean_of_draws
+from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_draws
 from numpyro_kaem.kaem.likelihoods import check_values, likelihood_by_name
 from numpyro_kaem.kaem.model import Guide, Model, Parts, draw
 from numpyro_kaem.kaem.networks import default_encoder, default_generator
 from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, make_prior
 from numpyro_kaem.kaem.summary import summary
+from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.training import HeldOut, fit
-from numpyro_kaem.training.data import is_stream
+from numpyro_kaem.training.data import IndexedBatch, is_stream
 from numpyro_kaem.training.result import epoch_table
 
 if TYPE_CHECKING:
@@ -214,13 +215,15 @@ class KAEM(eqx.Module):
 
         Where nothing is said the objective is the importance-weighted bound of 5 draws with an encoder; without one
         `ImportanceMLE(1_000)` up to 16 latents and `LangevinMLE(num_steps=10)` above; the optimiser Adam with a cosine
-        schedule, slower for the prior than for the rest; batches have 200 rows, and a run about 3,000 steps.
+        schedule, slower for the prior than for the rest; batches have a tenth of the rows, from 16 to 200, and a run
+        has about 3,000 steps. Objectives of this package leave an encoder as it is: it is a guide for those of NumPyro.
 
         Args:
             key: JAX random key.
             x: data, one datum a row; or an iterable of batches, as in `numpyro_kaem.fit`.
-            held_out: data to score on the way, about 20 times; or `HeldOut(...)`. With `patience` the best parameters
-                are kept, otherwise the last ones (their averages with `ema_decay`).
+            held_out: data to score on the way, about 20 times, by `held_out_sampler`, or 100 draws from the encoder, or
+                up to 1,000 from the prior; or `HeldOut(...)`. With `patience` the best parameters are kept, otherwise
+                the last ones (their averages with `ema_decay`).
             continue_optimizer: whether the optimiser begins with the state that the last training left; it must be the
                 same one.
             **options: arguments of `numpyro_kaem.fit`, which pass through: `objective`, `optimizer`, `num_epochs`,
@@ -236,20 +239,19 @@ class KAEM(eqx.Module):
             data = self._check("x", x)
             num_data = len(data)
         options = training_options(self.parts, num_data, options)
-        if held_out is not None:
-            given = held_out.data if isinstance(held_out, HeldOut) else held_out
-            given = self._check("held_out", given)
-            if isinstance(held_out, HeldOut):
-                held_out = replace(held_out, data=given)
-            else:
-                held_out = default_held_out(given, options["num_epochs"])
+        parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
+        guide = None if parts.encoder is None else Guide(parts)
+        needs_guide = not isinstance(options["objective"], Objective)
+        if isinstance(held_out, HeldOut):
+            held_out = replace(held_out, data=self._check("held_out", held_out.data))
+        elif held_out is not None:
+            held_out = self._check("held_out", held_out)
+            held_out = default_held_out(held_out, options["num_epochs"], guide, options.pop("held_out_sampler", None))
         if continue_optimizer:
             if self.optimizer_state is None:
                 raise ValueError("continue_optimizer needs a model that was trained, or a file saved with its state")
             options["init_optimizer_state"] = self.optimizer_state
-        parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
-        guide = None if parts.encoder is None else Guide(parts)
-        result = fit(key, Model(parts), data, guide=guide, held_out=held_out, **options)
+        result = fit(key, Model(parts), data, guide=guide if needs_guide else None, held_out=held_out, **options)
         best = isinstance(held_out, HeldOut) and held_out.patience is not None
         params = result.best_params if best else result.averaged_params or result.params
         return self._with(
@@ -282,20 +284,19 @@ class KAEM(eqx.Module):
         if sampler is None:
             sampler, reason = choose_sampler(choice_key, self.parts, x)
             _logger.warning("posterior by %s", reason)
-        elif self.guide is not None and getattr(sampler, "guide", self) is None and is_dataclass(sampler):
-            sampler = replace(sampler, guide=self.guide, guide_params=self.guide_params)
+        elif self.guide is not None and getattr(sampler, "guide", self) is None:
+            sampler = sampler.having(guide=self.guide, guide_params=self.guide_params)
         return sampler.run(key, self.model, self.params, x)
 
     def log_likelihood(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None
     ) -> Float[np.ndarray, " num_data"]:
         """Log p(x) of every datum, in nats, by tempered SMC, or by another sampler that has an evidence."""
-        posterior = self.posterior(key, x, tempered_smc() if sampler is None else sampler)
-        return evidence_of(posterior, sampler)
+        return self.posterior(key, x, scoring_sampler(sampler)).log_evidence
 
     def reconstruct(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None, *, num_draws: int = 32
-    ) -> Float[np.ndarray, "num_data ..."]:
+    ) -> Shaped[np.ndarray, "num_data ..."]:
         """What the model makes of the latents of data: the likelihood's mean, averaged over `num_draws` of them.
 
         For "categorical" that is the most probable category, and for sequences the most probable tokens at one draw.
@@ -328,9 +329,8 @@ class KAEM(eqx.Module):
         """
         _warn_if_untrained(self, "evaluate")
         x = np.asarray(self._check("x", x))
-        sampler = tempered_smc() if sampler is None else sampler
         num_scored = min(len(x), check_count("num_scored", num_scored, 2))
-        return evaluate(self.parts, key, x, sampler, num_scored, features)
+        return evaluate(self.parts, key, x, scoring_sampler(sampler), num_scored, features)
 
     def sample(self, key: PRNGKeyArray, num_samples: int, *, mean: bool = False) -> Array:
         """Data drawn from the model: exact draws from the prior, decoded; or the `mean` of the likelihood at each.
@@ -478,4 +478,7 @@ class _CheckedBatches:
         self.kaem, self.batches = kaem, batches
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.kaem._check("batch of x", batch) for batch in self.batches)
+        for batch in self.batches:
+            data, *indices = batch if isinstance(batch, IndexedBatch) else (batch,)
+            data = self.kaem._check("batch of x", data)
+            yield IndexedBatch(data, *indices) if indices else data

@@ -252,5 +252,5 @@ def _first_outside(x: np.ndarray, inside: np.ndarray) -> str:
     return f"{x[place]} at {list(place)}"
 
 
-def _nice(number: float) -> str:
+def _nice(number: Any) -> str:
     return f"{float(number):g}"

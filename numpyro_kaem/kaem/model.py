@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -75,7 +74,7 @@ class Parts(eqx.Module):
         trace = handlers.trace(handlers.seed(self.declared, 0)).get_trace()
         return {name: site["value"] for name, site in trace.items() if site["type"] in ("param", "mutable")}
 
-    @cached_property
+    @property
     def drawn(self) -> Parts:
         """The parts with the prior as a distribution, outside of a model."""
         return handlers.block(handlers.seed(self.declared, 0))()

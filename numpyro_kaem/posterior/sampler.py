@@ -53,6 +53,11 @@ class Sampler(ByValue):
             if getattr(self, name) is not None:
                 self._set(**{name: check_count(name, getattr(self, name), minimum)})
 
+    @property
+    def has_evidence(self) -> bool:
+        """Whether its runs estimate `log_evidence`."""
+        return True
+
     def run(
         self, key: PRNGKeyArray, model: Callable, params: dict[str, Any], *data: Any, **model_kwargs: Any
     ) -> Posterior:

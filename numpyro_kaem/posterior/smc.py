@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
@@ -183,14 +182,13 @@ class TemperedSMC(ChunkedSampler):
         Raises:
             ValueError: for the result of another sampler.
         """
-        rungs, sampler = posterior.rungs, copy(self)
+        rungs = posterior.rungs
         if rungs is None or rungs.scale is None:
             raise ValueError("posterior must come of a run of TemperedSMC, whose rungs have temperature and scale")
         found = rungs.temperatures, rungs.step_size, rungs.scale
         # Data that arrived early stay at t = 1 while others climb.
         tuning = Tuning(*(np.where(np.isnan(x), 1.0, x)[:, 1:] for x in found))
-        sampler._set(ladder=None, target_ess=None, max_rungs=tuning.temperature.shape[1], tuning=tuning)
-        return sampler
+        return self.having(ladder=None, target_ess=None, max_rungs=tuning.temperature.shape[1], tuning=tuning)
 
     @property
     def _keys_shape(self) -> tuple[int, ...]:

@@ -142,14 +142,21 @@ class ParallelTempering(ChunkedSampler):
         check_guide(self.guide, self.guide_params)
 
     @property
+    def has_evidence(self) -> bool:
+        """Whether the ladder begins at t = 0, where the evidence is known, and goes on from there."""
+        t = as_ladder(self.ladder).temperatures
+        return len(t) > 1 and bool(t[0] == 0)
+
+    @property
     def _states_at_once(self) -> int:
         return self.num_chains * len(self.ladder)
 
     def _settings(self, target: Target, batch_size: int) -> tuple[Settings, LatentModel | None]:
-        t = as_ladder(self.ladder).temperatures
-        exact, num_draws = len(t) > 1 and bool(t[0] == 0), self.num_steps // self.thin
-        temperatures = jnp.asarray(t, jnp.result_type(float))
-        settings = Settings(self.kernel, temperatures, exact, self.num_chains, num_draws, self.swap_every, self.thin)
+        num_draws = self.num_steps // self.thin
+        temperatures = jnp.asarray(as_ladder(self.ladder).temperatures, jnp.result_type(float))
+        settings = Settings(
+            self.kernel, temperatures, self.has_evidence, self.num_chains, num_draws, self.swap_every, self.thin
+        )
         return settings, read_guide(self.guide, self.guide_params, target.model)
 
     def _bar(self, num_chunks: int) -> tqdm:
@@ -223,7 +230,7 @@ class ParallelTempering(ChunkedSampler):
         num_data = len(log_likelihood)
         t = as_ladder(self.ladder).temperatures
         evidence = {}
-        if t[0] == 0 and len(t) > 1:
+        if self.has_evidence:
             evidence = {
                 "steppingstone": steppingstone(t, log_likelihood),
                 "thermodynamic": thermodynamic(t, log_likelihood),

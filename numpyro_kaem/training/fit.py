@@ -28,10 +28,10 @@ from numpyro_kaem.training import initial
 from numpyro_kaem.training.data import check_data, is_stream
 from numpyro_kaem.training.feeds import ArrayFeed, StreamFeed
 from numpyro_kaem.training.grids import GridAdaptation
-from numpyro_kaem.training.held_out import check_held_out, score
+from numpyro_kaem.training.held_out import SamplerScore, check_held_out, score_by_prior
 from numpyro_kaem.training.result import FitResult
 from numpyro_kaem.training.run import Run
-from numpyro_kaem.training.settings import Checkpointing, HeldOut, with_moved_keywords
+from numpyro_kaem.training.settings import Checkpointing, HeldOut, read_settings
 from numpyro_kaem.training.sharding import Layout, check_same_in_all_processes, make_layout
 from numpyro_kaem.training.step import Stepper, TrainState
 
@@ -47,6 +47,7 @@ def fit(
     batch_size: int | None = None,
     guide: Callable | None = None,
     held_out: HeldOut | Any = None,
+    held_out_sampler: Any = None,
     checkpoints: Checkpointing | str | os.PathLike | None = None,
     labels: Callable[[str], str] | None = None,
     accumulate: int = 1,
@@ -87,7 +88,9 @@ def fit(
         batch_size: rows in a minibatch, at least 1 and at most N; None for an iterable, whose batches have their size.
         guide: NumPyro guide; None for objectives that need none.
         held_out: arrays like `data` to score after every epoch, or `HeldOut(data, every=..., patience=...)`; None for
-            no score.
+            no score. The score is importance sampling from the prior, unless there is a sampler.
+        held_out_sampler: posterior sampler with an evidence, such as `TemperedSMC(...)`, to score held-out data by; the
+            same as `HeldOut(data, sampler=...)`.
         labels: with a dict of optimisers, the key for the name of a parameter site; by default the name itself without
             `$params`, as `eqx_module` and `energy_module` are given it.
         accumulate: number of minibatches whose mean gradient makes one step of the optimiser, at least 1.
@@ -125,9 +128,10 @@ def fit(
     Raises:
         ValueError: for non-finite data (the argument and the first index are named), arrays of different
             lengths, numbers out of range, unknown initial parameters, a model with latent sites outside of the data
-            plate (the site is named), an ELBO of NumPyro without a guide or for a prior that is not normalised, an
-            iterable that ends early or changes the shape of its batches, checkpoints of another model, a batch that the
-            mesh does not divide, or arguments that differ between processes.
+            plate (the site is named), an ELBO of NumPyro without a guide or for a prior that is not normalised, a
+            sampler of held-out data that has no evidence or no such data, an iterable that ends early or changes the
+            shape of its batches, checkpoints of another model, a batch that the mesh does not divide, or arguments that
+            differ between processes.
         TypeError: for what is no data, no objective or no optimiser.
         OSError: for a folder of checkpoints that cannot be made or written to.
         TrainingFailed: after `max_bad_steps` bad steps in a row, or a run without a good one; its `result` is what
@@ -154,7 +158,7 @@ def fit(
         ```
     """
     init_key, check_key, shuffle_key, score_key = jax.random.split(key, 4)
-    held_out, checkpoints = with_moved_keywords(held_out, checkpoints, moved)
+    held_out, checkpoints = read_settings(held_out, held_out_sampler, checkpoints, moved)
     for name, count in {"num_epochs": num_epochs, "max_bad_steps": max_bad_steps, "accumulate": accumulate}.items():
         check_count(name, count, 1)
     if ema_decay is not None and not 0 < ema_decay < 1:
@@ -190,8 +194,12 @@ def fit(
     latent_model = at_initial(*batch, rng_key=check_key)
     latent_model.require_per_datum("fit")
     initial.check_suits(objective, latent_model)
+    scorer: Any = None
     if held_out is not None:
         check_held_out(partial(at_initial, check=False), scored)
+        if held_out.sampler is not None:
+            scorer = SamplerScore(held_out.sampler, model, guide, plate, num_scored)
+            scorer.check(latent_model, sites.values(sites.of_guide, state), layout.mesh)
     if grid_adaptation is not None:
         grid_adaptation.check(latent_model)
     if isinstance(objective, Objective):
@@ -223,10 +231,11 @@ def fit(
     state, keys = layout.place(state, shardings), layout.place(keys)
     kwargs = jax.tree.map(lambda leaf: layout.place(leaf) if isinstance(leaf, jax.Array) else leaf, kwargs)
 
-    scorer = None
     if held_out is not None:
-        static = stepper.model, plate, layout.by_datum, num_scored, held_out.num_samples
-        scorer = partial(score, static, scored, kwargs)
+        if held_out.sampler is None:
+            static = stepper.model, plate, layout.by_datum, num_scored, held_out.num_samples
+            scorer = partial(score_by_prior, static)
+        scorer = partial(scorer, scored, kwargs)
     run = Run(
         num_epochs=num_epochs,
         feed=feed,

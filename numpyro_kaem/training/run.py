@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ class Run:
     stepper: Stepper
     sites: Sites
     held_out: HeldOut | None
-    scorer: Callable | None  # of parameters and a key
+    scorer: Callable | None  # of parameters, a function that gives those of the guide, and a key
     store: CheckpointStore | None
     checkpoint_every: int | None  # in steps; None for the end of every epoch
     description: dict[str, Any]  # facts that a checkpoint and its continuation have in common
@@ -139,8 +140,10 @@ class Run:
         number, reason = self.history.epoch, "finished"
         if self.held_out is not None and (number % self.held_out.every == 0 or number == self.num_epochs):
             params = self._params(self.state.average)
-            mean, std_error = map(float, self.scorer(params, self.keys["score"]))
-            self.history.scores.append((number, mean, std_error))
+            score = self.scorer(params, partial(self._guide_params, self.state.average), self.keys["score"])
+            if score is None:  # the run that goes on from here will score
+                return "interrupted"
+            self.history.scores.append((number, *score))
             if self.history.scores_since_best() == 0:
                 self.best = _copied(params)
             elif self._is_out_of_patience():
@@ -165,13 +168,17 @@ class Run:
         """Parameters of the model; those that are scored are of moving averages, where there are any."""
         return self.sites.values(self.sites.of_model, self.state.svi, unconstrained)
 
+    def _guide_params(self, unconstrained: PyTree = None) -> dict[str, Any]:
+        """Parameters of the guide, as `_params`."""
+        return self.sites.values(self.sites.of_guide, self.state.svi, unconstrained)
+
     def _result(self, reason: str) -> FitResult:
         scored = self._params(self.state.average)
         return FitResult(
             params=self._params(),
             history=self.history.for_result(self.compile_seconds),
             state=self.state.svi,
-            guide_params=self.sites.values(self.sites.of_guide, self.state.svi),
+            guide_params=self._guide_params(),
             best_params=scored if self.best is None else self.best,
             averaged_params=None if self.state.average is None else scored,
             stop_reason=reason,

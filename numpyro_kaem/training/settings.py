@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from numpyro_kaem.checks import check_count
+from numpyro_kaem.posterior import Sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,21 +17,29 @@ class HeldOut:
     """Data that `fit` scores but does not train on: `fit(..., held_out=HeldOut(x_test, every=10))`.
 
     The score is importance sampling from the prior: log 1/S sum_s p(x | z_s) per datum, a lower bound of log p(x) in
-    expectation. The draws are the same at every epoch, so that scores can be compared.
+    expectation, and nats too low where the effective sample size is a handful. With a `sampler` it is that sampler's
+    `log_evidence`, which costs what a run of it costs. Random keys are the same at every epoch, so that scores can be
+    compared.
+
+    A sampler that has the `guide` of `fit`, and no `guide_params`, takes the parameters that the guide has by then (or
+    their averages, with `ema_decay`).
 
     Args:
         data: arrays like the `data` of `fit`.
         every: epochs between scores, at least 1; the last epoch is always scored.
-        num_samples: prior draws S of a score, at least 1.
+        num_samples: prior draws S of a score, at least 1; of no use with a sampler.
         patience: number of scores in a row without a new best after which the run ends; None for never.
+        sampler: posterior sampler with an evidence: `TemperedSMC(...)`, `ImportanceSampling(...)`, or
+            `ParallelTempering(...)` with the rung t = 0; None for draws from the prior. It shows no progress bar.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range, a sampler that has no evidence or has a `checkpoint_dir`.
+        TypeError: for what is no sampler.
 
     Example:
         ```python
         import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax
-        from numpyro_kaem import HeldOut, ImportanceMLE, fit
+        from numpyro_kaem import HeldOut, ImportanceMLE, TemperedSMC, fit
 
 
         def model(x):
@@ -45,6 +54,11 @@ class HeldOut:
         options = {"objective": ImportanceMLE(100), "optimizer": optax.adam(0.05), "progress": False}
         result = fit(jax.random.key(1), model, x[:200], num_epochs=20, batch_size=50, held_out=held_out, **options)
         assert set(result.history["held_out_epoch"]) <= {5, 10, 15, 20}
+
+        held_out = HeldOut(x[200:], every=20, sampler=TemperedSMC(num_particles=100, num_mcmc_steps=2))
+        result = fit(jax.random.key(1), model, x[:200], num_epochs=20, batch_size=50, held_out=held_out, **options)
+        exact = dist.Normal(result.params["location"], 1.25**0.5).log_prob(x[200:]).mean()
+        assert abs(result.history["held_out_log_likelihood"][-1] - exact) < 0.1
         ```
     """
 
@@ -53,9 +67,12 @@ class HeldOut:
     every: int = 1
     num_samples: int = 1000
     patience: int | None = None
+    sampler: Any = None
 
     def __post_init__(self):
         _check_counts(self, "every", "num_samples", "patience")
+        if self.sampler is not None:
+            _check_sampler(self.sampler)
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,20 @@ class Checkpointing:
         _check_counts(self, "every", "keep")
 
 
+def _check_sampler(sampler: Any) -> None:
+    """Raise an error unless held-out data can be scored by this."""
+    name = "sampler of held_out data"
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"{name} must be a posterior sampler, such as TemperedSMC(...), got {sampler!r}")
+    if not sampler.has_evidence:
+        raise ValueError(
+            f"{name} must have an evidence, got {sampler!r}: take TemperedSMC(...), ImportanceSampling(...), or "
+            "ParallelTempering(...) with a ladder that begins at t = 0"
+        )
+    if (folder := getattr(sampler, "checkpoint_dir", None)) is not None:
+        raise ValueError(f"{name} must have no checkpoint_dir, got {folder!r}: give checkpoints to `fit`")
+
+
 def _check_counts(settings: HeldOut | Checkpointing, *names: str) -> None:
     """Raise a ValueError unless these fields are None or whole numbers of at least 1."""
     for name in names:
@@ -124,10 +155,10 @@ _MOVED = {
 }
 
 
-def with_moved_keywords(
-    held_out: Any, checkpoints: Any, moved: dict[str, Any]
+def read_settings(
+    held_out: Any, held_out_sampler: Any, checkpoints: Any, moved: dict[str, Any]
 ) -> tuple[HeldOut | None, Checkpointing | None]:
-    """The settings of `fit`, from plain data and paths, and from keywords that have moved into them."""
+    """The settings of `fit`, from plain data and paths, and from keywords that belong or have moved into them."""
     fields: dict[str, dict[str, Any]] = {"held_out": {}, "checkpoints": {}}
     for name, value in moved.items():
         if name not in _MOVED:
@@ -138,6 +169,17 @@ def with_moved_keywords(
         fields[keyword][field] = value
     if held_out is None and fields["held_out"].get("patience") is not None:
         raise ValueError("patience needs held_out data, whose score it waits for")
+    if held_out_sampler is not None:
+        if held_out is None:
+            raise ValueError(
+                f"held_out_sampler needs held_out data to score, got {held_out_sampler!r} and none of these"
+            )
+        if getattr(held_out, "sampler", None) is not None:
+            raise ValueError(
+                f"give held_out_sampler or HeldOut(sampler=...), not both, got {held_out_sampler!r} and "
+                f"{held_out.sampler!r}"
+            )
+        fields["held_out"]["sampler"] = held_out_sampler
     checkpoints = fields["checkpoints"].pop("path", checkpoints)
     return (
         _settings(HeldOut, held_out, fields["held_out"]),
