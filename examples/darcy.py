@@ -21,8 +21,7 @@ from scipy.fft import idctn
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import splu, svds
 
-from numpyro_kaem import MLP, TemperedSMC
-from numpyro_kaem.kaem import KAEM
+from numpyro_kaem import KAEM, MLP, TemperedSMC
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_train, num_held_out, num_epochs = (200, 20, 1) if smoke else (2_000, 200, 40)

@@ -36,6 +36,7 @@ from numpyro_kaem.generators import (
     SequenceDecoder,
     SequenceEncoder,
 )
+from numpyro_kaem.kaem import KAEM, ClusterPrior, DamagedFile, Evaluation, Score
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
@@ -71,6 +72,7 @@ from numpyro_kaem.training import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "KAEM",
     "KAN",
     "MALA",
     "MLP",
@@ -84,12 +86,15 @@ __all__ = [
     "Basis",
     "Chebyshev",
     "Checkpointing",
+    "ClusterPrior",
     "ConvDecoder",
     "ConvEncoder",
+    "DamagedFile",
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
+    "Evaluation",
     "FitResult",
     "Fourier",
     "GaussLegendre",
@@ -113,6 +118,7 @@ __all__ = [
     "ParallelTempering",
     "Posterior",
     "RightCensoredPrior",
+    "Score",
     "SequenceDecoder",
     "SequenceEncoder",
     "TemperedSMC",

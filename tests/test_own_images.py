@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 from test_docs import blocks
 
-from numpyro_kaem import MLP, ImportanceMLE
-from numpyro_kaem.kaem import KAEM
+from numpyro_kaem import KAEM, MLP, ImportanceMLE
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-own-images.md"
 

@@ -22,12 +22,15 @@ PUBLIC_NAMES = [
     "Barker",
     "Chebyshev",
     "Checkpointing",
+    "ClusterPrior",
     "ConvDecoder",
     "ConvEncoder",
+    "DamagedFile",
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
+    "Evaluation",
     "FitResult",
     "Fourier",
     "GaussLegendre",
@@ -36,6 +39,7 @@ PUBLIC_NAMES = [
     "ImportanceMLE",
     "ImportanceSampling",
     "IntervalCensoredPrior",
+    "KAEM",
     "KAMixture",
     "KAN",
     "KAPrior",
@@ -53,6 +57,7 @@ PUBLIC_NAMES = [
     "RBF",
     "RSWAF",
     "RightCensoredPrior",
+    "Score",
     "SequenceDecoder",
     "SequenceEncoder",
     "TemperedSMC",
@@ -90,6 +95,7 @@ ROOMS = [
     "objectives",
     "training",
     "metrics",
+    "kaem",
 ]
 
 
@@ -273,5 +279,6 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime = {r.split(">")[0].strip().lower() for r in requires if "extra ==" not in r}
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
-    parts_of_arviz, optional = {"arviz_stats", "pandas", "xarray"}, {"clu", "sklearn", "tensorboardX"}
+    parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
+    optional = {"clu", "flatbuffers", "flax", "sklearn", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

@@ -17,11 +17,10 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-import numpyro_kaem
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
-from numpyro_kaem.kaem import archive, codec, files, shipping
+from numpyro_kaem.kaem import files, shipping
 from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler
 from numpyro_kaem.kaem.composition import compose
 from numpyro_kaem.kaem.defaults import default_held_out, training_options
@@ -369,16 +368,14 @@ class KAEM(eqx.Module):
             optimizer_state: whether to keep the optimiser's state, for `fit(continue_optimizer=True)`: for Adam, twice
                 as many numbers as the model has.
         """
-        arrays: dict[str, np.ndarray] = {}
-        manifest = {
-            "written_by": f"numpyro_kaem {numpyro_kaem.__version__}",
-            "shape": list(self.shape),
+        history = self.history if history else None
+        others = {
+            "shape": self.shape,
             "is_trained": self.is_trained,
-            "parts": files.describe_parts(self.parts, arrays),
-            "history": codec.describe(self.history if history else None, arrays, "history"),
-            "optimizer_state": codec.describe(self.optimizer_state if optimizer_state else None, arrays, "optimizer"),
+            "history": history and {name: np.asarray(values) for name, values in history.items()},
+            "optimizer_state": self.optimizer_state if optimizer_state else None,
         }
-        archive.write(path, manifest, arrays)
+        files.save(path, self.parts, others)
 
     @classmethod
     def load(
@@ -400,15 +397,9 @@ class KAEM(eqx.Module):
             DamagedFile: for a file that is cut off, altered, or not written by `save`.
             ValueError: for a file of a later version, a part that is missing, or that has other arrays than the saved.
         """
-        manifest, arrays = archive.read(path)
         own = {"prior": prior, "generator": generator, "likelihood": likelihood, "encoder": encoder}
-        return object.__new__(cls)._with(
-            parts=files.build_parts(manifest["parts"], arrays, own),
-            shape=tuple(manifest["shape"]),
-            history=files.as_numpy(codec.build(manifest["history"], arrays)),
-            optimizer_state=codec.build(manifest["optimizer_state"], arrays),
-            is_trained=manifest["is_trained"],
-        )
+        parts, others = files.load(path, own)
+        return object.__new__(cls)._with(parts=parts, **others)
 
     def export(
         self, path: str | os.PathLike, *, num_samples: int, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
