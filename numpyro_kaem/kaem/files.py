@@ -32,7 +32,7 @@ def build_parts(described: dict[str, Any], arrays: dict[str, np.ndarray], own: d
     return Parts(**parts, values=codec.build(described["values"], arrays), adapts=described["adapts"])
 
 
-def _describe_part(part: Any, arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:
+def _describe_part(part: Any, arrays: dict[str, np.ndarray], name: str) -> dict[str, Any] | None:
     """A part whole, or the arrays of a module or function of the user's own."""
     found: dict[str, np.ndarray] = {}
     try:
