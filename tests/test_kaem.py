@@ -138,6 +138,16 @@ def test_a_matrix_of_latents_is_summed():
     np.testing.assert_allclose(kaem.sample(KEY, 4, mean=True), 2.0 * z.sum(-1), rtol=1e-5)
 
 
+def test_tables_that_were_kept_are_not_those_of_another_energy():
+    prior = KAPrior(UnivariateEnergy.init(KEY, (2,), basis=BASIS), dist.Normal(0.0, 1.0)).tabulate()
+    kaem = KAEM(prior.to_event(1), lambda z: z, "normal", noise=0.1)
+    moved = eqx.tree_at(
+        lambda e: e.coefficients, kaem.params["prior$params"], replace_fn=lambda c: c + jnp.arange(c.shape[-1])
+    )
+    moved = kaem.at({"prior$params": moved})
+    assert float(moved.sample(KEY, 200).mean()) > 0.5 + float(kaem.at({}).sample(KEY, 200).mean())
+
+
 def test_probabilities_of_clusters_are_those_of_a_mixture_of_normals(linear):
     _, x = linear
     clusters, zeros = ClusterPrior(KEY, 3, 2, basis=BASIS), jnp.zeros((3, 2))
