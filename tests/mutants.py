@@ -838,6 +838,28 @@ MUTANTS = [
         'if checksums and _sha256(folder / name) == "":',
         "test_checkpoints.py::test_damage_to_any_file_is_noticed_and_the_checkpoint_before_is_used",
     ),
+    # Files of models
+    Mutant(
+        "arrays of a model's file are not compared with their checksums",
+        "kaem/archive.py",
+        "if _checksum(arrays[name]) != checksums[name]",
+        "if False",
+        "test_kaem_files.py::test_any_byte_that_is_altered_is_found",
+    ),
+    Mutant(
+        "the manifest of a model's file is not compared with its checksum",
+        "kaem/archive.py",
+        'if _sha256(text) != metadata.get("sha256"):',
+        'if metadata.get("sha256") is None:',
+        "test_kaem_files.py::test_any_byte_that_is_altered_is_found",
+    ),
+    Mutant(
+        "a model's file of a later version of the format is read as one of this",
+        "kaem/archive.py",
+        'if manifest["version"] > VERSION:',
+        'if manifest["version"] > 10 * VERSION:',
+        "test_kaem_files.py::test_the_error_says_what_is_wrong_with_a_file",
+    ),
     # Compiled programs that are reused -------------------------------------------------------------------------------
     Mutant(
         "a model whose closure has changed finds the program of the old one",

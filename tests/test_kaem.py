@@ -176,6 +176,17 @@ def test_fit_is_fit_by_hand(two_groups):
         trained.fit(KEY, two_groups, progress=False, continue_optimizer=True, **options | {"optimizer": optax.sgd(0.1)})
 
 
+def test_held_out_data_are_scored_by_the_encoder_as_it_is_by_then(two_groups):
+    kaem = KAEM.create(KEY, (6,), likelihood="bernoulli", encoder=True, **SMALL)
+    options = {"num_epochs": 2, "batch_size": 40, "progress": False, "held_out": two_groups[:10]}
+    samplers = {"default": None, "given": ImportanceSampling(100, guide=kaem.guide)}
+    scores = {name: kaem.fit(KEY, two_groups, held_out_sampler=s, **options).history for name, s in samplers.items()}
+    expected = scores["default"]["held_out_log_likelihood"]
+    assert expected.shape == (2,)
+    for history in scores.values():
+        np.testing.assert_array_equal(history["held_out_log_likelihood"], expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", [False, True])
 def test_defaults_learn_that_there_are_two_groups(two_groups, encoder):

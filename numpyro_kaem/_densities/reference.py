@@ -32,16 +32,16 @@ def check_reference(reference: dist.Distribution) -> bool:
         )
     for parameter, value in vars(reference).items():
         check_precision(f"{parameter.lstrip('_')} of the reference {name}", value)
-    half = jnp.full((), 0.5)
+    half = jax.ShapeDtypeStruct((), jnp.result_type(float))  # traced: to compute it would take longer than all else
     try:
-        reference.icdf(half)
+        jax.eval_shape(reference.icdf, half)
         while isinstance(reference, dist.TransformedDistribution):
             reference = reference.base_dist
         return not isinstance(reference, TRUNCATED)
     except (NotImplementedError, ImportError, AttributeError):
         pass
     try:
-        reference.cdf(half)
+        jax.eval_shape(reference.cdf, half)
         return False
     except (NotImplementedError, ImportError, AttributeError) as error:
         raise ValueError(f"reference must have an icdf or a cdf that works, but {name} has neither; {cure}") from error

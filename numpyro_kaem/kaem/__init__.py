@@ -8,6 +8,7 @@ networks: Generators and encoders that suit data of a shape
 nnx: Modules of Flax NNX as modules of Equinox
 model: The parts of a KAEM, and the NumPyro model and guide that they make
 composition: Parts put together: their shapes must fit
+archive: One file: a manifest in JSON and arrays of safetensors, each with its checksum
 codec: Values as JSON and arrays: what a file says of a model, read again without pickle and without running its code
 files: What a file holds of a model: its parts, values, history and optimiser state, and how they are put together again
 summary: A text table of a model
@@ -15,7 +16,6 @@ defaults: What a KAEM is trained with where nothing is said: objective, optimise
 choice: Which posterior sampler suits a trained model: a short trial decides, and says so
 evaluation: How good a trained model is: scores with their errors, as a table
 shipping: Programs that run without this package: StableHLO by `jax.export`, and the learned inverse CDFs as integers
-archive: One file: a manifest in JSON and arrays of safetensors, each with its checksum
 kaem: The KAEM object: a prior, a generator and a likelihood, from `fit` to a file
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,8 +20,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
-from numpyro_kaem.kaem import archive, codec, files, shipping
-from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler
+from numpyro_kaem.kaem import files, shipping
+from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler, with_guide
 from numpyro_kaem.kaem.composition import compose
 from numpyro_kaem.kaem.defaults import default_held_out, training_options
 from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_draws
@@ -242,11 +241,12 @@ class KAEM(eqx.Module):
         parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
         guide = None if parts.encoder is None else Guide(parts)
         needs_guide = not isinstance(options["objective"], Objective)
-        if isinstance(held_out, HeldOut):
-            held_out = replace(held_out, data=self._check("held_out", held_out.data))
-        elif held_out is not None:
-            held_out = self._check("held_out", held_out)
-            held_out = default_held_out(held_out, options["num_epochs"], guide, options.pop("held_out_sampler", None))
+        if held_out is not None:
+            given = isinstance(held_out, HeldOut)
+            data_held_out = self._check("held_out", held_out.data if given else held_out)
+            settings = held_out if given else default_held_out(data_held_out, options["num_epochs"], guide)
+            sampler = options.pop("held_out_sampler", None) or settings.sampler
+            held_out = replace(settings, data=data_held_out, sampler=with_guide(sampler, guide))
         if continue_optimizer:
             if self.optimizer_state is None:
                 raise ValueError("continue_optimizer needs a model that was trained, or a file saved with its state")
@@ -284,8 +284,8 @@ class KAEM(eqx.Module):
         if sampler is None:
             sampler, reason = choose_sampler(choice_key, self.parts, x)
             _logger.warning("posterior by %s", reason)
-        elif self.guide is not None and getattr(sampler, "guide", self) is None:
-            sampler = sampler.having(guide=self.guide, guide_params=self.guide_params)
+        else:
+            sampler = with_guide(sampler, self.guide, self.guide_params)
         return sampler.run(key, self.model, self.params, x)
 
     def log_likelihood(
@@ -369,16 +369,14 @@ class KAEM(eqx.Module):
             optimizer_state: whether to keep the optimiser's state, for `fit(continue_optimizer=True)`: for Adam, twice
                 as many numbers as the model has.
         """
-        arrays: dict[str, np.ndarray] = {}
-        manifest = {
-            "written_by": f"numpyro_kaem {sys.modules['numpyro_kaem'].__version__}",
-            "shape": list(self.shape),
+        history = self.history if history else None
+        others = {
+            "shape": self.shape,
             "is_trained": self.is_trained,
-            "parts": files.describe_parts(self.parts, arrays),
-            "history": codec.describe(self.history if history else None, arrays, "history"),
-            "optimizer_state": codec.describe(self.optimizer_state if optimizer_state else None, arrays, "optimizer"),
+            "history": history and {name: np.asarray(values) for name, values in history.items()},
+            "optimizer_state": self.optimizer_state if optimizer_state else None,
         }
-        archive.write(path, manifest, arrays)
+        files.save(path, self.parts, others)
 
     @classmethod
     def load(
@@ -400,15 +398,9 @@ class KAEM(eqx.Module):
             DamagedFile: for a file that is cut off, altered, or not written by `save`.
             ValueError: for a file of a later version, a part that is missing, or that has other arrays than the saved.
         """
-        manifest, arrays = archive.read(path)
         own = {"prior": prior, "generator": generator, "likelihood": likelihood, "encoder": encoder}
-        return object.__new__(cls)._with(
-            parts=files.build_parts(manifest["parts"], arrays, own),
-            shape=tuple(manifest["shape"]),
-            history=files.as_numpy(codec.build(manifest["history"], arrays)),
-            optimizer_state=codec.build(manifest["optimizer_state"], arrays),
-            is_trained=manifest["is_trained"],
-        )
+        parts, others = files.load(path, own)
+        return object.__new__(cls)._with(parts=parts, **others)
 
     def export(
         self, path: str | os.PathLike, *, num_samples: int, platforms: Sequence[str] = ("cpu", "cuda", "tpu")
