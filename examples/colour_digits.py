@@ -70,21 +70,18 @@ figure.savefig(outputs / "colour_digits.png", dpi=120)
 # %% [markdown]
 # ## Model
 #
-# 64 latents, with a prior of 20 clusters of latent vectors: in each, every coordinate has a density of its own, which
-# is learned. `ConvDecoder` makes a grid of 8 x 8 from them and doubles it twice; the encoder goes the other way. Both
-# are what `KAEM.create` takes for images where nothing is said; here the generator is spelled out. An 8-bit value is a
-# rounded logistic variable around the generator's output, with one scale for each colour. One draw from the encoder
-# is enough of a bound to train by.
+# 128 latents, each with a density of its own that is learned. `ConvDecoder` makes a grid of 8 x 8 from them and doubles
+# it twice; the encoder goes the other way. Both are what `KAEM.create` takes for images where nothing is said; here
+# the generator is spelled out. An 8-bit value is a rounded logistic variable around the generator's output, with one
+# scale for each colour. One draw from the encoder is enough of a bound to train by.
 
 # %%
-latent_size = 64
+latent_size = 128
 kaem = KAEM.create(
     jax.random.key(0),
     (32, 32, 3),
     latent_size=latent_size,
     likelihood="8-bit",
-    prior="cluster",
-    num_components=20,
     generator=ConvDecoder(jax.random.key(1), latent_size, (32, 32, 3), channels=(64, 32)),
     encoder=True,
 )
@@ -102,11 +99,13 @@ show(axes, kaem.sample(jax.random.key(3), 60, mean=True))
 figure.savefig(outputs / "colour_samples.png", dpi=120)
 
 # %% [markdown]
-# Drawn are means, without the noise of single pixels. Colours, strokes and the blur of photographs are there; not many
-# are digits that one could read. Each coordinate of the latents is drawn by itself, and what they have to do with each
-# other (a stroke here goes with a stroke there, and is the negative of what is behind it) is left to a small network.
+# Drawn are means, without the noise of single pixels. Colours, strokes in the middle and the blur of photographs are
+# there, but hardly a digit. It is not the generator that cannot: the reconstructions below come from the same one. The
+# prior draws each of the 128 numbers by itself, and images lie where the numbers have to do with each other: all
+# strokes of a digit at once, each the negative of what is behind it. A network that bends the prior's draws into such
+# places is what far larger models have and this one has not.
 #
-# Reconstructions show what 64 numbers hold. Held-out images, and below them the means at posterior draws:
+# Reconstructions show what 128 numbers hold. Held-out images, and below them the means at posterior draws:
 
 # %%
 sampler = ImportanceSampling(200 if smoke else 500, progress=False)  # from the encoder
@@ -161,7 +160,7 @@ assert smoke or abs(evaluation.importance_gap.value) < 0.01 * abs(evaluation.log
 
 # %% [markdown]
 # The model is far better than a histogram, and worse than PNG. PNG tells each value from its neighbours, to within a
-# few grey values, and that is where the bits are. The model has to tell all of them from 64 numbers, and calls noise
+# few grey values, and that is where the bits are. The model has to tell all of them from 128 numbers, and calls noise
 # what does not fit into those. More latents, wider layers and more steps help; so would a generator that gives the
 # scale of every pixel, or one that reads the pixels before. Compare bits only with bits of the same data: those that
 # papers print for other images say nothing here.

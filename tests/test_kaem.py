@@ -138,6 +138,16 @@ def test_a_matrix_of_latents_is_summed():
     np.testing.assert_allclose(kaem.sample(KEY, 4, mean=True), 2.0 * z.sum(-1), rtol=1e-5)
 
 
+def test_tables_that_were_kept_are_not_those_of_another_energy():
+    prior = KAPrior(UnivariateEnergy.init(KEY, (2,), basis=BASIS), dist.Normal(0.0, 1.0)).tabulate()
+    kaem = KAEM(prior.to_event(1), lambda z: z, "normal", noise=0.1)
+    moved = eqx.tree_at(
+        lambda e: e.coefficients, kaem.params["prior$params"], replace_fn=lambda c: c + jnp.arange(c.shape[-1])
+    )
+    moved = kaem.at({"prior$params": moved})
+    assert float(moved.sample(KEY, 200).mean()) > 0.5 + float(kaem.at({}).sample(KEY, 200).mean())
+
+
 def test_probabilities_of_clusters_are_those_of_a_mixture_of_normals(linear):
     _, x = linear
     clusters, zeros = ClusterPrior(KEY, 3, 2, basis=BASIS), jnp.zeros((3, 2))
@@ -174,6 +184,17 @@ def test_fit_is_fit_by_hand(two_groups):
         assert max(int(leaf) for leaf in again.optimizer_state if leaf.ndim == 0) == steps
     with pytest.raises(ValueError, match=r"init_optimizer_state must be that of the same optimizer"):
         trained.fit(KEY, two_groups, progress=False, continue_optimizer=True, **options | {"optimizer": optax.sgd(0.1)})
+
+
+def test_held_out_data_are_scored_by_the_encoder_as_it_is_by_then(two_groups):
+    kaem = KAEM.create(KEY, (6,), likelihood="bernoulli", encoder=True, **SMALL)
+    options = {"num_epochs": 2, "batch_size": 40, "progress": False, "held_out": two_groups[:10]}
+    samplers = {"default": None, "given": ImportanceSampling(100, guide=kaem.guide)}
+    scores = {name: kaem.fit(KEY, two_groups, held_out_sampler=s, **options).history for name, s in samplers.items()}
+    expected = scores["default"]["held_out_log_likelihood"]
+    assert expected.shape == (2,)
+    for history in scores.values():
+        np.testing.assert_array_equal(history["held_out_log_likelihood"], expected)
 
 
 @pytest.mark.slow

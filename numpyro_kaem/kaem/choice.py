@@ -31,7 +31,15 @@ def importance_sampling(parts: Parts, num_samples: int = NUM_DRAWS) -> Importanc
 
 def tempered_smc() -> TemperedSMC:
     """What posteriors and scores are taken from where importance sampling cannot be trusted."""
-    return TemperedSMC(num_particles=64, num_mcmc_steps=10, num_runs=2, chunk_size=20_000, progress=False)
+    return TemperedSMC(num_particles=100, num_mcmc_steps=10, num_runs=2, chunk_size=20_000, progress=False)
+
+
+def with_guide(sampler: Any, guide: Guide | None, guide_params: dict[str, Any] | None = None) -> Any:
+    """A sampler that takes a guide and has none, or an encoder's without parameters, with this one."""
+    if guide is None or not hasattr(sampler, "guide"):
+        return sampler
+    is_free = sampler.guide is None or (isinstance(sampler.guide, Guide) and sampler.guide_params is None)
+    return sampler.having(guide=guide, guide_params=guide_params) if is_free else sampler
 
 
 def scoring_sampler(sampler: Sampler | None) -> Sampler:

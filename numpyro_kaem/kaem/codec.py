@@ -227,15 +227,16 @@ def _built_of_arguments(described: dict[str, Any], inner: Callable) -> Any:
         value = value.expand(tuple(batch_shape))
     if [list(value.batch_shape), list(value.event_shape)] != [batch_shape, event_shape]:
         raise ValueError(f"{described['of']} has shapes {value.batch_shape} and {value.event_shape}")
-    vars(value).pop("_validate_args", None)
     if validate_args is not None:
         value._validate_args = bool(validate_args)
+    elif "_validate_args" in vars(value):
+        del value._validate_args
     return value
 
 
 def _on_device(array: np.ndarray, name: str) -> jax.Array:
     """An array of JAX; where it has 64 bits and JAX none, rounded."""
-    if array.dtype.itemsize == 8 and array.dtype.kind in "iuf" and not jax.config.jax_enable_x64:
+    if array.dtype.itemsize == 8 and array.dtype.kind in "iuf" and not jax.config.read("jax_enable_x64"):
         narrow = array.astype(array.dtype.kind + "4")
         if array.dtype.kind != "f":
             if np.any(narrow != array):
@@ -253,7 +254,7 @@ def _on_device(array: np.ndarray, name: str) -> jax.Array:
 
 def _bits(points: np.ndarray, name: str) -> jax.Array:
     """The bits of points in a precision that JAX has."""
-    if points.dtype == np.float64 and not jax.config.jax_enable_x64:
+    if points.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         points = points.astype(np.float32)
         if np.any(np.diff(points) <= 0):
             raise ValueError(f"{name} has points that float32 cannot tell apart: enable JAX's 64-bit mode")

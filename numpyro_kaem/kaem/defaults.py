@@ -12,7 +12,7 @@ from numpyro.infer import RenyiELBO
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.kaem.model import Guide, Parts
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE
-from numpyro_kaem.posterior import ImportanceSampling, Sampler
+from numpyro_kaem.posterior import ImportanceSampling
 from numpyro_kaem.training import HeldOut
 
 # Latents up to which prior draws that all data of a batch share are enough to train by.
@@ -63,9 +63,8 @@ def _label(site: str) -> str:
     return "prior" if site.startswith("prior") else "rest"
 
 
-def default_held_out(x: Any, num_epochs: int, guide: Guide | None, sampler: Sampler | None) -> HeldOut:
-    """Some twenty scores of a run: by the sampler, draws from the encoder, or as many of the prior as are soon made."""
-    if guide is not None and sampler is None:
-        sampler = ImportanceSampling(_ENCODER_DRAWS, guide=guide, progress=False)
+def default_held_out(x: Any, num_epochs: int, guide: Guide | None) -> HeldOut:
+    """Some twenty scores of a run, by draws from the encoder, or as many from the prior as are soon made."""
+    sampler = None if guide is None else ImportanceSampling(_ENCODER_DRAWS, progress=False)
     draws = min(1_000, max(100, _LARGEST_SCORE // max(1, math.prod(jax.numpy.shape(x)))))
     return HeldOut(x, every=max(1, num_epochs // 20), num_samples=draws, sampler=sampler)

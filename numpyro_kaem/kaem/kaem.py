@@ -21,7 +21,7 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.energies import Basis
 from numpyro_kaem.generators import SequenceDecoder
 from numpyro_kaem.kaem import files, shipping
-from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler
+from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler, with_guide
 from numpyro_kaem.kaem.composition import compose
 from numpyro_kaem.kaem.defaults import default_held_out, training_options
 from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_draws
@@ -241,11 +241,12 @@ class KAEM(eqx.Module):
         parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
         guide = None if parts.encoder is None else Guide(parts)
         needs_guide = not isinstance(options["objective"], Objective)
-        if isinstance(held_out, HeldOut):
-            held_out = replace(held_out, data=self._check("held_out", held_out.data))
-        elif held_out is not None:
-            held_out = self._check("held_out", held_out)
-            held_out = default_held_out(held_out, options["num_epochs"], guide, options.pop("held_out_sampler", None))
+        if held_out is not None:
+            given = isinstance(held_out, HeldOut)
+            data_held_out = self._check("held_out", held_out.data if given else held_out)
+            settings = held_out if given else default_held_out(data_held_out, options["num_epochs"], guide)
+            sampler = options.pop("held_out_sampler", None) or settings.sampler
+            held_out = replace(settings, data=data_held_out, sampler=with_guide(sampler, guide))
         if continue_optimizer:
             if self.optimizer_state is None:
                 raise ValueError("continue_optimizer needs a model that was trained, or a file saved with its state")
@@ -283,8 +284,8 @@ class KAEM(eqx.Module):
         if sampler is None:
             sampler, reason = choose_sampler(choice_key, self.parts, x)
             _logger.warning("posterior by %s", reason)
-        elif self.guide is not None and getattr(sampler, "guide", self) is None:
-            sampler = sampler.having(guide=self.guide, guide_params=self.guide_params)
+        else:
+            sampler = with_guide(sampler, self.guide, self.guide_params)
         return sampler.run(key, self.model, self.params, x)
 
     def log_likelihood(

@@ -21,7 +21,8 @@ class NNXModule(eqx.Module):
     def __init__(self, module: Any):
         from flax import nnx
 
-        self.graph, params, others = nnx.split(module, nnx.Param, ...)
+        parts: tuple = nnx.split(module, nnx.Param, ...)
+        self.graph, params, others = parts
         self.params, self.others = nnx.to_pure_dict(params), nnx.to_pure_dict(others)
         if any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(self.others)):
             kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(others)})

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def export(parts: Parts, path: str | os.PathLike, num_samples: int, platforms: S
         name: jax.export.export(jax.jit(function), platforms=platforms)(argument)
         for name, function, argument in ((TRANSFORM, transform, u), (SAMPLE, sample, seed))
     }
-    about = {"platforms": platforms, "jax": jax.__version__}
+    about: dict[str, Any] = {"platforms": platforms, "jax": jax.__version__}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     for name, program in programs.items():
