@@ -871,8 +871,8 @@ MUTANTS = [
     Mutant(
         "a prior with tables keeps them when its energy is learned",
         "kaem/priors.py",
-        "    prior = _without_tables(prior)\n",
-        "",
+        "prior = _without_tables(prior)",
+        "_without_tables(prior)",
         "test_kaem.py::test_tables_that_were_kept_are_not_those_of_another_energy",
     ),
     Mutant(
