@@ -4,6 +4,7 @@ from benchmarks import (
     fitting,
     generators,
     icdf_reparam,
+    kaem,
     objectives,
     prior_draws,
     redshifts,
@@ -18,6 +19,7 @@ from benchmarks.timing import print_device
 print_device()
 training_step.main()
 generators.main()
+kaem.main()
 second_calls.main()
 prior_draws.main()
 icdf_reparam.main()

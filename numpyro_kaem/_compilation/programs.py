@@ -172,7 +172,8 @@ def is_known_by_value(leaf: Any) -> bool:
 
 def _arrays(args: tuple) -> list[jax.Array]:
     """The array leaves of arguments, as JAX's."""
-    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)]
+    leaves = (leaf for leaf in jax.tree.leaves(args) if eqx.is_array(leaf))
+    return [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
 
 
 def _where(args: tuple) -> tuple:
