@@ -860,6 +860,42 @@ MUTANTS = [
         'if manifest["version"] > 10 * VERSION:',
         "test_kaem_files.py::test_the_error_says_what_is_wrong_with_a_file",
     ),
+    # The object of a model
+    Mutant(
+        "uniform numbers choose another component of a mixture",
+        "kaem/priors.py",
+        "u[:, -1:] >= cuts",
+        "u[:, -1:] >= 0.7 * cuts",
+        "test_kaem.py::test_uniform_numbers_make_latents_of_the_prior",
+    ),
+    Mutant(
+        "a prior with tables keeps them when its energy is learned",
+        "kaem/priors.py",
+        "prior = _without_tables(prior)",
+        "_without_tables(prior)",
+        "test_kaem.py::test_tables_that_were_kept_are_not_those_of_another_energy",
+    ),
+    Mutant(
+        "latents of a matrix are averaged in place of summed",
+        "kaem/priors.py",
+        "jnp.sum(z, axis=-1) if rank == 2",
+        "jnp.mean(z, axis=-1) if rank == 2",
+        "test_kaem.py::test_a_matrix_of_latents_is_summed",
+    ),
+    Mutant(
+        "a sampler is not given the encoder",
+        "kaem/choice.py",
+        "is_free = sampler.guide is None or (",
+        "is_free = False and (",
+        "test_kaem.py::test_an_exact_encoder_is_a_proposal_without_error",
+    ),
+    Mutant(
+        "importance sampling is chosen where a few draws have all the weight",
+        "kaem/choice.py",
+        "if ess >= MIN_ESS:",
+        "if ess >= 1:",
+        "test_kaem.py::test_where_prior_draws_are_few_tempered_smc_is_chosen",
+    ),
     # Compiled programs that are reused -------------------------------------------------------------------------------
     Mutant(
         "a model whose closure has changed finds the program of the old one",

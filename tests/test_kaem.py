@@ -18,6 +18,7 @@ from numpyro_kaem import (
     ConvEncoder,
     ImportanceMLE,
     ImportanceSampling,
+    IndexedBatch,
     KAPrior,
     Langevin,
     LangevinMLE,
@@ -103,6 +104,8 @@ def test_an_exact_encoder_is_a_proposal_without_error(linear):
     assert isinstance(sampler, ImportanceSampling) and "encoder is 2000.0 or more" in reason
     exact = multivariate_normal(np.zeros(5), COVARIANCE).logpdf(x)
     given = ImportanceSampling(10, progress=False)
+    scores = kaem.evaluate(KEY, x, given)
+    np.testing.assert_allclose(scores.log_likelihood.value, exact.mean(), rtol=1e-4)
     np.testing.assert_allclose(kaem.log_likelihood(KEY, x, given), exact, rtol=1e-4)
     # Chains start there, too: with next to no steps they are still draws from the posterior.
     chains = Langevin(num_steps=1, warmup=1, num_chains=200, progress=False)
@@ -123,6 +126,9 @@ def test_uniform_numbers_make_latents_of_the_prior(kind):
     assert prior.event_shape == ((3, 2) if kind == "univariate" else (2,))
     u = jax.random.uniform(KEY, (4000, num_uniforms(prior)))
     z, drawn = from_uniforms(prior, u), prior.sample(jax.random.key(1), (4000,))
+    if kind == "cluster":  # the last number is that of the cluster, whose proportions are equal
+        each = prior.component_distribution.base_dist.icdf(u[:, None, :-1])
+        np.testing.assert_array_equal(z, np.take_along_axis(each, (3 * u[:, -1:, None]).astype(int), axis=1)[:, 0])
     # Two samples of 4,000, by Kolmogorov and Smirnov: 0.06 is exceeded with probability 5e-7.
     for a, b in zip(z.reshape(4000, -1).T, drawn.reshape(4000, -1).T, strict=True):
         grid = jnp.sort(jnp.concatenate([a, b]))
@@ -136,6 +142,16 @@ def test_a_matrix_of_latents_is_summed():
     z = kaem.parts.prior_distribution.sample(jax.random.split(KEY)[0], (4,))
     assert z.shape == (4, 3, 2)
     np.testing.assert_allclose(kaem.sample(KEY, 4, mean=True), 2.0 * z.sum(-1), rtol=1e-5)
+
+
+def test_tables_that_were_kept_are_not_those_of_another_energy():
+    prior = KAPrior(UnivariateEnergy.init(KEY, (2,), basis=BASIS), dist.Normal(0.0, 1.0)).tabulate()
+    kaem = KAEM(prior.to_event(1), lambda z: z, "normal", noise=0.1)
+    moved = eqx.tree_at(
+        lambda e: e.coefficients, kaem.params["prior$params"], replace_fn=lambda c: c + jnp.arange(c.shape[-1])
+    )
+    moved = kaem.at({"prior$params": moved})
+    assert float(moved.sample(KEY, 200).mean()) > 0.5 + float(kaem.at({}).sample(KEY, 200).mean())
 
 
 def test_probabilities_of_clusters_are_those_of_a_mixture_of_normals(linear):
@@ -240,13 +256,15 @@ def test_eight_bits_from_a_stream():
 
     class Batches:
         def __iter__(self):
-            yield from images.reshape(4, 10, 8, 8, 1)
+            yield from ((batch,) for batch in images.reshape(4, 10, 8, 8, 1))
 
     trained = kaem.fit(KEY, Batches(), num_epochs=2, objective=ImportanceMLE(5), progress=False)
     assert trained.history["steps"].tolist() == [4, 8]
     assert trained.params["likelihood$params"].log_scale.shape == (1,)
     draws = np.asarray(trained.sample(KEY, 5))
     assert draws.min() >= 0 and draws.max() <= 255 and np.array_equal(draws, np.round(draws))
+    with pytest.raises(ValueError, match="got an IndexedBatch"):
+        kaem.fit(KEY, iter([IndexedBatch(images[:5], np.arange(5))]), num_epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"batch of x must have a row for each datum, of shape \(8, 8, 1\)"):
         kaem.fit(KEY, iter([images[:5, :4]]), num_epochs=1, progress=False)
 

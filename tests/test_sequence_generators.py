@@ -562,3 +562,13 @@ def test_sizes_of_the_ends_are_at_least_one():
         SequenceDecoder(jax.random.key(0), 0, V, T)
     with pytest.raises(ValueError, match="out_size must be a whole number of at least 1, got 0"):
         SequenceEncoder(jax.random.key(0), V, T, 0)
+
+
+def test_padding_is_the_end_token():
+    decoder = SequenceDecoder(jax.random.key(0), 2, 5, 4, width=8, num_heads=2, num_layers=1, end_token=0)
+    tokens = np.array([[3, 0, 4, -7], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(decoder.padded(tokens), [[3, 0, 0, 0], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(decoder.padded(tokens, np.array([4, 2])), [[3, 0, 0, 0], [1, 2, 0, 0]])
+    endless = SequenceDecoder(jax.random.key(0), 2, 5, 4, width=8, num_heads=2, num_layers=1)
+    with pytest.raises(ValueError, match="lengths need an end_token"):
+        endless.padded(tokens, np.array([4, 2]))

@@ -76,7 +76,7 @@ class KAMixture(LearnedDistribution):
         self.components, self.logits = components, logits
         self._logits_shape = logits.shape
         super().__init__(shape[:-1], (), validate_args=validate_args)
-        self._expanded_shape = shape[:-1] if shape[:-1] != self._density.shape else None
+        self._expanded_shape = shape[:-1] if shape[:-1] != jax.eval_shape(lambda: self._density).shape else None
 
     @classmethod
     def infer_shapes(cls, components: tuple[int, ...], logits: tuple[int, ...]) -> tuple[tuple, tuple]:

@@ -164,14 +164,20 @@ class SequenceDecoder(eqx.Module):
         """
         check_tokens(tokens, self.vocabulary_size, self.length, self.end_token)
 
-    def padded(self, tokens: ArrayLike) -> Int[Array, "... length"]:
-        """Sequences as `sample` gives them: with the end token in place of what follows the first one."""
+    def padded(self, tokens: ArrayLike, lengths: ArrayLike | None = None) -> Int[Array, "... length"]:
+        """Sequences as `sample` gives them: with the end token in place of all that follows the first one.
+
+        With `lengths`, the number of tokens of each sequence, also in place of what follows these.
+        """
         tokens = jnp.asarray(tokens)
-        return (
-            tokens
-            if self.end_token is None
-            else jnp.where(real_positions(tokens, self.end_token), tokens, self.end_token)
-        )
+        if self.end_token is None:
+            if lengths is not None:
+                raise ValueError("lengths need an end_token, which takes the place of what follows a sequence")
+            return tokens
+        is_real = real_positions(tokens, self.end_token)
+        if lengths is not None:
+            is_real &= jnp.arange(self.length) < jnp.asarray(lengths)[..., None]
+        return jnp.where(is_real, tokens, self.end_token)
 
     def _generate(self, z: Array, choices: Array, choose: Any) -> tuple[Array, Array]:
         """Tokens and their logits: `choose(choices[t], logits_t)` one position after the other."""

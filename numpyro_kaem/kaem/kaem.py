@@ -330,7 +330,8 @@ class KAEM(eqx.Module):
         _warn_if_untrained(self, "evaluate")
         x = np.asarray(self._check("x", x))
         num_scored = min(len(x), check_count("num_scored", num_scored, 2))
-        return evaluate(self.parts, key, x, scoring_sampler(sampler), num_scored, features)
+        sampler = with_guide(scoring_sampler(sampler), self.guide, self.guide_params)
+        return evaluate(self.parts, key, x, sampler, num_scored, features)
 
     def sample(self, key: PRNGKeyArray, num_samples: int, *, mean: bool = False) -> Array:
         """Data drawn from the model: exact draws from the prior, decoded; or the `mean` of the likelihood at each.
@@ -471,6 +472,9 @@ class _CheckedBatches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            data, *indices = batch if isinstance(batch, IndexedBatch) else (batch,)
-            data = self.kaem._check("batch of x", data)
-            yield IndexedBatch(data, *indices) if indices else data
+            if isinstance(batch, IndexedBatch):
+                raise ValueError(
+                    "batches of KAEM.fit must be arrays, got an IndexedBatch, which needs a plate that has the size of "
+                    "all data: call numpyro_kaem.fit with a model of your own around kaem.parts"
+                )
+            yield self.kaem._check("batch of x", batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch)

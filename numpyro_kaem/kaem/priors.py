@@ -16,7 +16,6 @@ from numpyro.contrib.module import eqx_module
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.distributions import KAMixture, KAPrior
-from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.energies import Basis, BSpline, UnivariateEnergy, energy_module
 
 DEFAULT_BASIS = BSpline(num_intervals=20, degree=3, domain=(-3.0, 3.0))
@@ -106,6 +105,7 @@ def make_prior(
 
 def declare_distribution(name: str, prior: dist.Distribution, adapts: bool) -> dist.Distribution:
     """A distribution inside a model, its energies and the proportions of its mixtures learned, all else as it is."""
+    prior = _without_tables(prior)
     found = list(_parts(prior))
     if not found:
         return prior
@@ -122,21 +122,36 @@ def declare_distribution(name: str, prior: dist.Distribution, adapts: bool) -> d
     return eqx.tree_at(lambda prior: list(_parts(prior)), prior, learned, is_leaf=lambda x: x is None)
 
 
-def _parts(prior: Any) -> Iterator[UnivariateEnergy | Array]:
-    """The energies and logits of mixtures inside of a distribution, from the outside in."""
-    if isinstance(prior, KAPrior):
-        yield prior.energy
-    elif isinstance(prior, KAMixture):
-        yield from _parts(prior.components)
-        yield prior.logits
-    elif isinstance(prior, dist.MixtureSameFamily):
-        yield from _parts(prior.component_distribution)
-        if hasattr(prior.mixing_distribution, "logits"):
-            yield prior.mixing_distribution.logits
-    elif isinstance(prior, dist.Distribution):
-        for inner in ("base_dist", "base_distribution"):
-            if hasattr(prior, inner):
-                yield from _parts(getattr(prior, inner))
+def _parts(prior: dist.Distribution) -> Iterator[UnivariateEnergy | Array]:
+    """The energies and logits of mixtures inside of a distribution."""
+    for inside in _nested(prior):
+        if isinstance(inside, KAPrior):
+            yield inside.energy
+        elif isinstance(inside, KAMixture):
+            yield inside.logits
+        elif isinstance(inside, dist.MixtureSameFamily) and hasattr(inside.mixing_distribution, "logits"):
+            yield inside.mixing_distribution.logits
+
+
+def _nested(prior: dist.Distribution) -> Iterator[dist.Distribution]:
+    """A distribution and those that it is made of."""
+    yield prior
+    for name in ("components", "component_distribution", "base_dist", "base_distribution"):
+        inside = getattr(prior, name, None)
+        if isinstance(inside, dist.Distribution):
+            yield from _nested(inside)
+
+
+def _without_tables(prior: dist.Distribution) -> dist.Distribution:
+    """A distribution without the tables that `tabulate` keeps, which are of the energy as it was."""
+
+    def tables(prior: dist.Distribution) -> list[Any]:
+        kept = [inside for inside in _nested(prior) if getattr(inside, "_kept_table", None) is not None]
+        return [
+            table for inside in kept for table in (inside._kept_table, inside._kept_inverse, inside._kept_constants)
+        ]
+
+    return eqx.tree_at(tables, prior, replace_fn=lambda _: None) if tables(prior) else prior
 
 
 def as_joint(prior: dist.Distribution) -> dist.Distribution:
@@ -178,8 +193,3 @@ def _marginals(prior: dist.Distribution) -> dist.Distribution:
             f"mixture of these, got {type(prior).__name__} of event shape {prior.event_shape}"
         )
     return prior
-
-
-def is_learned(prior: Any) -> bool:
-    """Whether a prior is made of tables of its own, which may be kept."""
-    return isinstance(prior, TabulatedDistribution)
