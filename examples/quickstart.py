@@ -79,12 +79,12 @@ for name in ("cluster", "independent"):
 rng = np.random.default_rng(1)
 sources = np.stack([rng.choice([-1.0, 1.0], 3_000) + 0.25 * rng.normal(size=3_000), rng.exponential(size=3_000)], 1)
 x = sources @ rng.normal(size=(2, 6)) + 0.3 * rng.normal(size=(3_000, 6))
-training |= {"optimizer": optax.adam(optax.cosine_decay_schedule(2e-2, 10 * num_epochs))}
+training |= {"optimizer": optax.adam(optax.cosine_decay_schedule(2e-2, 20 * num_epochs))}
 posteriors = []
 for prior in (dist.Normal(0.0, 1.0).expand([2]), "independent"):
     linear = MLP(jax.random.key(6), 2, 6, hidden_sizes=())
     kaem = KAEM.create(jax.random.key(7), (6,), latent_size=2, likelihood="normal", prior=prior, generator=linear)
-    kaem = kaem.fit(jax.random.key(8), x[:2_000], objective=ImportanceMLE(500), batch_size=200, **training)
+    kaem = kaem.fit(jax.random.key(8), x[:2_000], objective=ImportanceMLE(500), batch_size=100, **training)
     posteriors.append(kaem.posterior(jax.random.key(9), x[2_000:], ImportanceSampling(5_000)))
 gain = posteriors[1].log_evidence - posteriors[0].log_evidence
 print(f"Two sources, independent minus normal prior: {gain.mean():+.2f} +- {gain.std() / 1_000**0.5:.2f} nats a row")
