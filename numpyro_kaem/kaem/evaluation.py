@@ -150,18 +150,21 @@ def is_discrete(parts: Parts) -> bool:
     return isinstance(parts.likelihood, CategoricalLikelihood)
 
 
-def default_features(likelihood: Any, x: np.ndarray) -> Callable | None:
+def default_features(likelihood: Any, x: np.ndarray) -> Callable:
     """Of distances: how often each category is there, principal components of many numbers, or the few numbers."""
     if isinstance(likelihood, CategoricalLikelihood):
         return Named("category counts", lambda batch: np.asarray(likelihood.encoded(jnp.asarray(batch))).sum(axis=1))
-    flat = np.asarray(x, float).reshape(len(x), -1)
-    if flat.shape[1] <= _NUM_COMPONENTS:
-        return None
-    center = flat.mean(axis=0)
-    _, _, components = np.linalg.svd(flat - center, full_matrices=False)
+
+    def flat(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(likelihood.encoded(jnp.asarray(batch)), float).reshape(len(batch), -1)
+
+    values = flat(x)
+    if values.shape[1] <= _NUM_COMPONENTS:
+        return Named("values", flat)
+    center = values.mean(axis=0)
+    _, _, components = np.linalg.svd(values - center, full_matrices=False)
     axes = components[:_NUM_COMPONENTS].T
-    name = f"{axes.shape[1]} principal components"
-    return Named(name, lambda batch: (np.asarray(batch, float).reshape(len(batch), -1) - center) @ axes)
+    return Named(f"{axes.shape[1]} principal components", lambda batch: (flat(batch) - center) @ axes)
 
 
 class Named:

@@ -322,7 +322,8 @@ class KAEM(eqx.Module):
             sampler: that scores; it must have an evidence. None for tempered SMC.
             num_scored: how many data have their log-likelihood and reconstruction taken, the first ones.
             features: of the distances between data and draws, as in `frechet_distance`. None for the numbers
-                themselves, or what their first 64 principal components are; for "categorical", how often each is there.
+                themselves (from -1 to 1 for "8-bit"), or their first 64 principal components where there are more;
+                for "categorical", how often each category is there.
 
         Raises:
             ValueError: for data that do not fit, and a sampler without an evidence.
