@@ -32,7 +32,20 @@ _NUM_COMPONENTS = 64
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A figure with its standard error, where it has one, and in words what it is of."""
+    """A figure with its standard error, where it has one, and in words what it is of.
+
+    Attributes:
+        value: the figure.
+        std_error: its standard error; None where it has none.
+        what: its unit, and what it is of.
+
+    Example:
+        ```python
+        from numpyro_kaem import Score
+
+        assert str(Score(-85.512, 0.341, "nats a datum")) == "-85.51 +- 0.34"
+        ```
+    """
 
     value: float
     std_error: float | None = None
@@ -62,6 +75,18 @@ class Evaluation:
         num_parameters: that are learned, without those of an encoder.
         num_data: that were scored.
         sampler: that scored them, in words.
+
+    Example:
+        ```python
+        import jax, jax.numpy as jnp, numpyro.distributions as dist
+        from numpyro_kaem import KAEM, ImportanceSampling
+
+        kaem = KAEM(dist.Normal(jnp.zeros(2), 1.0), lambda z: z @ jnp.ones((2, 3)), "normal", noise=1.0)
+        x = kaem.sample(jax.random.key(0), 50)
+        scores = kaem.evaluate(jax.random.key(1), x, ImportanceSampling(500, progress=False))
+        print(scores.to_markdown())
+        assert scores.log_likelihood.std_error < 1.0 and scores.num_data == 50
+        ```
     """
 
     log_likelihood: Score

@@ -6,13 +6,12 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
@@ -23,9 +22,10 @@ from numpyro_kaem.generators import SequenceDecoder
 from numpyro_kaem.kaem import files, shipping
 from numpyro_kaem.kaem.choice import Choice, choose_sampler, scoring_sampler, with_guide
 from numpyro_kaem.kaem.composition import compose
+from numpyro_kaem.kaem.data import CheckedBatches, check_data
 from numpyro_kaem.kaem.defaults import default_held_out, training_options
 from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_draws
-from numpyro_kaem.kaem.likelihoods import check_values, likelihood_by_name
+from numpyro_kaem.kaem.likelihoods import likelihood_by_name
 from numpyro_kaem.kaem.model import Guide, Model, Parts, draw
 from numpyro_kaem.kaem.networks import default_encoder, default_generator
 from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, make_prior
@@ -34,7 +34,7 @@ from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
 from numpyro_kaem.training import HeldOut, fit
-from numpyro_kaem.training.data import IndexedBatch, is_stream
+from numpyro_kaem.training.data import is_stream
 from numpyro_kaem.training.result import epoch_table
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class KAEM(eqx.Module):
                 what `numpyro_kaem.fit` raises it for.
         """
         if is_stream(x):
-            data, num_data = _CheckedBatches(self, x), None
+            data, num_data = CheckedBatches(self.parts, self.shape, x), None
         else:
             data = self._check("x", x)
             num_data = len(data)
@@ -431,28 +431,15 @@ class KAEM(eqx.Module):
         names = [type(part).__name__ for part in (parts.prior, parts.generator, parts.likelihood)]
         return f"KAEM({', '.join(names)}, shape={self.shape}, {'trained' if self.is_trained else 'not trained'})"
 
+    def _check(self, name: str, x: Any) -> Array:
+        return check_data(self.parts, self.shape, name, x)
+
     def _with(self, **changes: Any) -> KAEM:
         """A copy with other values of its attributes."""
         changed = object.__new__(type(self))
         for name, value in (vars(self) | changes).items():
             object.__setattr__(changed, name, value)
         return changed
-
-    def _check(self, name: str, x: Any) -> Array:
-        """Data as the model takes them, or a ValueError."""
-        parts = self.parts
-        shape = tuple(jnp.shape(x))
-        if shape[1:] != self.shape or not shape:
-            prior = parts.prior_distribution
-            raise ValueError(
-                f"{name} must have a row for each datum, of shape {self.shape}, got shape {shape}: the prior has "
-                f"latents of shape {prior.event_shape}, of which generator {type(parts.generator).__name__} and the "
-                f"likelihood make data of shape {self.shape}"
-            )
-        if isinstance(parts.generator, SequenceDecoder):
-            parts.generator.check_tokens(x)
-            return parts.generator.padded(x)
-        return check_values(parts.likelihood, name, x)
 
 
 def _warn_if_untrained(kaem: KAEM, method: str) -> None:
@@ -463,19 +450,3 @@ def _warn_if_untrained(kaem: KAEM, method: str) -> None:
             UserWarning,
             stacklevel=4,
         )
-
-
-class _CheckedBatches:
-    """An iterable of batches that are checked and converted as they come."""
-
-    def __init__(self, kaem: KAEM, batches: Any):
-        self.kaem, self.batches = kaem, batches
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            if isinstance(batch, IndexedBatch):
-                raise ValueError(
-                    "batches of KAEM.fit must be arrays, got an IndexedBatch, which needs a plate that has the size of "
-                    "all data: call numpyro_kaem.fit with a model of your own around kaem.parts"
-                )
-            yield self.kaem._check("batch of x", batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch)

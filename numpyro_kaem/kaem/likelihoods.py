@@ -59,7 +59,7 @@ class Likelihood(eqx.Module):
     def check_support(self, name: str, x: np.ndarray) -> None:
         """Raise a ValueError for data without probability, with the first place and the cure."""
 
-    def encoded(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def encoded(self, x: Array) -> Float[Array, "..."]:
         """Data as an encoder is given them: numbers of about unit size."""
         return x.astype(jnp.result_type(float))
 
