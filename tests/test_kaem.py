@@ -16,6 +16,7 @@ from numpyro_kaem import (
     ClusterPrior,
     ConvDecoder,
     ConvEncoder,
+    HeldOut,
     ImportanceMLE,
     ImportanceSampling,
     IndexedBatch,
@@ -324,6 +325,10 @@ BAD = {
     "shape": (lambda k: k.fit(KEY, np.zeros((3, 5))), r"x must have .* shape \(6,\), got shape \(3, 5\).*prior.*MLP"),
     "grey": (lambda k: k.fit(KEY, np.full((3, 6), 200)), r"x must be 0 or 1 .* got 200 at \[0, 0\].*divide by 200"),
     "held out": (lambda k: k.fit(KEY, np.zeros((3, 6)), held_out=np.full((2, 6), 0.5)), r"held_out must be 0 or 1"),
+    "two samplers": (
+        lambda k: k.fit(KEY, np.zeros((3, 6)), held_out=HeldOut(np.zeros((2, 6)), sampler=SMC), held_out_sampler=SMC),
+        "give held_out_sampler or HeldOut",
+    ),
     "NaN": (lambda k: k.log_likelihood(KEY, np.full((3, 6), np.nan)), r"x must be finite, got nan at \[0, 0\]"),
     "state": (lambda k: k.fit(KEY, np.zeros((3, 6)), continue_optimizer=True), "needs a model that was trained"),
     "evidence": (

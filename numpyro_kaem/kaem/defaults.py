@@ -63,8 +63,8 @@ def _label(site: str) -> str:
     return "prior" if site.startswith("prior") else "rest"
 
 
-def default_held_out(x: Any, num_epochs: int, guide: Guide | None) -> HeldOut:
-    """Some twenty scores of a run, by draws from the encoder, or as many from the prior as are soon made."""
-    sampler = None if guide is None else ImportanceSampling(_ENCODER_DRAWS, progress=False)
+def default_held_out(x: Any, num_epochs: int, guide: Guide | None, given: Any) -> HeldOut:
+    """Some twenty scores of a run: by a given sampler, draws from the encoder, or as many from the prior as are cheap."""
+    sampler = None if guide is None or given is not None else ImportanceSampling(_ENCODER_DRAWS, progress=False)
     draws = min(1_000, max(100, _LARGEST_SCORE // max(1, math.prod(jax.numpy.shape(x)))))
     return HeldOut(x, every=max(1, num_epochs // 20), num_samples=draws, sampler=sampler)

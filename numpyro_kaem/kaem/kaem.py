@@ -242,11 +242,12 @@ class KAEM(eqx.Module):
         guide = None if parts.encoder is None else Guide(parts)
         needs_guide = not isinstance(options["objective"], Objective)
         if held_out is not None:
-            given = isinstance(held_out, HeldOut)
-            data_held_out = self._check("held_out", held_out.data if given else held_out)
-            settings = held_out if given else default_held_out(data_held_out, options["num_epochs"], guide)
-            sampler = options.pop("held_out_sampler", None) or settings.sampler
-            held_out = replace(settings, data=data_held_out, sampler=with_guide(sampler, guide))
+            settings = held_out if isinstance(held_out, HeldOut) else HeldOut(held_out)
+            scored = self._check("held_out", settings.data)
+            if settings is not held_out:
+                settings = default_held_out(scored, options["num_epochs"], guide, options.get("held_out_sampler"))
+            held_out = replace(settings, data=scored, sampler=with_guide(settings.sampler, guide))
+            options["held_out_sampler"] = with_guide(options.get("held_out_sampler"), guide)
         if continue_optimizer:
             if self.optimizer_state is None:
                 raise ValueError("continue_optimizer needs a model that was trained, or a file saved with its state")
