@@ -64,7 +64,7 @@ def _label(site: str) -> str:
 
 
 def default_held_out(x: Any, num_epochs: int, guide: Guide | None, given: Any) -> HeldOut:
-    """Some twenty scores of a run: by a given sampler, draws from the encoder, or as many from the prior as are cheap."""
+    """Some twenty scores: by what is given, draws from the encoder, or as many from the prior as are cheap."""
     sampler = None if guide is None or given is not None else ImportanceSampling(_ENCODER_DRAWS, progress=False)
     draws = min(1_000, max(100, _LARGEST_SCORE // max(1, math.prod(jax.numpy.shape(x)))))
     return HeldOut(x, every=max(1, num_epochs // 20), num_samples=draws, sampler=sampler)
