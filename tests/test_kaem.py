@@ -16,6 +16,7 @@ from numpyro_kaem import (
     ClusterPrior,
     ConvDecoder,
     ConvEncoder,
+    GridAdaptation,
     HeldOut,
     ImportanceMLE,
     ImportanceSampling,
@@ -202,6 +203,24 @@ def test_held_out_data_are_scored_by_the_encoder_as_it_is_by_then(two_groups):
     assert expected.shape == (2,)
     for history in scores.values():
         np.testing.assert_array_equal(history["held_out_log_likelihood"], expected)
+
+
+def test_grids_adapt_and_are_saved(two_groups, tmp_path):
+    kaem = KAEM.create(KEY, (6,), likelihood="bernoulli", **SMALL)
+    energy = kaem.parts.prior.base_dist.energy
+    options = {"num_epochs": 2, "batch_size": 40, "objective": ImportanceMLE(50), "progress": False}
+    adaptation = GridAdaptation(name="prior", energy=energy, site="z", every=2)
+    trained = kaem.fit(KEY, two_groups, grid_adaptation=adaptation, **options)
+    points = trained.params["prior$grid"]["points"]
+    assert points.shape[0] == 2 and not np.allclose(points[0], points[1])
+    trained.save(tmp_path / "adapted.kaem")
+    loaded = KAEM.load(tmp_path / "adapted.kaem")
+    np.testing.assert_array_equal(loaded.params["prior$grid"]["points"], points)
+    np.testing.assert_array_equal(loaded.sample(KEY, 50), trained.sample(KEY, 50))
+    mixture = KAEM.create(KEY, (6,), likelihood="bernoulli", prior="mixture", num_components=2, **SMALL)
+    energy = mixture.parts.prior.base_dist.components.energy
+    with pytest.raises(ValueError, match="grid_adaptation needs one grid for all components"):
+        mixture.fit(KEY, two_groups, grid_adaptation=GridAdaptation(name="prior", energy=energy, site="z"), **options)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from numpyro.contrib.module import eqx_module
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.distributions import KAMixture, KAPrior
+from numpyro_kaem.distributions.leaf_shapes import leaf_shapes
 from numpyro_kaem.energies import Basis, BSpline, UnivariateEnergy, energy_module
 
 DEFAULT_BASIS = BSpline(num_intervals=20, degree=3, domain=(-3.0, 3.0))
@@ -119,7 +120,17 @@ def declare_distribution(name: str, prior: dist.Distribution, adapts: bool) -> d
             learned.append((energy_module if adapts else eqx_module)(site, part))
         else:
             learned.append(numpyro.param(f"{site}_logits", part))
-    return eqx.tree_at(lambda prior: list(_parts(prior)), prior, learned, is_leaf=lambda x: x is None)
+    declared = eqx.tree_at(lambda prior: list(_parts(prior)), prior, learned, is_leaf=lambda x: x is None)
+    if adapts:  # an energy with a grid for each element of the batch
+        for inside in _nested(declared):
+            if isinstance(inside, KAMixture) and inside.components.energy.basis.grid.batch_shape[-1] != 1:
+                raise ValueError(
+                    "grid_adaptation needs one grid for all components of a KAMixture: give the basis of its energies "
+                    "a domain or knots whose last batch axis has size 1"
+                )
+            if isinstance(inside, KAPrior):
+                inside._leaf_shapes = leaf_shapes((inside.energy, inside.reference))
+    return declared
 
 
 def _parts(prior: dist.Distribution) -> Iterator[UnivariateEnergy | Array]:
