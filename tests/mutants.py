@@ -949,8 +949,8 @@ MUTANTS = [
     Mutant(
         "programs are kept under the types of settings, not their values",
         "_compilation/programs.py",
-        "else (type(leaf), leaf) for leaf in leaves)",
-        "else type(leaf) for leaf in leaves)",
+        "values.append((type(leaf), leaf))",
+        "values.append(type(leaf))",
         "test_programs.py::test_static_arguments_are_compared_by_value_and_functions_by_what_they_compute",
     ),
 ]

@@ -1,5 +1,7 @@
 """The KAEM object: what it composes, trains, samples and scores, against closed forms and the same by hand."""
 
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -97,6 +99,18 @@ def test_sample_is_prior_generator_and_likelihood(linear):
     expected = dist.Normal(generator(z), NOISE).sample(x_key)
     np.testing.assert_allclose(kaem.sample(KEY, 7), expected, rtol=1e-5)
     np.testing.assert_allclose(kaem.sample(KEY, 7, mean=True), generator(z), rtol=1e-5)
+
+
+def test_what_is_kept_for_the_next_draw_is_of_these_parameters():
+    # One program draws from all, and copies of a model that has drawn already draw by their own parameters.
+    kaem = KAEM.create(KEY, (4,), likelihood="normal", **SMALL)
+    kaem = kaem.at(kaem.params)
+    first = kaem.sample(KEY, 5)
+    changed = kaem.at(jax.tree.map(lambda value: 2.0 * value, kaem.params))
+    assert not np.allclose(changed.sample(KEY, 5), first)
+    for copy in (kaem.at(kaem.params), pickle.loads(pickle.dumps(kaem)), jax.tree.map(lambda leaf: leaf, kaem)):
+        assert np.array_equal(copy.sample(KEY, 5), first)
+    assert kaem.sample(KEY, 6).shape == (6, 4)
 
 
 def test_an_exact_encoder_is_a_proposal_without_error(linear):

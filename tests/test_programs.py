@@ -447,6 +447,11 @@ def test_static_arguments_are_compared_by_value_and_functions_by_what_they_compu
     assert apply(known, 1, jnp.ones(())) == 6.0
     assert apply(known, 2, jnp.ones(())) == 7.0
     assert lowered(lambda: apply(SameProgram(lambda x: x, "five times"), 1, jnp.zeros(())))[0] == 0
+    of_scale = apply.of(scale)
+    assert of_scale(1, jnp.ones(())) == 6.0
+    factor = 7.0
+    assert of_scale(2, jnp.ones(())) == 9.0
+    assert apply.of(known)(1, jnp.ones(())) == 6.0
 
 
 @pytest.mark.parametrize(

@@ -145,17 +145,45 @@ class jit_by_value(_Reusable):
 
     def compiled(self, *args: Any) -> Callable:
         """The program for the values and shapes of these arguments, traced if there is none."""
-        leaves, structure = jax.tree.flatten(args)
-        static = [leaf for leaf in leaves if not eqx.is_array(leaf)]
-        if not all(map(is_known_by_value, static)):
+        return self._program(args, [_Flat(arg) for arg in args])
+
+    def of(self, first: Any) -> Callable:
+        """The function of the arguments after `first`, whose leaves are looked at once: it must not change."""
+        flat = _Flat(first)
+
+        def call(*rest: Any) -> Any:
+            flats = [flat, *map(_Flat, rest)]
+            program = self._program((first, *rest), flats)
+            return program.executable(*(array for flat in flats for array in flat.arrays))
+
+        return call
+
+    def _program(self, args: tuple, flats: list[_Flat]) -> Any:
+        if not all(flat.is_known for flat in flats):
             by_program = jit_by_program(
                 self.function, first_donated=self.first_donated, compiler_options=self.compiler_options
             )
             return by_program.compiled(*args)
-        values = tuple(jax.typeof(leaf) if eqx.is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
         wide = jnp.result_type(float)  # the type of Python's numbers among the static leaves
-        key = self.function, structure, values, _where(args), wide
+        key = self.function, tuple(flat.key for flat in flats), _default_device(), wide
         return _PROGRAMS.get(key, lambda: _Program(self._trace(args).lower().compile()))
+
+
+class _Flat:
+    """The leaves of an argument: its arrays, as JAX's, and the key of all that a program is compiled for."""
+
+    def __init__(self, arg: Any):
+        leaves, structure = jax.tree.flatten(arg)
+        self.arrays: list[jax.Array] = []
+        self.is_known, values = True, []
+        for leaf in leaves:
+            if eqx.is_array(leaf):
+                self.arrays.append(_as_jax(leaf))
+                values.append((jax.typeof(leaf), _sharding(leaf)))
+            else:
+                self.is_known = self.is_known and is_known_by_value(leaf)
+                values.append((type(leaf), leaf))
+        self.key = structure, tuple(values)
 
 
 def is_known_by_value(leaf: Any) -> bool:
@@ -172,12 +200,21 @@ def is_known_by_value(leaf: Any) -> bool:
 
 def _arrays(args: tuple) -> list[jax.Array]:
     """The array leaves of arguments, as JAX's."""
-    leaves = (leaf for leaf in jax.tree.leaves(args) if eqx.is_array(leaf))
-    return [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
+    return [_as_jax(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)]
+
+
+def _as_jax(array: Any) -> jax.Array:
+    return array if isinstance(array, jax.Array) else jnp.asarray(array)
 
 
 def _where(args: tuple) -> tuple:
     """On what arrays are, which a program is compiled for: the default device, and those that arrays are bound to."""
-    leaves = jax.tree.leaves(args)
-    bound = tuple(leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves)
-    return jax.config.jax_default_device, bound  # type: ignore[attr-defined]  # JAX sets it as it starts
+    return _default_device(), tuple(map(_sharding, jax.tree.leaves(args)))
+
+
+def _default_device() -> Any:
+    return jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX sets it as it starts
+
+
+def _sharding(leaf: Any) -> Any:
+    return leaf.sharding if getattr(leaf, "committed", False) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -341,7 +342,7 @@ class KAEM(eqx.Module):
         For "categorical" the mean is the most probable category, and for sequences the most probable tokens.
         """
         _warn_if_untrained(self, "sample")
-        return draw(self.parts, key, check_count("num_samples", num_samples, 1), mean)
+        return self._draw(key, check_count("num_samples", num_samples, 1), mean)
 
     def cluster_probabilities(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None
@@ -432,13 +433,21 @@ class KAEM(eqx.Module):
         names = [type(part).__name__ for part in (parts.prior, parts.generator, parts.likelihood)]
         return f"KAEM({', '.join(names)}, shape={self.shape}, {'trained' if self.is_trained else 'not trained'})"
 
+    @functools.cached_property
+    def _draw(self) -> Callable[..., Array]:
+        return draw.of(self.parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: all but what is kept for the next call."""
+        return {name: value for name, value in vars(self).items() if name != "_draw"}
+
     def _check(self, name: str, x: Any) -> Array:
         return check_data(self.parts, self.shape, name, x)
 
     def _with(self, **changes: Any) -> KAEM:
         """A copy with other values of its attributes."""
         changed = object.__new__(type(self))
-        for name, value in (vars(self) | changes).items():
+        for name, value in (self.__getstate__() | changes).items():
             object.__setattr__(changed, name, value)
         return changed
 
