@@ -28,7 +28,9 @@ import html
 import logging
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import house
 import jupytext
@@ -69,8 +71,10 @@ def on_config(config):
 def on_files(files, config):
     """Add a page per example, with its figures, and the gallery."""
     cards = []
-    for script in scripts():
-        notebook = run(script)
+    # Two at a time: compilation, much of the time of most, uses one core.
+    with ThreadPoolExecutor(2) as pool:
+        notebooks = list(pool.map(run, scripts()))
+    for script, notebook in zip(scripts(), notebooks, strict=True):
         title, summary = heading(notebook, script)
         page, figures = render(notebook, script, title)
         figures_of[script.stem] = list(figures)
@@ -130,17 +134,19 @@ def run(script):
 
     log.info("Running %s", script.relative_to(ROOT))
     notebook = jupytext.read(script, fmt="py:percent")
-    client = NotebookClient(
-        notebook,
-        timeout=SECONDS_PER_CELL,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(ROOT)}},
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # the kernel opens no network port
-    )
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        raise PluginError(f"{script.relative_to(ROOT)} failed:\n{error}") from error
+    with TemporaryDirectory() as sockets:
+        manager = {"transport": "ipc", "ip": f"{sockets}/kernel"}  # the kernel opens no network port
+        client = NotebookClient(
+            notebook,
+            timeout=SECONDS_PER_CELL,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(ROOT)}},
+            config=Config({"KernelManager": manager}),
+        )
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            raise PluginError(f"{script.relative_to(ROOT)} failed:\n{error}") from error
     CACHE.mkdir(parents=True, exist_ok=True)
     for old in CACHE.glob(f"{script.stem}-*.ipynb"):
         old.unlink()

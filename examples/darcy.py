@@ -182,7 +182,8 @@ for name, prior in {"learned": "independent", "normal": normal}.items():
         prior_key, x.shape[1:], latent_size=latent_size, likelihood="normal", prior=prior, **modules
     ).fit(jax.random.key(1), train, objective=Trace_ELBO(), num_epochs=num_epochs, batch_size=50, progress=False)
 kaem = models["learned"]
-print(f"Noise: {float(jnp.exp(kaem.parts.likelihood.log_noise)):.3f} of a field's standard deviation")
+noise = np.exp(kaem.parts.likelihood.log_noise)
+print(f"Noise, of a field's standard deviation: {noise[0]:.3f} of log a, {noise[1]:.3f} of p")
 
 # %% [markdown]
 # ## Scores
@@ -314,7 +315,7 @@ found = TemperedSMC(num_particles=200, num_mcmc_steps=10, num_runs=2, progress=F
 )
 draws = kaem.parts.generator(jnp.asarray(found.resample(jax.random.key(9), 200).latents["z"][0]))
 drawn, expected, deviation = np.asarray(draws), draws.mean(0), draws.std(0)
-inside = (np.abs(truth - expected) < 2 * np.hypot(deviation, jnp.exp(kaem.parts.likelihood.log_noise))).mean((0, 1))
+inside = (np.abs(truth - expected) < 2 * np.hypot(deviation, noise)).mean((0, 1))
 print(f"Within two standard deviations of the posterior mean, noise included: {inside[0]:.0%} of cells of log a")
 
 # %%

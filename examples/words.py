@@ -214,8 +214,7 @@ for name in ("latents at a tenth", "then ELBO"):
 # ## The table of scores
 #
 # Importance sampling from the encoder has draws enough here, and scores. Distances are between held-out and drawn words
-# by how often the hundred most frequent pairs of letters are in them. The bits per dimension divide by all eleven
-# positions, padding too: bits a character, above, are what texts are compared by.
+# by how often the hundred most frequent pairs of letters are in them. The bits per dimension are bits a character.
 
 # %%
 pairs = train[:, :-1] * 27 + train[:, 1:]

@@ -33,6 +33,7 @@ from numpyro_kaem import (
     fit,
 )
 from numpyro_kaem.kaem.defaults import default_objective, training_options
+from numpyro_kaem.kaem.evaluation import bits_per_number
 from numpyro_kaem.kaem.priors import KINDS, from_uniforms, num_uniforms
 
 KEY = jax.random.key(0)
@@ -279,8 +280,33 @@ def test_sequences(two_groups):
     scores = trained.evaluate(KEY, x, sampler, num_scored=5)
     assert scores.reconstruction_error.what == "share of elements" and 0 <= scores.reconstruction_error.value <= 1
     assert "category counts" in scores.frechet_distance.what
+    # Five tokens of six are no padding, so that bits are by five.
+    assert "5 numbers a datum" in scores.bits_per_dimension.what
+    bits = -scores.log_likelihood.value / 5 / np.log(2)
+    np.testing.assert_allclose(scores.bits_per_dimension.value, bits, rtol=1e-5)
     with pytest.raises(ValueError, match=r"got 3 at index \(1, 0\)"):
         trained.fit(KEY, np.array([[0, 1, 2, 2, 2, 2], [3, 1, 2, 2, 2, 2]]))
+
+
+def test_bits_by_numbers_are_a_ratio_with_its_error():
+    # Of data whose bits are as their numbers there is no error; else that of repeated samples.
+    counts = np.array([1, 2, 3, 4])
+    exact = bits_per_number(-np.log(2) * 3.0 * counts, counts)
+    assert exact.value == 3.0 and exact.std_error < 1e-12 and "2.5 numbers" in exact.what
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 9, size=(2_000, 50))
+    bits = 3.0 * counts + rng.normal(size=counts.shape) * counts
+    scores = [bits_per_number(-np.log(2) * row, count) for row, count in zip(bits, counts, strict=True)]
+    errors = [score.std_error for score in scores]
+    np.testing.assert_allclose(np.mean(errors), np.std([score.value for score in scores]), rtol=0.1)
+
+
+def test_each_channel_has_its_noise():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4, 4, 2)) * np.array([0.1, 1.0])
+    kaem = KAEM(standard_normal(), lambda z: jnp.zeros((*z.shape[:-1], 32)), "normal", shape=(4, 4, 2))
+    kaem = kaem.fit(KEY, x, num_epochs=100, batch_size=300, progress=False, optimizer=optax.adam(0.05))
+    np.testing.assert_allclose(np.exp(kaem.parts.likelihood.log_noise), [0.1, 1.0], rtol=0.1)
 
 
 def test_eight_bits_from_a_stream():

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_kaem._compilation.programs import jit_by_value
+from numpyro_kaem.generators import SequenceDecoder
+from numpyro_kaem.generators.sequence import real_positions
 from numpyro_kaem.kaem.choice import importance_sampling
 from numpyro_kaem.kaem.likelihoods import CategoricalLikelihood
 from numpyro_kaem.kaem.model import Model, Parts, draw
@@ -65,7 +67,7 @@ class Evaluation:
     Attributes:
         log_likelihood: of held-out data, mean per datum, in nats; its error is that of the mean over data and of the
             sampler together.
-        bits_per_dimension: its negative, by the numbers of a datum, in bits.
+        bits_per_dimension: its negative, by the numbers of a datum (without the padding of sequences), in bits.
         importance_gap: how far the cheap score, by importance sampling, is from it, paired by datum.
         effective_sample_size: of those importance draws, the median over data.
         reconstruction_error: mean squared difference of data and the means of their likelihoods at posterior draws.
@@ -135,7 +137,6 @@ def evaluate(
     cheap = importance_sampling(parts).run(cheap_key, model, params, jnp.asarray(scored))
     shown = mean_of_draws(parts, posterior.resample(resample_key, _NUM_DRAWS).latents["z"])
     drawn = np.asarray(draw(parts, draw_key, len(x), False))
-    size = math.prod(x.shape[1:])
     own_error = np.sqrt(np.sum(posterior.log_evidence_std_error**2)) / len(scored)
     nats = _mean(
         log_evidence,
@@ -147,18 +148,14 @@ def evaluate(
     }
     return Evaluation(
         log_likelihood=nats,
-        bits_per_dimension=Score(
-            -nats.value / size / math.log(2), nats.std_error / size / math.log(2), f"{size:,} numbers a datum"
-        ),
+        bits_per_dimension=bits_per_number(log_evidence, num_numbers(parts.generator, scored)),
         importance_gap=_mean(
             cheap.log_evidence - log_evidence,
             f"nats, {cheap.num_particles:,} importance draws from the "
             f"{'prior' if parts.encoder is None else 'encoder'} minus the above",
         ),
         effective_sample_size=Score(float(np.median(cheap.ess)), None, "of these draws, median datum"),
-        reconstruction_error=_mean(
-            parts.likelihood.errors(scored, shown), "share of elements" if is_discrete(parts) else "mean square"
-        ),
+        reconstruction_error=_mean(parts.likelihood.errors(scored, shown), parts.likelihood.error),
         **{
             name: Score(result.value, result.std_error, f"n = {len(drawn):,}, features: {result.features}")
             for name, result in distances.items()
@@ -170,9 +167,20 @@ def evaluate(
     )
 
 
-def is_discrete(parts: Parts) -> bool:
-    """Whether data are categories, whose numbers say nothing."""
-    return isinstance(parts.likelihood, CategoricalLikelihood)
+def bits_per_number(log_likelihood: np.ndarray, counts: np.ndarray) -> Score:
+    """Bits of all data by their numbers, of which each datum may have its own count, and the error of that ratio."""
+    bits = -log_likelihood / math.log(2)
+    ratio = bits.sum() / counts.sum()
+    error = np.std(bits - ratio * counts, ddof=1) / math.sqrt(len(bits)) / counts.mean()
+    mean = counts.mean()
+    return Score(float(ratio), float(error), f"{mean:,.{0 if mean.is_integer() else 1}f} numbers a datum")
+
+
+def num_numbers(generator: Any, x: np.ndarray) -> np.ndarray:
+    """How many numbers of each datum the likelihood is of: all, but for the padding of sequences."""
+    if isinstance(generator, SequenceDecoder) and generator.end_token is not None:
+        return np.asarray(real_positions(jnp.asarray(x), generator.end_token)).sum(axis=1)
+    return np.full(len(x), math.prod(x.shape[1:]))
 
 
 def default_features(likelihood: Any, x: np.ndarray) -> Callable:

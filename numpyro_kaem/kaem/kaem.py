@@ -69,7 +69,7 @@ class KAEM(eqx.Module):
         encoder: an Equinox or Flax NNX module from a datum, as floating-point numbers (one-hot for "categorical", from
             -1 to 1 for "8-bit"), to location and log-scale of all latents, one after the other. It is the guide of
             training, the proposal of importance sampling and where chains start. None for none.
-        noise: standard deviation of "normal"; None for one that is learned.
+        noise: standard deviation of "normal"; None for one that is learned, for each channel of three-axis data.
         num_categories: of "categorical".
 
     Attributes:
@@ -147,7 +147,7 @@ class KAEM(eqx.Module):
             hidden_sizes: of an `MLP`; its encoder has them in reverse.
             num_components: Q of "univariate"; of "mixture" and "cluster", 10 where it is None.
             basis: of the energies.
-            noise: standard deviation of "normal"; None for one that is learned.
+            noise: standard deviation of "normal"; None for one that is learned, for each channel of three-axis data.
             num_categories: of "categorical".
 
         Example:

@@ -24,10 +24,12 @@ class Likelihood(eqx.Module):
     Attributes:
         shape: of one datum.
         dtype: of the data as the model is given them.
+        error: what `errors` are, in words.
     """
 
     shape: eqx.AbstractVar[tuple[int, ...]]
     dtype: ClassVar[type] = float
+    error: ClassVar[str] = "mean square"
 
     @property
     def output_size(self) -> int:
@@ -94,16 +96,19 @@ class BernoulliLikelihood(Likelihood):
 
 
 class NormalLikelihood(Likelihood):
-    """Real elements, of mean from the generator and one standard deviation, which is learned or given."""
+    """Real elements, of mean from the generator; their standard deviation is given, or learned.
+
+    Learned it is one number for each channel of data of three axes, else one for all.
+    """
 
     shape: tuple[int, ...] = eqx.field(static=True)
-    log_noise: Float[Array, ""] | None
+    log_noise: Float[Array, "..."] | None
     noise: float | None = eqx.field(static=True)
 
     def __init__(self, shape: tuple[int, ...], noise: float | None = None):
         self.shape = shape
         self.noise = None if noise is None else check_positive("noise", noise)
-        self.log_noise = jnp.log(0.3) if noise is None else None
+        self.log_noise = jnp.full(_channels(shape), jnp.log(0.3)) if noise is None else None
 
     def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
         """Normal."""
@@ -124,6 +129,7 @@ class CategoricalLikelihood(Likelihood):
     shape: tuple[int, ...] = eqx.field(static=True)
     num_categories: int = eqx.field(static=True)
     dtype: ClassVar[type] = int
+    error: ClassVar[str] = "share of elements"
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -162,7 +168,7 @@ class EightBitLikelihood(Likelihood):
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape = shape
-        self.log_scale = jnp.full(shape[-1:] if len(shape) == 3 else (), jnp.log(0.1))
+        self.log_scale = jnp.full(_channels(shape), jnp.log(0.1))
 
     def distribution(self, output: Float[Array, "..."]) -> dist.Distribution:
         """Discretised logistic."""
@@ -185,6 +191,7 @@ class OwnLikelihood(eqx.Module):
     """A function of the user's from the generator's output to a distribution, which knows how data are shaped."""
 
     function: Callable
+    error: ClassVar[str] = Likelihood.error
 
     def __call__(self, output: Any) -> dist.Distribution:
         """The distribution, with all batch axes but the first in the event."""
@@ -236,6 +243,10 @@ def check_values(likelihood: Likelihood | OwnLikelihood, name: str, x: Any) -> A
         return jnp.asarray(x)
     likelihood.check_support(name, values)
     return jnp.asarray(x, likelihood.dtype)
+
+
+def _channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[-1:] if len(shape) == 3 else ()
 
 
 def _check_integers(name: str, x: np.ndarray, low: int, high: int, likelihood: str, cure: str) -> None:
