@@ -844,21 +844,21 @@ MUTANTS = [
         "kaem/archive.py",
         "if _checksum(arrays[name]) != checksums[name]",
         "if False",
-        "test_kaem_files.py::test_any_byte_that_is_altered_is_found",
+        "test_kaem_damaged_files.py::test_any_byte_that_is_altered_is_found",
     ),
     Mutant(
         "the manifest of a model's file is not compared with its checksum",
         "kaem/archive.py",
         'if _sha256(text) != metadata.get("sha256"):',
         'if metadata.get("sha256") is None:',
-        "test_kaem_files.py::test_any_byte_that_is_altered_is_found",
+        "test_kaem_damaged_files.py::test_any_byte_that_is_altered_is_found",
     ),
     Mutant(
         "a model's file of a later version of the format is read as one of this",
         "kaem/archive.py",
         'if manifest["version"] > VERSION:',
         'if manifest["version"] > 10 * VERSION:',
-        "test_kaem_files.py::test_the_error_says_what_is_wrong_with_a_file",
+        "test_kaem_damaged_files.py::test_the_error_says_what_is_wrong_with_a_file",
     ),
     # The object of a model
     Mutant(
