@@ -183,7 +183,7 @@ for name, prior in {"learned": "independent", "normal": normal}.items():
     ).fit(jax.random.key(1), train, objective=Trace_ELBO(), num_epochs=num_epochs, batch_size=50, progress=False)
 kaem = models["learned"]
 noise = np.exp(kaem.parts.likelihood.log_noise)
-print(f"Noise, of a field's standard deviation: {noise[0]:.3f} of log a, {noise[1]:.3f} of p")
+print(f"Noise, of a field's standard deviation: {noise[0]:.3f} of log a, {noise[1]:.3f} of u")
 
 # %% [markdown]
 # ## Scores
