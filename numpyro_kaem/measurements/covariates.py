@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -20,7 +21,9 @@ class Covariates:
     coefficients: np.ndarray  # beta, then gamma
 
     @classmethod
-    def of(cls, covariates: ArrayLike | None, scale_covariates: ArrayLike | None, num_data: int) -> Covariates:
+    def of(
+        cls, covariates: ArrayLike | Sequence | None, scale_covariates: ArrayLike | Sequence | None, num_data: int
+    ) -> Covariates:
         """Covariates that are checked, with coefficients of zero."""
         location = _checked("covariates", covariates, num_data)
         spread = _checked("scale_covariates", scale_covariates, num_data)
@@ -29,7 +32,9 @@ class Covariates:
         count = location.shape[1] + spread.shape[1]
         return cls(location, spread, np.zeros(count))
 
-    def of_other_data(self, covariates: ArrayLike | None, scale_covariates: ArrayLike | None, num_data: int):
+    def of_other_data(
+        self, covariates: ArrayLike | Sequence | None, scale_covariates: ArrayLike | Sequence | None, num_data: int
+    ):
         """The same coefficients with rows of other data."""
         parts = []
         for name, given, old in (
@@ -83,7 +88,7 @@ class Covariates:
         return measurements.moved(self.shift, self.scale) if self.is_used else measurements
 
 
-def _checked(name: str, given: ArrayLike | None, num_data: int) -> np.ndarray:
+def _checked(name: str, given: ArrayLike | Sequence | None, num_data: int) -> np.ndarray:
     if given is None:
         return np.zeros((num_data, 0))
     check_not_masked(name, given)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpyro.distributions as dist
@@ -20,20 +20,21 @@ from numpyro_kaem.measurements.likelihood import Measurements, check_likelihood
 from numpyro_kaem.measurements.problem import Problem, support_of
 from numpyro_kaem.measurements.regression import learn_covariates
 from numpyro_kaem.measurements.result import EmpiricalBayes, posteriors_of
+from numpyro_kaem.measurements.rows import Intervals
 
 _FEWEST_OF_A_FOLD = 10  # data, below which the evidence chooses
 
 
 def empirical_bayes(
     likelihood: Callable[..., dist.Distribution],
-    *data: ArrayLike,
-    weights: ArrayLike | None = None,
-    covariates: ArrayLike | None = None,
-    scale_covariates: ArrayLike | None = None,
+    *data: Any,
+    weights: ArrayLike | Sequence | None = None,
+    covariates: ArrayLike | Sequence | None = None,
+    scale_covariates: ArrayLike | Sequence | None = None,
     point_mass: float | None = None,
     reference: dist.Distribution | None = None,
     basis: Basis | None = None,
-    smoothness: float | Literal["cross-validation", "evidence"] | None = None,
+    smoothness: float | str | None = None,
     num_folds: int = 10,
     chunk_size: int = 4096,
 ) -> EmpiricalBayes:
@@ -119,8 +120,12 @@ def empirical_bayes(
     rows_of = Covariates.of(covariates, scale_covariates, num_data)
     check_likelihood(given, _inside(support))
 
+    # With covariates the support is that of e, not of the effects.
+    intervals = Intervals.of(given, (-np.inf, np.inf) if rows_of.is_used else support)
     order = np.random.default_rng(0).permutation(num_data)
-    problem = Problem(given.take(order), weights[order], rows_of.take(order), reference, basis, point_mass)
+    problem = Problem(
+        given.take(order), intervals[order], weights[order], rows_of.take(order), reference, basis, point_mass
+    )
     errors = np.zeros(0)
     if rows_of.is_used:
         coefficients, errors = learn_covariates(problem, criterion, smoothness, num_folds)
@@ -152,11 +157,11 @@ def empirical_bayes(
         log_likelihood=0.0,
         _learned=learned,
         _measurements=given,
-        _intervals=laid_out.intervals,  # of other data, until the posteriors are there
+        _intervals=intervals,
         _covariates=rows_of,
         _point=empty,
     )
-    return posteriors_of(result, rows_of.applied(given), rows_of, weights)
+    return posteriors_of(result, rows_of.applied(given), intervals, rows_of, weights)
 
 
 def _inside(support: tuple[float, float]) -> float:

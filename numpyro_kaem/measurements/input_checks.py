@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from numpyro_kaem.checks import check_not_masked
 
 
-def check_weights(weights: ArrayLike | None, num_data: int) -> np.ndarray:
+def check_weights(weights: ArrayLike | Sequence | None, num_data: int) -> np.ndarray:
     """Weights of the data as float64."""
     if weights is None:
         return np.ones(num_data)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
@@ -32,6 +33,7 @@ class Measurements:
             raise TypeError(f"likelihood must be a function from effects to a distribution, got {likelihood!r}")
         self.given, self.likelihood, self.chunk_size = likelihood, likelihood, chunk_size
         self.data = _checked(data)
+        self.index = np.arange(len(self.data[0]))  # of the data as they were given
         self._programs: dict[Any, Callable] = {}
 
     def __len__(self) -> int:
@@ -41,7 +43,7 @@ class Measurements:
         """Some of the data."""
         few = object.__new__(Measurements)
         few.given, few.likelihood, few.chunk_size = self.given, self.likelihood, self.chunk_size
-        few._programs = self._programs
+        few._programs, few.index = self._programs, self.index[rows]
         few.data = tuple(array[rows] for array in self.data)
         return few
 
@@ -206,13 +208,14 @@ def check_likelihood(measurements: Measurements, effect: float) -> None:
     """Raise where the likelihood is no distribution of the data, has another shape, or parameters that are invalid."""
     few = measurements.take(np.arange(min(len(measurements), 3)))
     effects = np.full((1, 2), effect)
-    with in_float64():
+    with in_float64(), numpyro.validation_enabled(False):  # what is invalid is found below, with the datum
         try:
             given = few.likelihood(jnp.asarray(effects), *(jnp.asarray(array[:, None]) for array in few.data[1:]))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             error.add_note(
-                "likelihood is called with effects and with every data array after the first: likelihood(effects, "
-                f"{', '.join(f'data[{at}]' for at in range(1, len(few.data)))})"
+                f"likelihood is called with effects of shape {effects.shape} and {len(few.data) - 1} data arrays, "
+                f"those after the first, of shapes {[array[:, None].shape for array in few.data[1:]]}; what differs from "
+                "datum to datum has to be one of them"
             )
             raise
         if not isinstance(given, dist.Distribution):
@@ -239,7 +242,7 @@ def check_likelihood(measurements: Measurements, effect: float) -> None:
 def _check_parameters(measurements: Measurements, effect: float) -> None:
     """Raise at the first datum whose distribution has invalid parameters, or whose value is outside of its support."""
     effects = jnp.asarray([[effect]])
-    with in_float64():
+    with in_float64(), numpyro.validation_enabled(False):
         arrays = [jnp.asarray(array[:, None]) for array in measurements.data]
         given = measurements.likelihood(jnp.asarray(np.asarray(effects, np.float64)), *arrays[1:])
         base = given

@@ -14,7 +14,8 @@ from numpyro_kaem.measurements.likelihood import Measurements
 from numpyro_kaem.measurements.nodes import NODES_PER_PANEL, PriorNodes, basis_at, log_density_of
 from numpyro_kaem.measurements.rows import Intervals, is_narrow, local_points
 
-_BISECTIONS = 40
+_BISECTIONS = 32
+_NARROW = 3.0  # as for the likelihood, but a panel has to follow the posterior's density
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,7 @@ class Pieces:
     masses: np.ndarray  # (num_rows, num_points), of the continuous part
     points: np.ndarray  # (1 or num_rows, num_points)
     point: np.ndarray  # (num_rows,), probability of the point mass
-    edges: np.ndarray  # (1 or num_rows, num_pieces + 1)
-    nodes_per_piece: int
+    edges: np.ndarray  # (1 or num_rows, num_pieces + 1), NODES_PER_PANEL points between two
 
     def moments(self, point_mass: float) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation."""
@@ -74,16 +74,14 @@ class Pieces:
 
     @property
     def _cumulative(self) -> np.ndarray:
-        of_pieces = self.masses.reshape(len(self.masses), -1, self.nodes_per_piece).sum(axis=2)
+        of_pieces = self.masses.reshape(len(self.masses), -1, NODES_PER_PANEL).sum(axis=2)
         return np.concatenate([np.zeros((len(of_pieces), 1)), np.cumsum(of_pieces, axis=1)], axis=1)
 
-    def _inside(self, piece: np.ndarray, share: np.ndarray) -> np.ndarray:
-        """The mass of a piece, of shape (num_rows, num_values), up to a share of its width."""
-        if self.nodes_per_piece == 1:
-            return np.take_along_axis(self.masses, piece, axis=1) * share
-        of_pieces = self.masses.reshape(len(self.masses), -1, self.nodes_per_piece)
-        values = np.take_along_axis(of_pieces, piece[..., None], axis=1)
-        return np.sum(values * _integrals(share), axis=-1)
+    def _polynomials(self, piece: np.ndarray) -> np.ndarray:
+        """The mass of pieces, (num_rows, num_values), up to a share of their width: coefficients first."""
+        of_pieces = self.masses.reshape(len(self.masses), -1, NODES_PER_PANEL)
+        values = of_pieces[np.arange(len(piece))[:, None], piece]
+        return np.moveaxis(values @ _INTEGRALS, -1, 0)
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
         """Mass of the continuous part below z, shape (num_rows,)."""
@@ -92,20 +90,23 @@ class Pieces:
         low, high = (np.take_along_axis(edges, piece + shift, axis=1) for shift in (0, 1))
         share = np.clip((z[:, None] - low) / (high - low), 0.0, 1.0)
         below = np.take_along_axis(self._cumulative, piece, axis=1)
-        return np.clip(below + self._inside(piece, share), 0.0, 1.0)[:, 0]
+        inside = polynomial.polyval(share, self._polynomials(piece), tensor=False)
+        return np.clip(below + inside, 0.0, 1.0)[:, 0]
 
     def quantile(self, mass: np.ndarray) -> np.ndarray:
         """Where the continuous part has the given masses below, shape (num_rows, num_values)."""
         cumulative = self._cumulative
         edges = np.broadcast_to(self.edges, cumulative.shape)
         mass = np.clip(mass, 0.0, cumulative[:, -1:])
-        piece = np.stack([np.sum(cumulative <= column[:, None], axis=1) for column in mass.T], axis=1) - 1
-        piece = np.clip(piece, 0, cumulative.shape[1] - 2)
+        # One search for all rows, which are two apart.
+        row = np.arange(len(mass))[:, None]
+        after = np.searchsorted((cumulative + 2.0 * row).ravel(), mass + 2.0 * row, side="right")
+        piece = np.clip(after - 1 - row * cumulative.shape[1], 0, cumulative.shape[1] - 2)
         left = mass - np.take_along_axis(cumulative, piece, axis=1)
-        low, high = np.zeros(mass.shape), np.ones(mass.shape)
+        low, high, inside = np.zeros(mass.shape), np.ones(mass.shape), self._polynomials(piece)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
-            is_below = self._inside(piece, middle) < left
+            is_below = polynomial.polyval(middle, inside, tensor=False) < left
             low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
         start, end = (np.take_along_axis(edges, piece + shift, axis=1) for shift in (0, 1))
         return start + (end - start) * 0.5 * (low + high)
@@ -117,17 +118,15 @@ def posterior_pieces(measurements: Measurements, intervals: Intervals, prior: Le
     body = prior.nodes.body
     for rows in measurements.chunks():
         index = np.arange(rows.start, rows.stop)
-        narrow = is_narrow(intervals[rows], body)
+        narrow = is_narrow(intervals[rows], body, _NARROW)
         log_joint = measurements.log_likelihood(prior.nodes.nodes[None], rows) + prior.log_masses
         at_point = log_joint[:, -1] if has_point else np.full(len(index), -np.inf)
         if not narrow.all():
             wide = ~narrow
             yield _pieces(index[wide], log_joint[wide, :num_nodes], at_point[wide], body[None], prior.nodes.edges[None])
         if narrow.any():
-            points, log_masses = local_points(measurements, intervals, index[narrow])
+            edges, points, log_masses = local_points(measurements, intervals, index[narrow])
             log_prior = prior.log_density(points.ravel()).reshape(points.shape)
-            half = 0.5 * (points[:, 1:2] - points[:, :1])
-            edges = np.concatenate([points - half, points[:, -1:] + half], axis=1)
             yield _pieces(index[narrow], log_prior + log_masses, at_point[narrow], points, edges)
 
 
@@ -135,8 +134,7 @@ def _pieces(rows, log_joint, at_point, points, edges) -> Pieces:
     largest = np.maximum(log_joint.max(axis=1), at_point)
     masses, point = np.exp(log_joint - largest[:, None]), np.exp(at_point - largest)
     total = masses.sum(axis=1) + point
-    nodes = points.shape[1] // (edges.shape[1] - 1)
-    return Pieces(rows, np.log(total) + largest, masses / total[:, None], points, point / total, edges, nodes)
+    return Pieces(rows, np.log(total) + largest, masses / total[:, None], points, point / total, edges)
 
 
 def _integral_polynomials() -> np.ndarray:
@@ -152,8 +150,3 @@ def _integral_polynomials() -> np.ndarray:
 
 
 _INTEGRALS = _integral_polynomials()
-
-
-def _integrals(share: np.ndarray) -> np.ndarray:
-    """Those integrals up to a share of the width, with an axis of nodes last."""
-    return (share[..., None] ** np.arange(NODES_PER_PANEL + 1)) @ _INTEGRALS.T

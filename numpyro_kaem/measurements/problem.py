@@ -40,6 +40,7 @@ class Problem:
     """What is given, the data in random order."""
 
     measurements: Measurements
+    intervals: Intervals  # of the effects
     weights: np.ndarray
     covariates: Covariates
     reference: dist.Distribution | None
@@ -50,7 +51,7 @@ class Problem:
         """The problem for coefficients of the covariates: a reference, a basis, and nodes where the effects are."""
         covariates = self.covariates.with_coefficients(coefficients)
         measurements = covariates.applied(self.measurements)
-        intervals = Intervals.of(measurements, support_of(self.reference))
+        intervals = self.intervals.moved(covariates, support_of(self.reference))
         start = start_of(measurements, intervals, self.weights, self.reference, self.point_mass)
         support = np.array([support_of(start.reference)])
         basis, penalised = self.basis, self.basis
@@ -116,11 +117,9 @@ class LaidOut:
             cuts = np.linspace(0, few, num_folds + 1).astype(int)
             folds = [slice(int(first), int(last)) for first, last in itertools.pairwise(cuts)]
             chosen = choose(some, self.family, criterion, folds, start)
-            if few == num_data:
-                return chosen
             # With n data the best smoothness of one falls as n^(-4/5).
             start, smoothness = chosen.coefficients, chosen.smoothness * (few / num_data) ** 0.8
-        return maximise(rows, self.family, smoothness, start)
+        return maximise(rows, self.family, smoothness, start, tolerance=1e-10)
 
     def learned(self, fit: Fit) -> LearnedPrior:
         """The prior of a fit."""

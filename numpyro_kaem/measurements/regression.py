@@ -1,7 +1,7 @@
 """Coefficients of covariates by the marginal likelihood, beside the prior of what they leave.
 
-With l_i' = d log p(data_i | theta) / d theta the score of datum i is E[l_i'] x_i for beta and
-E[l_i' exp(s_i . gamma) e] s_i for gamma, both of them posterior means, and m_i - m(p) for the coefficients of the prior. All are moved at once, by
+With l_i' = d log p(data_i | theta) / d theta the score of datum i is E[l_i'] x_i for beta, E under its posterior, and
+E[l_i' exp(s_i . gamma) e] s_i for gamma; it is m_i - m(p) for the coefficients of the prior. All are moved at once, by
 steps with the sum of squares of the scores in the place of the Hessian (Berndt, Hall, Hall and Hausman 1974).
 """
 
@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from numpyro_kaem._fitting.exponential_family import RIDGE
-from numpyro_kaem.measurements.covariates import Covariates
 from numpyro_kaem.measurements.marginal_likelihood import Fit
 from numpyro_kaem.measurements.nodes import basis_at
 from numpyro_kaem.measurements.problem import LaidOut, Problem
-from numpyro_kaem.measurements.rows import Intervals, is_narrow, local_points
+from numpyro_kaem.measurements.rows import is_narrow, local_points
 
 _MOST_STEPS = 100
 
@@ -45,7 +44,7 @@ def _start(problem: Problem) -> np.ndarray:
     """Least squares of the effects of greatest likelihood on the covariates of location, and one scale."""
     covariates = problem.covariates
     coefficients = np.zeros(len(covariates.coefficients))
-    intervals = Intervals.of(problem.measurements, (-np.inf, np.inf))
+    intervals = problem.intervals
     known = np.isfinite(intervals.error) & np.isfinite(intervals.center) & (problem.weights > 0)
     num_location = covariates.location.shape[1]
     if num_location == 0 or known.sum() < 2 * num_location + 2:
@@ -93,7 +92,7 @@ def _slopes(problem: Problem, laid_out: LaidOut, at: np.ndarray, penalty: np.nda
     num_features = family.design.shape[1]
     covariates = problem.covariates.with_coefficients(at[num_features:])
     measurements = covariates.applied(problem.measurements)
-    intervals = _moved(laid_out, covariates)
+    intervals = problem.intervals.moved(covariates, laid_out.intervals.support)
     log_masses = family.log_masses(at[:num_features])
     log_density = log_masses[: len(nodes.body)] - np.log(nodes.widths)
     prior_mean = np.exp(log_masses) @ family.design
@@ -114,7 +113,7 @@ def _slopes(problem: Problem, laid_out: LaidOut, at: np.ndarray, penalty: np.nda
         narrow = is_narrow(intervals[rows], nodes.body)
         if narrow.any():
             index = rows.start + np.flatnonzero(narrow)
-            points, log_masses_there = local_points(measurements, intervals, index)
+            _, points, log_masses_there = local_points(measurements, intervals, index)
             few = measurements.take(index)
             slope_there = np.concatenate([few.with_slopes(points[part], part)[1] for part in few.chunks()])
             joint = log_masses_there + np.interp(points, nodes.body, log_density)
@@ -142,10 +141,3 @@ def _slopes(problem: Problem, laid_out: LaidOut, at: np.ndarray, penalty: np.nda
         squares += (scores * weights[:, None]).T @ scores
     value = float(value / total - 0.5 * np.sum(penalty * at**2))
     return Slopes(value, gradient / total - penalty * at, squares / total)
-
-
-def _moved(laid_out: LaidOut, covariates: Covariates) -> Intervals:
-    """The intervals of e for other coefficients."""
-    old, of = laid_out.covariates, laid_out.intervals
-    center, low, high = (covariates.residuals(old.effects(ends)) for ends in (of.center, of.low, of.high))
-    return Intervals(center, of.log_likelihood, low, high)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ class EmpiricalBayes:
 
     # Of every datum --------------------------------------------------------------------------------------------------
 
-    def quantile(self, q: ArrayLike) -> np.ndarray:
+    def quantile(self, q: ArrayLike | Sequence) -> np.ndarray:
         """Quantiles of the posterior of every effect.
 
         Args:
@@ -130,7 +131,7 @@ class EmpiricalBayes:
         num_samples = check_count("num_samples", num_samples, 1)
         return self._inverted(np.asarray(jax.random.uniform(key, (len(self), num_samples)), np.float64)).T
 
-    def probability(self, low: ArrayLike = -np.inf, high: ArrayLike = np.inf) -> np.ndarray:
+    def probability(self, low: ArrayLike | Sequence = -np.inf, high: ArrayLike | Sequence = np.inf) -> np.ndarray:
         """Posterior probability that the effect is in [low, high], both ends included.
 
         Args:
@@ -173,7 +174,10 @@ class EmpiricalBayes:
         return 1.0 - self._point
 
     def posterior(
-        self, *data: Any, covariates: ArrayLike | None = None, scale_covariates: ArrayLike | None = None
+        self,
+        *data: Any,
+        covariates: ArrayLike | Sequence | None = None,
+        scale_covariates: ArrayLike | Sequence | None = None,
     ) -> EmpiricalBayes:
         """The posteriors of the effects of other data, under the prior that was learned.
 
@@ -193,8 +197,9 @@ class EmpiricalBayes:
         num_data = len(old.data) - 2 * self._covariates.is_used
         if len(data) != num_data:
             raise ValueError(f"data must be {num_data} arrays, as those the prior was learned from, got {len(data)}")
-        measurements = rows.applied(Measurements(old.given, data, old.chunk_size))
-        return posteriors_of(self, measurements, rows)
+        given = Measurements(old.given, data, old.chunk_size)
+        intervals = Intervals.of(given, (-np.inf, np.inf) if rows.is_used else self._learned.support)
+        return posteriors_of(self, rows.applied(given), intervals, rows)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table with one row per datum: log-evidence, mean, standard deviation, quantiles, and what concerns signs.
@@ -220,7 +225,7 @@ class EmpiricalBayes:
 
     # Of the prior ----------------------------------------------------------------------------------------------------
 
-    def density_band(self, points: ArrayLike, level: float = 0.95) -> DensityBand:
+    def density_band(self, points: ArrayLike | Sequence, level: float = 0.95) -> DensityBand:
         """The density of the prior with pointwise standard errors and intervals.
 
         By the delta method: the coefficients are normal about the maximum, with the inverse of minus the Hessian of the
@@ -302,7 +307,7 @@ class EmpiricalBayes:
     def _inverted(self, q: np.ndarray) -> np.ndarray:
         """Quantiles of shape (n, num_values)."""
 
-        def of(pieces: Pieces) -> np.ndarray:
+        def of(q: np.ndarray, pieces: Pieces) -> np.ndarray:
             mass = q[pieces.rows]
             if self.point_mass is None:
                 return pieces.quantile(mass)
@@ -311,19 +316,29 @@ class EmpiricalBayes:
             values = pieces.quantile(np.where(mass < before, mass, np.maximum(mass - pieces.point[:, None], before)))
             return np.where((mass >= before) & (mass <= after), self.point_mass, values)
 
-        return self._covariates.effects(self._for_pieces(of, q.shape))
+        values = [
+            self._for_pieces(
+                partial(of, q[:, start : start + _COLUMNS]), (len(self), min(_COLUMNS, q.shape[1] - start))
+            )
+            for start in range(0, q.shape[1], _COLUMNS)
+        ]
+        return self._covariates.effects(np.concatenate(values, axis=1))
 
 
+_COLUMNS = 64  # quantiles that are computed at a time, to bound the memory
 _QUANTILES = (0.025, 0.25, 0.5, 0.75, 0.975)
 
 
 def posteriors_of(
-    result: EmpiricalBayes, measurements: Measurements, covariates: Covariates, weights: np.ndarray | None = None
+    result: EmpiricalBayes,
+    measurements: Measurements,
+    intervals: Intervals,
+    covariates: Covariates,
+    weights: np.ndarray | None = None,
 ) -> EmpiricalBayes:
-    """The same prior with the posteriors of some data."""
+    """The same prior with the posteriors of some data, from measurements of e and intervals of the effects."""
     learned = result._learned
-    support = learned.support
-    intervals = Intervals.of(measurements, support)
+    intervals = intervals.moved(covariates, learned.support)
     count = len(measurements)
     log_evidence, mean, std, point = np.empty((4, count))
     for pieces in posterior_pieces(measurements, intervals, learned):

@@ -13,11 +13,14 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_kaem._fitting.exponential_family import panel_nodes
+from numpyro_kaem.measurements.covariates import Covariates
 from numpyro_kaem.measurements.likelihood import Measurements
+from numpyro_kaem.measurements.nodes import NODES_PER_PANEL
 
 _MEMORY = 1 << 29  # bytes of the matrix that are kept; of more, blocks are computed again at every pass
 _NARROW = 1.3  # distances of nodes in a standard error, below which a likelihood is too narrow for them
-LOCAL_POINTS, _REACH = 33, 4.0  # points for the likelihood of one datum, and standard errors that they reach
+_LOCAL_PANELS, _REACH = 6, 2.4  # for the likelihood of one datum, and how far beyond the interval of two nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +31,18 @@ class Intervals:
     log_likelihood: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    support: tuple[float, float]  # of effects
 
     @classmethod
     def of(cls, measurements: Measurements, support: tuple[float, float]) -> Intervals:
         """Those of some measurements, each of which has to be possible."""
-        intervals = cls(*measurements.intervals(*support))
+        intervals = cls(*measurements.intervals(*support), support)
         impossible = np.isneginf(intervals.log_likelihood)
         if impossible.any():
             raise ValueError(
-                f"the likelihood must be positive at some effect for every datum, but is zero at all of them for "
-                f"{int(impossible.sum())}, the first datum {int(np.argmax(impossible))}; leave these data out, or give "
-                "a likelihood that allows for them"
+                "the likelihood must be positive at some effect for every datum, but is zero at all of them for "
+                f"{int(impossible.sum())}, the first datum {measurements.index[np.argmax(impossible)]}; leave these "
+                "data out, or give a likelihood that allows for them"
             )
         return intervals
 
@@ -47,8 +51,14 @@ class Intervals:
         """Standard errors of the effects; infinite where the likelihood does not fall on one side."""
         return 0.25 * (self.high - self.low)
 
+    def moved(self, covariates: Covariates, support: tuple[float, float]) -> Intervals:
+        """Those of e, of which the effects are made by covariates, inside of its support."""
+        ends = (np.clip(covariates.residuals(end), *support) for end in (self.center, self.low, self.high))
+        center, low, high = ends
+        return Intervals(center, self.log_likelihood, low, high, support)
+
     def __getitem__(self, rows) -> Intervals:
-        return Intervals(self.center[rows], self.log_likelihood[rows], self.low[rows], self.high[rows])
+        return Intervals(self.center[rows], self.log_likelihood[rows], self.low[rows], self.high[rows], self.support)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +107,10 @@ def _block(measurements, intervals, nodes, widths, rows) -> tuple[np.ndarray, np
     if wrong.any():
         row, node = np.argwhere(wrong)[0]
         raise ValueError(
-            f"the likelihood must have a value at every effect of the prior, but is {log_likelihood[row, node]} for "
-            f"datum {rows.start + row} at the effect {nodes[node]:.6g}; learn effects on a scale on which all of them "
-            "are allowed (a logarithm, log-odds), or give a reference whose support holds the allowed effects only"
+            "the likelihood must have a value at every effect of the prior, but is "
+            f"{log_likelihood[row, node]} for datum {measurements.index[rows.start + row]} at the effect "
+            f"{nodes[node]:.6g}; learn effects on a scale on which all of them are allowed (a logarithm, log-odds), or "
+            "give a reference whose support holds the allowed effects only"
         )
     log_scale = intervals.log_likelihood[rows]
     # Of the likelihood's own maximum, unless that is far from where the nodes are.
@@ -110,30 +121,32 @@ def _block(measurements, intervals, nodes, widths, rows) -> tuple[np.ndarray, np
     value = np.exp(log_likelihood - log_scale[:, None])
     if narrow.any():
         at = np.flatnonzero(narrow)
-        points, log_masses = local_points(measurements, intervals, rows.start + at)
+        _, points, log_masses = local_points(measurements, intervals, rows.start + at)
         value[at, : len(body)] = _shared(points, np.exp(log_masses - log_scale[at, None]), body) / widths
     return value, log_scale
 
 
-def is_narrow(intervals: Intervals, nodes: np.ndarray) -> np.ndarray:
+def is_narrow(intervals: Intervals, nodes: np.ndarray, least: float = _NARROW) -> np.ndarray:
     """Whether the nodes about its maximum are too far apart for the likelihood of a datum."""
     gap = np.diff(nodes)
     at = np.clip(np.searchsorted(nodes, intervals.center) - 1, 1, len(gap) - 2)
     nearby = np.maximum(np.maximum(gap[at - 1], gap[at]), gap[at + 1])
     inside = (intervals.center > nodes[0]) & (intervals.center < nodes[-1])
-    return inside & (intervals.error < _NARROW * nearby)
+    return inside & (intervals.error < least * nearby)
 
 
-def local_points(measurements: Measurements, intervals: Intervals, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (num_rows, LOCAL_POINTS) about the maximum of single data, and the log-likelihood times their weights."""
+def local_points(
+    measurements: Measurements, intervals: Intervals, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges of panels about the maximum of single data, nodes, and the log-likelihood times the nodes' weights."""
     of = intervals[rows]
-    reach = 0.5 * _REACH
-    low = of.center - reach * (of.center - of.low)
-    high = of.center + reach * (of.high - of.center)
-    points = low[:, None] + (high - low)[:, None] * (np.arange(LOCAL_POINTS) + 0.5) / LOCAL_POINTS
+    low = np.maximum(of.center - _REACH * (of.center - of.low), of.support[0])
+    high = np.minimum(of.center + _REACH * (of.high - of.center), of.support[1])
+    edges = low[:, None] + (high - low)[:, None] * np.arange(_LOCAL_PANELS + 1) / _LOCAL_PANELS
+    points, widths = panel_nodes(edges, NODES_PER_PANEL)
     few = measurements.take(rows)
     values = np.concatenate([few.log_likelihood(points[part], part) for part in few.chunks()])
-    return points, values + np.log((high - low) / LOCAL_POINTS)[:, None]
+    return edges, points, values + np.log(widths)
 
 
 def _shared(points: np.ndarray, masses: np.ndarray, nodes: np.ndarray) -> np.ndarray:
