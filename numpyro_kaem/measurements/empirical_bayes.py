@@ -67,8 +67,8 @@ def empirical_bayes(
         basis: the functions that f is made of; None for cubic B-splines on 40 intervals where the posteriors lie.
         smoothness: weight of the penalty; "cross-validation" to choose it by the held-out log-likelihood of num_folds
             folds, which are one Newton step away from the fit to all; "evidence" by Laplace's method. None for
-            cross-validation, and the evidence where a fold has less than 10 data. With more than 20,000 data it is
-            chosen by as many of them.
+            cross-validation, and the evidence where a fold has less than 10 data. With more than 5,000 data it is
+            chosen by as many of them, and scaled to all as n^(-4/5).
         num_folds: folds of the cross-validation.
         chunk_size: data whose likelihood is computed at a time. More than half a gigabyte of likelihoods is not kept
             but computed again at every step.

@@ -137,6 +137,7 @@ def _intervals(likelihood, bounds, *data):
         bounded_below, bounded_above = jnp.isfinite(low), jnp.isfinite(high)
         return jnp.where(bounded_below, jnp.where(bounded_above, between, above), jnp.where(bounded_above, below, real))
 
+    @jax.jit  # traced once for each of three shapes
     def value(t):
         log_prob = _log_prob(likelihood, effect(t), *data)
         return jnp.where(jnp.isnan(log_prob) | jnp.isposinf(log_prob), -jnp.inf, log_prob)
@@ -214,8 +215,8 @@ def check_likelihood(measurements: Measurements, effect: float) -> None:
         except (TypeError, ValueError) as error:
             error.add_note(
                 f"likelihood is called with effects of shape {effects.shape} and {len(few.data) - 1} data arrays, "
-                f"those after the first, of shapes {[array[:, None].shape for array in few.data[1:]]}; what differs from "
-                "datum to datum has to be one of them"
+                f"those after the first, of shapes {[array[:, None].shape for array in few.data[1:]]}; what differs "
+                "from datum to datum has to be one of them"
             )
             raise
         if not isinstance(given, dist.Distribution):

@@ -167,7 +167,7 @@ def _newton_step(gradient: np.ndarray, precision: np.ndarray, penalty: np.ndarra
     values, vectors = np.linalg.eigh(precision / size[:, None] / size)
     along = vectors.T @ (gradient / size)
     # Directions that data and penalty leave open move little.
-    values = np.maximum(np.abs(values), 1e-3)
+    values = np.maximum(np.abs(values), 1e-6)
     step = along / values
     return (vectors @ step) / size, float(np.sum(along * step))
 
@@ -216,9 +216,11 @@ def choose(rows: LikelihoodRows, family: Family, criterion: str, folds: list[sli
 
     A path from smooth to rough by decades, each fit starting from the one before, and half a decade beside the best.
     """
+    # A hundredth of a nat of all data decides nothing.
+    tolerance = float(np.clip(0.02 / rows.weights.sum(), 1e-7, 1e-5))
 
     def scored(decade: float, start: np.ndarray) -> Fit:
-        fit = maximise(rows, family, float(10.0**decade), start, folds=folds)
+        fit = maximise(rows, family, float(10.0**decade), start, folds=folds, tolerance=tolerance)
         if criterion == "evidence":
             return fit._replace(score=evidence(fit, family))
         return fit._replace(score=float(cross_validated(fit, rows, family, folds).sum()))

@@ -22,7 +22,7 @@ from numpyro_kaem.measurements.posteriors import LearnedPrior
 from numpyro_kaem.measurements.rows import Intervals, LikelihoodRows, is_narrow
 from numpyro_kaem.measurements.start import start_of
 
-_MOST_TO_CHOOSE = 20_000  # data that the smoothness is chosen by
+_MOST_TO_CHOOSE = 5_000  # data that the smoothness is chosen by
 _MOST_PANELS = 4  # of a cell, for likelihoods that are narrower than the cells
 _FEW_NARROW = 0.1  # the share of data that may be too narrow for the nodes
 
@@ -119,7 +119,7 @@ class LaidOut:
             chosen = choose(some, self.family, criterion, folds, start)
             # With n data the best smoothness of one falls as n^(-4/5).
             start, smoothness = chosen.coefficients, chosen.smoothness * (few / num_data) ** 0.8
-        return maximise(rows, self.family, smoothness, start, tolerance=1e-10)
+        return maximise(rows, self.family, smoothness, start, tolerance=1e-9)
 
     def learned(self, fit: Fit) -> LearnedPrior:
         """The prior of a fit."""
