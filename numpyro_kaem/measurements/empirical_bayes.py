@@ -43,9 +43,9 @@ def empirical_bayes(
         maximise  sum_i w_i log int p(data_i | theta) p(theta) d theta - 1/2 (sum_i w_i) smoothness R(f),
         p(theta) = pi0(theta) exp(f(theta)) / Z,
 
-    with f a spline and R(f) its roughness as in `KAPrior.from_samples`. The integrals are by quadrature, exact up to
-    about 1e-6 nats, and the maximum is found by Newton's method with the exact Hessian, from smooth to rough energies,
-    each starting from the one before: there is nothing random in it.
+    with f a spline and R(f) its roughness as in `KAPrior.from_samples`. The integrals are by quadrature, without Monte
+    Carlo, and the maximum is found by Newton's method with the exact Hessian, from smooth to rough energies, each
+    starting from the one before.
 
     Args:
         likelihood: a function from effects to a NumPyro distribution of the first data array, with the other data
