@@ -1,6 +1,7 @@
 """Print every benchmark: `python -m benchmarks`, or one: `python -m benchmarks.u_error`."""
 
 from benchmarks import (
+    empirical_bayes,
     fitting,
     generators,
     icdf_reparam,
@@ -26,6 +27,7 @@ icdf_reparam.main()
 samplers.main()
 objectives.main()
 fitting.main()
+empirical_bayes.main()
 redshifts.main()
 u_error.main()
 scores.main()

@@ -41,6 +41,7 @@ from numpyro_kaem.kaem import KAEM, ClusterPrior, DamagedFile, Evaluation, Score
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
 from numpyro_kaem.kernels import NUTS as NUTS
+from numpyro_kaem.measurements import EmpiricalBayes, empirical_bayes
 from numpyro_kaem.metrics import Distance, frechet_distance, kernel_distance
 from numpyro_kaem.models import LatentModel, pairwise_log_likelihood
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
@@ -94,6 +95,7 @@ __all__ = [
     "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
+    "EmpiricalBayes",
     "Evaluation",
     "FitResult",
     "Fourier",
@@ -133,6 +135,7 @@ __all__ = [
     "clear_caches",
     "compare_evidence",
     "cyclic_schedule",
+    "empirical_bayes",
     "energy_module",
     "fit",
     "frechet_distance",

@@ -30,6 +30,7 @@ PUBLIC_NAMES = [
     "DiscretizedLogistic",
     "Distance",
     "EllipticalSlice",
+    "EmpiricalBayes",
     "Evaluation",
     "FitResult",
     "Fourier",
@@ -68,6 +69,7 @@ PUBLIC_NAMES = [
     "Wavelet",
     "adapt_svi_grid",
     "compare_evidence",
+    "empirical_bayes",
     "energy_module",
     "fit",
     "frechet_distance",
@@ -87,6 +89,7 @@ ROOMS = [
     "_densities",
     "_fitting",
     "distributions",
+    "measurements",
     "generators",
     "models",
     "_checkpoints",
@@ -280,5 +283,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
-    optional = {"clu", "flatbuffers", "flax", "sklearn", "tensorboardX"}
+    optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

@@ -84,7 +84,7 @@ def fit_samples(
     weights = np.broadcast_to(weights if weights.ndim > 1 else weights[:, None], flat.shape)
     check_spread(flat, weights, batch_shape, NUM_INTERVALS)
     if reference is not None:
-        reference = _unexpanded(reference)
+        reference = unexpanded(reference)
         check_inside_support(z, weights, reference)
     if basis is not None:
         check_domain_holds(flat, weights, basis, batch_shape)
@@ -101,7 +101,7 @@ def fit_samples(
     samples = [untie(column, weight, folds, chosen, support) for column, weight, support in columns]
     check_levels(samples, batch_shape)
     shapes = [Shape.of(sample) for sample in samples]
-    density = _untilted(
+    density = untilted_density(
         default_basis(shapes, supports, batch_shape) if basis is None else basis,
         default_reference(shapes, samples, batch_shape) if reference is None else reference,
         batch_shape,
@@ -120,7 +120,7 @@ def fit_samples(
     fit = fit_penalised(coarse, fine, samples, num_folds, smoothness, axes)
     check_fit(fit, density, effective, chosen, basis is None)
     smoothness, gain = (values.reshape(batch_shape) for values in (fit.smoothness, fit.held_out_gain))
-    return SampleFit(*_tilted(density, fit.coefficients), smoothness, gain)
+    return SampleFit(*tilted(density, fit.coefficients), smoothness, gain)
 
 
 def fit_log_density(
@@ -136,7 +136,7 @@ def fit_log_density(
     # Rounded at once, so that basis and reference end at the same numbers.
     low, high = (np.asarray(end, dtype) for end in BSpline(NUM_INTERVALS, 3, domain).domain)
     if reference is not None:
-        reference = _unexpanded(reference)
+        reference = unexpanded(reference)
     batch_shape = np.broadcast_shapes(low.shape, batch_shape, () if reference is None else reference.batch_shape)
     if basis is None:
         basis = BSpline(NUM_INTERVALS, 3, (low, high))
@@ -144,7 +144,7 @@ def fit_log_density(
         raise ValueError(f"basis must have the domain {domain}, got a basis on {basis.domain}")
     if reference is None:
         reference = dist.Uniform(*(jnp.asarray(end, dtype) for end in basis.domain))
-    density = _untilted(basis, reference, batch_shape)
+    density = untilted_density(basis, reference, batch_shape)
     coefficients, total_variation = _nearest(fn, density, density.rule)
     if np.max(total_variation) > TOTAL_VARIATION_BOUND:
         worst = np.unravel_index(np.argmax(total_variation), batch_shape)
@@ -153,7 +153,7 @@ def fit_log_density(
             f"{of_coordinate(worst)}; {_enough_cells(fn, (low, high), reference, batch_shape)}",
             stacklevel=3,
         )
-    return LogDensityFit(*_tilted(density, coefficients), total_variation)
+    return LogDensityFit(*tilted(density, coefficients), total_variation)
 
 
 def _nearest(fn, untilted: Density, rule: QuadratureRule, most_steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +178,7 @@ def _nearest(fn, untilted: Density, rule: QuadratureRule, most_steps: int = 200)
 def _enough_cells(fn, domain, reference, batch_shape) -> str:
     """A number of cells that is enough for a log-density, in words."""
     for num_cells in (60, 80, 120, 160, 240, 320):
-        untilted = _untilted(BSpline(num_cells, 3, domain), reference, batch_shape)
+        untilted = untilted_density(BSpline(num_cells, 3, domain), reference, batch_shape)
         error = np.max(_nearest(fn, untilted, COARSE, most_steps=20)[1])
         if error < 0.1 * TOTAL_VARIATION_BOUND:
             return f"basis=BSpline({num_cells}, 3, domain) leaves {error:.1g}"
@@ -206,14 +206,14 @@ def tabulated_log_density(
 # The numbers behind a density ----------------------------------------------------------------------------------------
 
 
-def _unexpanded(reference: dist.Distribution) -> dist.Distribution:
+def unexpanded(reference: dist.Distribution) -> dist.Distribution:
     """The reference without an ExpandedDistribution, which hides cdf and icdf, and checked."""
     reference = reference.base_dist if isinstance(reference, dist.ExpandedDistribution) else reference
     check_reference(reference)
     return reference
 
 
-def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> Density:
+def untilted_density(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int, ...]) -> Density:
     """The reference with a zero energy."""
     energy = UnivariateEnergy(
         base_weight=jnp.zeros(batch_shape),
@@ -224,7 +224,7 @@ def _untilted(basis: Basis, reference: dist.Distribution, batch_shape: tuple[int
     return Density.of(energy, reference)
 
 
-def _tilted(density: Density, coefficients: np.ndarray) -> tuple[UnivariateEnergy, dist.Distribution]:
+def tilted(density: Density, coefficients: np.ndarray) -> tuple[UnivariateEnergy, dist.Distribution]:
     """The energy with the given coefficients, in the dtype that it has, and the reference."""
     old = density.energy.coefficients
     new = jnp.asarray(coefficients.reshape(old.shape), old.dtype)
