@@ -1,232 +1,252 @@
 # %% [markdown]
 # # Empirical Bayes
 #
-# Many noisy measurements of many effects tell how the effects are distributed. Learn that distribution by maximum
-# marginal likelihood, and let it correct every single measurement: in a simulation where the truth is known, for
-# eighteen baseball players, and for eight schools, which are too few. It takes about a minute and a half on two cores.
+# Many noisy measurements of many effects tell how the effects are distributed. One call learns that distribution by
+# maximum marginal likelihood, and corrects every single measurement by it: in simulations where the truth is known, for
+# the claims of car drivers, the tumours of rats, eighteen baseball players, and eight schools, which are too few.
 
 # %%
 import os
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
-import optax
-from numpyro.contrib.module import eqx_module
-from numpyro.infer import MCMC, NUTS
-from numpyro.infer.reparam import LocScaleReparam
-from scipy.signal import argrelmin
+from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
-from scipy.stats import binom, norm
+from scipy.stats import beta, betabinom, gamma, nbinom, norm
+from scipy.stats import t as student
 
-from numpyro_kaem import BSpline, ImportanceMLE, ImportanceSampling, KAPrior, UnivariateEnergy, fit
+from numpyro_kaem import empirical_bayes
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
-num_steps, num_draws, num_iterations = (20, 500, 100) if smoke else (500, 5_000, 4_000)
 outputs = Path("outputs")
 outputs.mkdir(exist_ok=True)
-
-# %% [markdown]
-# ## The model
-#
-# An effect $z_i$ comes from an unknown prior, and is measured with an error of known size $\sigma_i$. It is an ordinary
-# NumPyro model: the prior is a normal distribution with learned location and scale, either as it is or tilted by a
-# learned cubic spline. The spline starts at zero, so training starts at the normal distribution.
-#
-# The factor is a penalty. It says of the spline's coefficients that their second differences are normal with standard
-# deviation `bend`, so that a small `bend` keeps the tilt close to a straight line, which only moves a normal
-# distribution. It stands outside of the data plate and so is counted once.
-
-
-# %%
-def normal(location, scale):
-    return dist.Normal(
-        numpyro.param("location", location), numpyro.param("scale", scale, constraint=dist.constraints.positive)
-    )
-
-
-def tilt(domain, num_intervals, bend):
-    basis = BSpline(num_intervals=num_intervals, degree=3, domain=domain)
-    initial = UnivariateEnergy.init(jax.random.key(0), basis=basis, base_activation="identity", scale=0.0)
-    energy = eqx_module("energy", initial)
-    differences = jnp.diff(energy.spline_weight * energy.coefficients, 2)
-    numpyro.factor("smoothness", dist.Normal(0.0, bend).log_prob(differences).sum())
-    return energy
-
-
-def normal_effects(y, error):
-    prior = normal(0.0, 2.0)
-    with numpyro.plate("data", y.shape[0]):
-        z = numpyro.sample("z", prior)
-        numpyro.sample("y", dist.Normal(z, error), obs=y)
-
-
-def learned_effects(y, error, domain):
-    prior = KAPrior(tilt(domain, num_intervals=20, bend=2.0), normal(0.0, 2.0))
-    with numpyro.plate("data", y.shape[0]):
-        z = numpyro.sample("z", prior)
-        numpyro.sample("y", dist.Normal(z, error), obs=y)
-
 
 # %% [markdown]
 # ## Two populations
 #
 # 70 percent of two thousand effects are close to zero, the others close to three. Most errors are larger than the
-# spread of either population, and the measurements show one lump with a shoulder.
+# spread of either population, and the measurements show one lump with a shoulder. The likelihood is a function from
+# effects to a NumPyro distribution of the measurements; what else it needs, here the size of the errors, follows as
+# data.
 
 # %%
 rng = np.random.default_rng(0)
-second = (rng.random(2_000) < 0.3).astype(int)
-z = rng.normal(np.array([0.0, 3.0])[second], np.array([0.4, 0.6])[second])
-error = rng.uniform(0.5, 1.5, 2_000)
-y = rng.normal(z, error)
+number = 300 if smoke else 2_000
+second = (rng.random(number) < 0.3).astype(int)
+effects = rng.normal(np.array([0.0, 3.0])[second], np.array([0.4, 0.6])[second])
+error = rng.uniform(0.5, 1.5, number)
+y = rng.normal(effects, error)
 
-# %% [markdown]
-# Maximum marginal likelihood is what `ImportanceMLE` does: every step takes 300 draws from the prior, which all data
-# share. There is nothing but the prior to learn.
-
-# %%
-domain = (float(y.min()), float(y.max()))
-effects = {"normal": normal_effects, "learned": partial(learned_effects, domain=domain)}
-
-
-def train(model, *data, draws=300):
-    return fit(
-        jax.random.key(1),
-        model,
-        tuple(np.asarray(array, np.float32) for array in data),
-        objective=ImportanceMLE(draws),
-        optimizer=optax.adam(optax.cosine_decay_schedule(0.05, num_steps, alpha=0.01)),
-        num_epochs=num_steps,  # all data at once, so that an epoch is a step
-        batch_size=len(data[0]),
-        progress=False,
-    ).params
-
-
-params = {name: train(model, y, error) for name, model in effects.items()}
-priors = {
-    "normal": dist.Normal(params["normal"]["location"], params["normal"]["scale"]),
-    "learned": KAPrior(
-        params["learned"]["energy$params"], dist.Normal(params["learned"]["location"], params["learned"]["scale"])
-    ),
-}
-
-# %% [markdown]
-# Posteriors by importance sampling, from the same model. The prior is a good proposal, because a single measurement
-# says little.
-
+result = empirical_bayes(lambda effect, error: dist.Normal(effect, error), y, error)
+print(result.to_pandas().head().round(2).to_string())
 
 # %%
-def posterior_means(model, params, *data, function=lambda z: z):
-    posterior = ImportanceSampling(num_draws).run(
-        jax.random.key(2), model, params, *(np.asarray(array, np.float32) for array in data)
-    )
-    weights = np.exp(posterior.log_weights - posterior.log_evidence[:, None]) / num_draws
-    return np.einsum("is,is->i", weights, function(posterior.latents["z"])), posterior
-
-
-sampled = {name: posterior_means(model, params[name], y, error) for name, model in effects.items()}
-
-# %% [markdown]
-# With one latent number per measurement everything can also be had by quadrature: a sum over a fine grid gives
-# $\log p(y_i)$ and posterior means to all digits, for any prior.
-
-
-# %%
-def on_grid(log_mass, log_likelihood, points):
-    """Log-evidence and posterior mean of each datum, for prior masses on points."""
-    joint = log_likelihood + log_mass
-    log_evidence = logsumexp(joint, axis=1)
-    return log_evidence, np.exp(joint - log_evidence[:, None]) @ points
-
-
-def log_mass(prior, points):
-    return np.asarray(prior.log_prob(points.astype(np.float32)), np.float64) + np.log(points[1] - points[0])
-
-
-points = np.linspace(y.min() - 3.0, y.max() + 3.0, 2_001)
-log_likelihood = norm.logpdf(y[:, None], points, error[:, None])
-truth = dist.MixtureSameFamily(
-    dist.Categorical(np.array([0.7, 0.3])), dist.Normal(np.array([0.0, 3.0]), np.array([0.4, 0.6]))
-)
-exact = {
-    name: on_grid(log_mass(prior, points), log_likelihood, points) for name, prior in {**priors, "true": truth}.items()
-}
-
-# %% [markdown]
-# How well could any prior do? The *nonparametric* maximum-likelihood estimator is the best of all distributions
-# (Kiefer and Wolfowitz 1956; Laird 1978). On a grid it is found by EM, three lines of NumPy. EM also bounds what it has
-# left to gain: no prior on the grid exceeds its mean log-likelihood by more than $\log \max_z D(z)$,
-# $D(z) = \frac1n \sum_i p(y_i \mid z) / p(y_i)$.
-
-
-# %%
-def npmle(log_likelihood, iterations):
-    """Masses of the nonparametric maximum-likelihood prior, and the log-likelihood per datum still to be gained."""
-    likelihood = np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))
-    mass = np.full(likelihood.shape[1], 1.0 / likelihood.shape[1])
-    for _ in range(iterations):
-        mass = mass * (likelihood.T @ (1.0 / (likelihood @ mass)) / len(likelihood))
-    return mass, np.log(np.max(likelihood.T @ (1.0 / (likelihood @ mass)) / len(likelihood)))
-
-
-atoms = np.linspace(y.min(), y.max(), 401)
-mass, slack = npmle(norm.logpdf(y[:, None], atoms, error[:, None]), num_iterations)
-with np.errstate(divide="ignore"):
-    exact["nonparametric"] = on_grid(np.log(mass), norm.logpdf(y[:, None], atoms, error[:, None]), atoms)
-
-# %%
-bound = exact["nonparametric"][0].mean() + slack
-print(f"{'prior':28}{'log-likelihood':>16}{'below the bound':>18}{'squared error':>16}")
-print(f"{'none (the measurements)':28}{'':34}{np.mean((y - z) ** 2):16.3f}")
-for name, (log_evidence, mean) in exact.items():
-    score = log_evidence.mean()
-    print(f"{name:28}{score:16.4f}{bound - score:18.4f}{np.mean((mean - z) ** 2):16.3f}")
-print("\nBy importance sampling instead of quadrature:")
-for name, (mean, posterior) in sampled.items():
-    print(f"{name:28}{posterior.log_evidence.mean():16.4f}{'':18}{np.mean((mean - z) ** 2):16.3f}")
-
-# %% [markdown]
-# The learned prior reaches the bound to a few thousandths of a nat per measurement. It is smooth, where the best
-# distribution of all is a handful of spikes: nothing in the likelihood forbids them, and few believe in them. The
-# normal prior cannot have two populations, and pulls the second one towards the first.
-
-# %%
-# EM comes to an atom as a narrow bump: the grid is cut in the valleys, and every piece is drawn as one atom.
-pieces = np.split(np.arange(len(atoms)), argrelmin(mass)[0])
-heights = np.array([mass[piece].sum() for piece in pieces])
-places = np.array([np.average(atoms[piece], weights=mass[piece]) for piece in pieces])
-kept = heights > 1e-3
-colors = {"normal": "C7", "learned": "C0", "true": "black", "nonparametric": "C3"}
-labels = {"normal": "normal", "learned": "learned (KAPrior)", "true": "truth", "nonparametric": "nonparametric"}
-styles = {"normal": "-", "learned": "-", "true": "--", "nonparametric": ":"}
-
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 axes[0].hist(y, bins=40, density=True, color="0.9", label="measurements")
-for name, prior in {**priors, "true": truth}.items():
-    axes[0].plot(points, np.exp(prior.log_prob(points)), styles[name], color=colors[name], label=labels[name])
-axes[0].vlines(places[kept], 0, heights[kept], "C3", label="nonparametric (masses)")
-axes[0].plot(places[kept], heights[kept], "o", color="C3", markersize=4)
-axes[0].set(title="The prior of the effects", xlabel="effect z", ylabel="density", xlim=(-3.5, 6.5), ylim=(0, None))
-axes[0].legend(fontsize=8)
-
-measured = np.linspace(-3.0, 6.0, 181)
-single = norm.logpdf(measured[:, None], points, 1.0)
-for name, prior in {**priors, "true": truth}.items():
-    _, mean = on_grid(log_mass(prior, points), single, points)
-    axes[1].plot(measured, mean, styles[name], color=colors[name], label=labels[name])
-with np.errstate(divide="ignore"):
-    _, mean = on_grid(np.log(mass), norm.logpdf(measured[:, None], atoms, 1.0), atoms)
-axes[1].plot(measured, mean, styles["nonparametric"], color=colors["nonparametric"], label=labels["nonparametric"])
-axes[1].plot(measured, measured, color="0.8", zorder=0, label="no shrinkage")
-axes[1].set(title="What a measurement with error 1 becomes", xlabel="measured y", ylabel="posterior mean of z")
-axes[1].legend(fontsize=8)
+points = np.linspace(-3.0, 6.0, 361)
+truth = 0.7 * norm.pdf(points, 0.0, 0.4) + 0.3 * norm.pdf(points, 3.0, 0.6)
+axes[0].plot(points, truth, "k--", label="truth")
+result.plot(axes[0])
+axes[0].set(title="The prior of the effects", xlim=(-3.5, 6.5))
+new = result.posterior(points, np.ones_like(points))
+low, high = new.quantile([0.05, 0.95]).T
+axes[1].fill_between(points, low, high, alpha=0.25, linewidth=0, label="90% interval")
+axes[1].plot(points, new.mean, label="posterior mean")
+axes[1].plot(points, points, color="0.8", zorder=0, label="no shrinkage")
+axes[1].set(title="What a measurement with error 1 becomes", xlabel="measured y", ylabel="effect")
+axes[1].legend()
 figure.savefig(outputs / "empirical_bayes_two_populations.png", dpi=120)
+
+# %% [markdown]
+# The learned prior finds both populations, and a measurement is drawn towards the one that it probably comes from.
+# Between the two it is uncertain which, and the interval says so.
+#
+# ## Beside other priors
+#
+# R's ebnm and ashr fit priors of other families. Written out here: a normal; a point mass at zero and a normal; a
+# mixture of normals around zero of scales on a grid; and the *nonparametric* maximum-likelihood estimator, the best of
+# all distributions (Kiefer and Wolfowitz 1956; Laird 1978). All of them are mixtures of components whose marginal
+# densities are known, so that EM needs three lines. EM also bounds what is left to gain: no shares exceed the mean
+# log-likelihood of its own by more than $\log \max_k D_k$, $D_k = \frac1n \sum_i p(y_i \mid k) / p(y_i)$.
+
+
+# %%
+def em(log_marginal, iterations=200 if smoke else 2_000):
+    """Shares of components, and what is left to gain in log-likelihood per datum."""
+    marginal = np.exp(log_marginal - log_marginal.max(1, keepdims=True))
+    shares = np.full(marginal.shape[1], 1.0 / marginal.shape[1])
+    for _ in range(iterations):
+        shares = shares * (marginal.T @ (1.0 / (marginal @ shares)) / len(marginal))
+    return shares, np.log(np.max(marginal.T @ (1.0 / (marginal @ shares)) / len(marginal)))
+
+
+def mixture(y, error, location, scale, shares=None):
+    """Mean log-likelihood, posterior means and slack of a mixture of normals; shares are learned unless given."""
+    scale = np.maximum(scale, 1e-9)
+    log_marginal = norm.logpdf(y[:, None], location, np.hypot(error[:, None], scale))
+    shares, slack = em(log_marginal) if shares is None else (shares, 0.0)
+    joint = log_marginal + np.log(np.maximum(shares, 1e-300))
+    log_evidence = logsumexp(joint, axis=1)
+    weight = scale**2 / (scale**2 + error[:, None] ** 2)
+    means = weight * y[:, None] + (1.0 - weight) * location
+    return log_evidence.mean(), np.sum(np.exp(joint - log_evidence[:, None]) * means, axis=1), slack
+
+
+def best(family, start):
+    """The member of a family of priors with the greatest marginal likelihood."""
+    return family(minimize(lambda parameters: -family(parameters)[0], start, method="Nelder-Mead").x)
+
+
+def families(y, error):
+    shared = error.min() * np.sqrt(2.0) ** np.arange(-4, 16)
+    yield "normal", best(lambda p: mixture(y, error, p[:1], np.exp(p[1:]), np.ones(1)), [y.mean(), np.log(y.std())])
+
+    def spike_and_normal(p):
+        share = expit(p[0])
+        return mixture(y, error, np.array([0.0, p[1]]), np.array([0.0, np.exp(p[2])]), np.array([1 - share, share]))
+
+    yield "point mass and normal", best(spike_and_normal, [0.0, y.mean(), np.log(y.std())])
+    yield "normals around zero, scales on a grid", mixture(y, error, np.zeros(21), np.append(0.0, shared))
+    atoms = np.linspace(y.min(), y.max(), 101 if smoke else 401)
+    yield "nonparametric, 401 points", mixture(y, error, atoms, np.zeros(len(atoms)))
+
+
+# %% [markdown]
+# Three kinds of effects, with all errors of size one. How far the log-likelihood is below that of the best of all
+# distributions, and squared errors relative to those under the true prior, which nothing beats on average.
+
+# %%
+grid = np.arange(-3_000, 3_001) / 100
+truths = {
+    "two lumps": 0.7 * norm.pdf(grid, 0.0, 0.4) + 0.3 * norm.pdf(grid, 3.0, 0.6),
+    "most are zero": np.where(grid == 0, 80.0, 0.2 * student.pdf(grid / 3.0, 4.0) / 3.0),
+    "skewed": gamma.pdf(grid, 1.5, scale=1.5),
+}
+names = ("learned", "learned, and a point mass at zero")
+bounds, errors = {}, {}
+for kind, density in truths.items():
+    masses = density / density.sum()
+    effects = rng.choice(grid, number, p=masses)
+    y, error = rng.normal(effects, 1.0), np.ones(number)
+    joint = norm.logpdf(y[:, None], grid) + np.log(np.maximum(masses, 1e-300))
+    log_evidence = logsumexp(joint, axis=1, keepdims=True)
+    oracle = np.exp(joint - log_evidence) @ grid
+    rows = dict(families(y, error))
+    for name, point_mass in zip(names, (None, 0.0), strict=True):
+        learned = empirical_bayes(lambda effect: dist.Normal(effect, 1.0), y, point_mass=point_mass)
+        rows[name] = learned.log_likelihood / number, learned.mean, 0.0
+    rows["the true prior"] = log_evidence.mean(), oracle, 0.0
+    best_of_all = rows["nonparametric, 401 points"]
+    bound = best_of_all[0] + best_of_all[2]
+    bounds[kind] = bound - rows["learned"][0]
+    errors[kind] = np.sum((rows["learned"][1] - effects) ** 2) / np.sum((oracle - effects) ** 2)
+    print(f"{kind:40}{'nats below':>12}{'squared error':>16}")
+    for name, (score, mean, _) in rows.items():
+        ratio = np.sum((mean - effects) ** 2) / np.sum((oracle - effects) ** 2)
+        print(f"  {name:38}{bound - score:12.4f}{ratio:16.3f}")
+
+# %% [markdown]
+# No family is best on all three but the learned prior is never far from it: below the bound by some thousandths of a
+# nat per measurement, and with squared errors within two percent of the least possible. The normals around zero, which
+# are right for effects most of which are zero, pull two lumps and skewed effects to the wrong place; the nonparametric
+# prior has the best likelihood of all, by atoms at what happened to be measured, and predicts a little worse for it.
+
+# %% tags=["checks"]
+assert smoke or (max(bounds.values()) < 0.005 and max(errors.values()) < 1.025)
+
+# %% [markdown]
+# ## Claims of car drivers
+#
+# 9,461 drivers of a Belgian insurance company by their claims of one year (P. Thyrion, *Contribution à l'étude du bonus
+# pour non sinistre en assurance automobile*, ASTIN Bulletin 1, 1960). How many claims are to be expected of each in the
+# next? The effect is the logarithm of a driver's rate, the likelihood is Poisson, and the numbers of drivers are
+# weights. Robbins' formula of 1956 needs no prior, but the number of drivers with a claim more. A gamma prior makes the
+# counts negative binomial.
+
+# %%
+claims, drivers = np.arange(8), np.array([7840, 1317, 239, 42, 14, 4, 4, 1])
+result = empirical_bayes(lambda log_rate: dist.Poisson(jnp.exp(log_rate)), claims, weights=drivers)
+expected = np.exp(result.sample(jax.random.key(0), 20_000)).mean(0)
+
+
+def gamma_prior(parameters):
+    shape, rate = np.exp(parameters)
+    return drivers @ nbinom.logpmf(claims, shape, rate / (1.0 + rate)), (claims + shape) / (1.0 + rate)
+
+
+fitted = gamma_prior(minimize(lambda parameters: -gamma_prior(parameters)[0], [0.0, 1.0], method="Nelder-Mead").x)
+robbins = np.append((claims[1:]) * drivers[1:] / drivers[:-1], np.nan)
+print(f"{'claims':>8}{'drivers':>9}{'Robbins':>9}{'gamma':>9}{'learned':>9}")
+for row in zip(claims, drivers, robbins, fitted[1], expected, strict=True):
+    print("{:8}{:9}{:9.3f}{:9.3f}{:9.3f}".format(*row))
+print(f"log-likelihood: gamma {fitted[0]:.2f}, learned {result.log_likelihood:.2f}")
+
+# %% [markdown]
+# Seven nats speak against the gamma prior. The learned one agrees with Robbins where there are many drivers, and does
+# not follow his formula where there are four. Beyond three claims it says more than twice what the gamma prior says:
+# there are a few drivers of another kind.
+
+# %% tags=["checks"]
+assert result.log_likelihood > fitted[0] + 5
+assert np.abs(expected[:3] - robbins[:3]).max() < 0.05
+
+# %% [markdown]
+# ## Tumours of rats
+#
+# Seventy-one groups of female rats that were given no drug, by how many had a tumour of the uterus (R. E. Tarone, *The
+# Use of Historical Control Information in Testing for a Trend in Proportions*, Biometrics 38, 1982). The effect is the
+# log-odds of a tumour, the likelihood is binomial; beside it the usual beta prior.
+
+# %%
+groups = """
+0/20 0/20 0/20 0/20 0/20 0/20 0/20 0/19 0/19 0/19 0/19 0/18 0/18 0/17 1/20 1/20 1/20 1/20 1/19 1/19 1/18 1/18
+2/25 2/24 2/23 2/20 2/20 2/20 2/20 2/20 2/20 1/10 5/49 2/19 5/46 3/27 2/17 7/49 7/47 3/20 3/20 2/13 9/48 10/50
+4/20 4/20 4/20 4/20 4/20 4/20 4/20 10/48 4/19 4/19 4/19 5/22 11/46 12/49 5/20 5/20 6/23 5/19 6/22 6/20 6/20 6/20
+16/52 15/46 15/47 9/24 4/14
+"""
+tumours, rats = np.array([group.split("/") for group in groups.split()], int).T
+
+result = empirical_bayes(lambda logit, n: dist.Binomial(n, logits=logit), tumours, rats)
+
+
+def beta_prior(parameters):
+    a, b = np.exp(parameters)
+    return betabinom.logpmf(tumours, rats, a, b).sum(), (tumours + a) / (rats + a + b), (a, b)
+
+
+fitted = beta_prior(minimize(lambda parameters: -beta_prior(parameters)[0], [0.0, 2.0], method="Nelder-Mead").x)
+a, b = fitted[2]
+print(f"log-likelihood: beta({a:.1f}, {b:.1f}) {fitted[0]:.2f}, learned {result.log_likelihood:.2f}")
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+rate = np.linspace(0.002, 0.5, 300)
+logits = np.log(rate / (1.0 - rate))
+band = result.density_band(logits)
+change = 1.0 / (rate * (1.0 - rate))  # of log-odds with the rate
+axes[0].fill_between(rate, band.low * change, band.high * change, alpha=0.25, linewidth=0)
+axes[0].plot(rate, band.density * change, label="learned, with 95% band")
+axes[0].plot(rate, beta.pdf(rate, a, b), "C1", label="beta")
+axes[0].set(title="The prior of tumour rates", xlabel="rate", ylim=(0.0, 9.0))
+axes[0].legend()
+low, middle, high = expit(result.quantile([0.05, 0.5, 0.95])).T
+order = np.argsort(tumours / rats, kind="stable")
+place = np.arange(len(order))
+axes[1].vlines(place, low[order], high[order], "C0", alpha=0.4)
+axes[1].plot(place, middle[order], "C0.", label="posterior median, 90% interval")
+axes[1].plot(place, fitted[1][order], "C1.", ms=4, label="posterior mean, beta prior")
+axes[1].plot(place, (tumours / rats)[order], "k_", label="share of the group")
+axes[1].set(title="Seventy-one groups", xlabel="group", ylabel="rate")
+axes[1].legend()
+figure.savefig(outputs / "empirical_bayes_rats.png", dpi=120)
+
+# %% [markdown]
+# Seventy-one groups are few: the smoothness that is chosen leaves a normal prior of log-odds, and the band is wide. The
+# beta prior fits a little better, by a nat for all groups, and says the same of them.
 
 # %% [markdown]
 # ## Eighteen baseball players
@@ -259,85 +279,31 @@ players = {  # hits in the first 45 at bats, batting average in the rest of the 
     "Alvis": (7, 0.200),
 }
 hits, rest = (np.array(column) for column in zip(*players.values(), strict=True))
+at_bats = np.full(len(hits), 45)
+result = empirical_bayes(lambda logit, n: dist.Binomial(n, logits=logit), hits, at_bats)
 
 # %% [markdown]
-# The effect is the log-odds of a hit, and the likelihood is binomial. Eighteen players cannot determine a density: the
-# tilt is of a fixed reference, whose 95 percent range of batting averages is 0.17 to 0.40, and it is penalised. How
-# much the penalty matters is seen by leaving it out.
-
+# Beside it: no pooling, complete pooling, and the estimator of James and Stein as Efron and Morris applied it (on the
+# scale on which the variance is one). The error is against the rest of the season, summed over players.
 
 # %%
-def batting(hits, bend):
-    prior = KAPrior(tilt((-2.0, 0.0), num_intervals=12, bend=bend), dist.Normal(-1.0, 0.3))
-    with numpyro.plate("players", hits.shape[0]):
-        z = numpyro.sample("z", prior)
-        numpyro.sample("hits", dist.Binomial(45, logits=z), obs=hits)
-
-
-bends = {"learned, penalised": 1.0, "learned, not penalised": 1e4}
-players_params = {name: train(partial(batting, bend=bend), hits, draws=1_000) for name, bend in bends.items()}
-players_priors = {name: KAPrior(p["energy$params"], dist.Normal(-1.0, 0.3)) for name, p in players_params.items()}
-estimates = {
-    name: posterior_means(partial(batting, bend=bend), players_params[name], hits, function=expit)[0]
-    for name, bend in bends.items()
-}
-
-# %% [markdown]
-# Beside them: no pooling, complete pooling, the estimator of James and Stein as Efron and Morris applied it (on the
-# scale on which the variance is one), and the nonparametric prior. The error is against the rest of the season,
-# summed over players.
-
-# %%
-log_odds = np.linspace(-2.2, 0.2, 601)
-players_likelihood = binom.logpmf(hits[:, None], 45, expit(log_odds))
-players_mass, players_slack = npmle(players_likelihood, 5 * num_iterations)
-players_joint = np.exp(players_likelihood) * players_mass
-
 scaled = np.sqrt(45) * np.arcsin(2 * hits / 45 - 1)
 factor = 1 - (len(hits) - 3) / np.sum((scaled - scaled.mean()) ** 2)
 shrunk = scaled.mean() + factor * (scaled - scaled.mean())
-estimates |= {
+estimates = {
     "no pooling": hits / 45,
     "complete pooling": np.full(18, hits.mean() / 45),
     "James-Stein": (np.sin(shrunk / np.sqrt(45)) + 1) / 2,
-    "nonparametric": players_joint @ expit(log_odds) / players_joint.sum(1),
+    "learned": expit(result.sample(jax.random.key(1), 20_000)).mean(0),
 }
-
-wide = np.linspace(-4.0, 2.0, 2_001)
-wide_likelihood = binom.logpmf(hits[:, None], 45, expit(wide))
-players_scores = {"nonparametric": np.log(players_joint.sum(1)).sum()} | {
-    name: on_grid(log_mass(prior, wide), wide_likelihood, wide)[0].sum() for name, prior in players_priors.items()
-}
-errors = {name: np.sum((mean - rest) ** 2) for name, mean in estimates.items()}
-print(f"{'':24}{'squared error':>14}{'log-likelihood of all 18':>28}")
-for name in sorted(errors, key=errors.get, reverse=True):
-    score = f"{players_scores[name]:28.2f}" if name in players_scores else ""
-    print(f"{name:24}{errors[name]:14.4f}{score}")
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-average = np.linspace(0.1, 0.45, 351)
-change = 1 / (average * (1 - average))  # of log-odds with the average
-for name, prior in {**players_priors, "reference": dist.Normal(-1.0, 0.3)}.items():
-    style = {"reference": ("0.6", "--"), "learned, penalised": ("C0", "-"), "learned, not penalised": ("C1", "-")}[name]
-    density = np.exp(prior.log_prob(np.log(average / (1 - average)))) * change
-    axes[0].plot(average, density, color=style[0], linestyle=style[1], label=name)
-axes[0].plot(hits / 45, np.full(18, -0.6), "|", color="black", label="first 45 at bats")
-axes[0].set(title="The prior of batting averages", xlabel="batting average", ylabel="density")
-axes[0].legend(fontsize=8)
-chosen = estimates["learned, penalised"]
-for first, middle, last in zip(hits / 45, chosen, rest, strict=True):
-    axes[1].plot([0, 1, 2], [first, middle, last], ".-", color="C0", alpha=0.6)
-for name in ["Clemente", "Munson", "Alvis"]:
-    axes[1].annotate(name, (2, players[name][1]), xytext=(6, -3), textcoords="offset points", fontsize=8)
-axes[1].set(title="Eighteen players", ylabel="batting average", xlim=(-0.2, 2.45))
-axes[1].set_xticks([0, 1, 2], ["first 45 at bats", "posterior mean", "rest of the season"])
-figure.savefig(outputs / "empirical_bayes_baseball.png", dpi=120)
+for name, estimate in estimates.items():
+    print(f"{name:20}{np.sum((estimate - rest) ** 2):8.4f}")
+mean, std = float(result.prior.mean), float(result.prior.variance) ** 0.5
+print(f"learned prior of the log-odds: mean {mean:.2f}, standard deviation {std:.2f}")
 
 # %% [markdown]
-# Any sensible prior removes about 70 percent of the error, and the learned ones do as well as James and Stein to within
-# a few percent. The shape is another matter: the likelihoods of a narrow, a wide and a two-point prior differ by less
-# than a factor of two for all players together. Eighteen data choose the amount of shrinkage, not the density.
+# Eighteen data choose the amount of shrinkage, not the density: with so few the call stays with a normal prior, of
+# greatest marginal likelihood.
 #
 # ## Eight schools
 #
@@ -347,122 +313,15 @@ figure.savefig(outputs / "empirical_bayes_baseball.png", dpi=120)
 # %%
 school_effect = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 school_error = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-
-
-def schools(y, error, bend):
-    prior = KAPrior(tilt((-22.0, 38.0), num_intervals=12, bend=bend), dist.Normal(8.0, 10.0))
-    with numpyro.plate("schools", y.shape[0]):
-        z = numpyro.sample("z", prior)
-        numpyro.sample("y", dist.Normal(z, error), obs=y)
-
-
-school_data = school_effect, school_error
-schools_priors = {
-    name: KAPrior(
-        train(partial(schools, bend=bend), *school_data, draws=1_000)["energy$params"], dist.Normal(8.0, 10.0)
-    )
-    for name, bend in bends.items()
-} | {"reference": dist.Normal(8.0, 10.0)}
+result = empirical_bayes(lambda effect, error: dist.Normal(effect, error), school_effect, school_error)
+mean, std = float(result.prior.mean), float(result.prior.variance) ** 0.5
+print(f"learned prior: mean {mean:.1f}, standard deviation {std:.2f}, log-likelihood {result.log_likelihood:.2f}")
+for scale in (5.0, 10.0, 20.0):
+    score = norm.logpdf(school_effect, mean, np.hypot(school_error, scale)).sum()
+    print(f"normal prior of standard deviation {scale:4.1f}: log-likelihood {score:.2f}")
 
 # %% [markdown]
-# The hierarchical normal model does not choose one prior: it averages over locations and scales. NUTS samples them.
-
-
-# %%
-def hierarchical(y, error):
-    location = numpyro.sample("location", dist.Normal(0.0, 50.0))
-    scale = numpyro.sample("scale", dist.HalfCauchy(5.0))
-    with numpyro.plate("schools", y.shape[0]):
-        z = numpyro.sample("z", dist.Normal(location, scale))
-        numpyro.sample("y", dist.Normal(z, error), obs=y)
-
-
-mcmc = MCMC(
-    NUTS(numpyro.handlers.reparam(hierarchical, {"z": LocScaleReparam(0.0)})),
-    num_warmup=200 if smoke else 1_000,
-    num_samples=200 if smoke else 4_000,
-    progress_bar=False,
-)
-mcmc.run(jax.random.key(3), *school_data)
-draws = mcmc.get_samples()
-
-# %%
-points = np.linspace(-60.0, 80.0, 2_001)
-school_likelihood = norm.logpdf(school_effect[:, None], points, school_error[:, None])
-rows = {}
-for name, prior in schools_priors.items():
-    log_masses = log_mass(prior, points)
-    log_evidence, mean = on_grid(log_masses, school_likelihood, points)
-    _, square = on_grid(log_masses, school_likelihood, points**2)
-    rows[name] = (float(prior.variance) ** 0.5, log_evidence.sum(), mean, np.sqrt(square - mean**2))
-precision = school_error**-2.0
-pooled = np.sum(precision * school_effect) / precision.sum()
-one_point = norm.logpdf(school_effect, pooled, school_error)
-rows["all schools alike"] = (0.0, one_point.sum(), np.full(8, pooled), np.zeros(8))
-rows["hierarchical normal"] = (None, None, np.asarray(draws["z"].mean(0)), np.asarray(draws["z"].std(0)))
-print(f"{'prior':24}{'its sd':>8}{'log-likelihood':>16}   posterior means of the schools A to H")
-for name, (sd, score, mean, _) in rows.items():
-    figures = f"{'averaged':>8}{'':16}" if sd is None else f"{sd:8.1f}{score:16.2f}"
-    print(f"{name:24}{figures}   {' '.join(f'{value:5.1f}' for value in mean)}")
-low, high = np.quantile(draws["scale"], [0.05, 0.95])
-gain = logsumexp(school_likelihood - one_point[:, None], axis=0, b=1 / 8).max()  # log max D(z), as above
-print(f"\nNo prior gains more than {8 * gain:.4f} nats on the one by which all schools are alike.")
-print(f"90 percent of the hierarchical model's scales lie between {low:.1f} and {high:.1f}.")
-
-# %%
-figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-order = np.argsort(-school_effect)
-shown = {
-    "measured": (school_effect, school_error),
-    "learned, not penalised": rows["learned, not penalised"][2:],
-    "learned, penalised": rows["learned, penalised"][2:],
-    "hierarchical normal": rows["hierarchical normal"][2:],
-}
-for offset, color, (name, (mean, sd)) in zip(
-    (-0.24, -0.08, 0.08, 0.24), ("0.7", "C1", "C0", "C2"), shown.items(), strict=True
-):
-    axis.errorbar(np.arange(8) + offset, mean[order], sd[order], fmt="o", ms=4, color=color, label=name)
-axis.set_xticks(range(8), [f"school {'ABCDEFGH'[school]}" for school in order])
-axis.set(ylabel="effect (mean, ± one standard deviation)", title="Eight schools")
-axis.legend(fontsize=8)
-figure.savefig(outputs / "empirical_bayes_schools.png", dpi=120)
-
-# %% [markdown]
-# The best prior of all is a single point: that all schools are alike. Maximum likelihood goes there, if nothing holds
-# it back, and then reports next to no uncertainty, which is wrong. But priors up to a standard deviation of about ten
-# cost little more than one nat for all schools together. The data hardly object, so what holds a learned prior back,
-# the penalty and the reference, decides the answer. With so few data average over priors, as the hierarchical model
-# does, and learn a density when there are hundreds.
-
-# %% tags=["checks"]
-if not smoke:
-    # Two populations.
-    reached = {name: log_evidence.mean() for name, (log_evidence, _) in exact.items()}
-    squared = {name: np.mean((mean - z) ** 2) for name, (_, mean) in exact.items()}
-    assert 0 <= bound - reached["learned"] < 0.01
-    assert squared["true"] < squared["learned"] < squared["normal"] < np.mean((y - z) ** 2)
-    for name, (mean, posterior) in sampled.items():
-        assert abs(posterior.log_evidence.mean() - reached[name]) < 0.02
-        assert np.mean((mean - exact[name][1]) ** 2) < 0.01
-
-    # Efron and Morris's own figures: total squared errors 0.077 and 0.022, and 17.56 and 5.01 on the arcsine scale.
-    assert abs(errors["no pooling"] - 0.077) < 0.002
-    assert abs(errors["James-Stein"] - 0.022) < 0.001
-    scaled_rest = np.sqrt(45) * np.arcsin(2 * rest - 1)
-    assert abs(np.sum((scaled - scaled_rest) ** 2) - 17.56) < 0.05
-    assert abs(np.sum((shrunk - scaled_rest) ** 2) - 5.01) < 0.05
-    for name in ["learned, penalised", "learned, not penalised"]:
-        assert errors[name] < errors["complete pooling"] < errors["no pooling"]
-        assert abs(errors[name] / errors["James-Stein"] - 1) < 0.1
-    assert 0 <= players_scores["nonparametric"] - players_scores["learned, not penalised"] < 0.1
-    assert players_scores["nonparametric"] - players_scores["learned, penalised"] < np.log(2)
-
-    # Eight schools: all alike is the best prior of all, and a wide one is hardly worse.
-    assert 8 * gain < 1e-6
-    best = rows["all schools alike"][1]
-    assert best - rows["learned, not penalised"][1] < 0.05
-    assert rows["learned, not penalised"][0] < 2.0
-    assert 5.0 < rows["learned, penalised"][0] < 10.0
-    assert best - rows["reference"][1] < 1.5
-    # Under hierarchical averaging no school's uncertainty is as small as maximum likelihood makes it.
-    assert np.all(rows["hierarchical normal"][3] > 3 * rows["learned, not penalised"][3])
+# The best prior is next to a single point: that all schools are alike. Posteriors under it have next to no width, which
+# is wrong: a standard deviation of ten costs little more than a nat for all schools together. The data hardly object,
+# and one prior is not enough to say so. With so few average over priors, as a hierarchical model with NUTS does, and
+# learn a density when there are hundreds.
