@@ -67,6 +67,7 @@ PUBLIC_NAMES = [
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",
+    "centered_prior",
     "compare_evidence",
     "energy_module",
     "fit",
