@@ -81,12 +81,12 @@ class CenteredDensity(eqx.Module):
         return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
 
     def centered(self, z) -> Array:
-        """x of z."""
+        """The x of a z."""
         loc, scale = self.loc_and_scale
         return (z - loc) / scale
 
     def original(self, x) -> Array:
-        """z of x: of an x in the support a z in the support, which rounding may have left."""
+        """The z of an x: of one in the support a z in the support, which rounding may have left."""
         loc, scale = self.loc_and_scale
         z, info = loc + scale * x, jnp.finfo(self.dtype)
         for end, sign in zip(self._ends, (1.0, -1.0), strict=True):

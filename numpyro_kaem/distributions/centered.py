@@ -18,7 +18,7 @@ from numpyro_kaem.distributions.truncated import LearnedDistribution, TruncatedP
 
 
 class CenteredPrior(TabulatedDistribution):
-    """What `centered_prior` returns; it keeps the prior, and its moments are those of the prior's present parameters."""
+    """What `centered_prior` returns; it keeps the prior, whose present parameters its moments are of."""
 
     arg_constraints = {}
     reparametrized_params = []
@@ -102,7 +102,7 @@ def centered_prior(prior: LearnedDistribution | TruncatedPrior, *, unit_variance
         unit_variance: whether the variance is one as well.
 
     Returns:
-        A univariate NumPyro distribution of the prior's batch shape, with the methods of the prior: `log_prob`, `sample`,
+        A univariate NumPyro distribution of the prior's batch shape, with the prior's methods: `log_prob`, `sample`,
         `cdf`, `icdf`, `survival`, `entropy`, `tabulate` and the like.
 
     Raises:
