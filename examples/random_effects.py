@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Random effects that need not be normal
 #
-# Patients, schools, batches: a hierarchical model gives each group an effect, and nearly always a normal one. Here the
-# effects of 312 patients have a learned density instead, fully Bayesian by NUTS and by marginal likelihood. The data
-# prefer it, and the shrinkage changes. A simulation shows when normal effects mislead, and by how much.
+# Patients, schools, batches: a hierarchical model gives each group an effect, and nearly always a normal one. Here
+# the effects of 312 patients have a learned density instead, fully Bayesian by NUTS and by marginal likelihood. The
+# data prefer it by eight nats, and the shrinkage changes; the next visit is predicted no better. A simulation shows
+# when normal effects mislead, and by how much. It takes about two minutes on two cores.
 
 # %%
 import os
@@ -41,9 +42,10 @@ outputs.mkdir(exist_ok=True)
 # %% [markdown]
 # ## The data
 #
-# The Mayo Clinic's trial of primary biliary cirrhosis (Murtaugh and others, *Hepatology* 20, 1994; shipped by surpyval)
-# measured the prothrombin time at every visit of 312 patients: the seconds that blood plasma takes to clot, which are more
-# where the liver fails. The model has the first two visits; the third one is kept to see which model knew more.
+# The Mayo Clinic's trial of primary biliary cirrhosis (Murtaugh and others, *Hepatology* 20, 1994; shipped by
+# surpyval) measured the prothrombin time at every visit of 312 patients: the seconds that blood plasma takes to clot,
+# which are more where the liver fails. The model has the first two visits; the third one is kept to see which model
+# knew more.
 
 # %%
 visits = load_pbc2().sort_values(["id", "year"])
@@ -62,14 +64,15 @@ print(f"skewness of the patients' mean logarithms {skew(mean_of_patient):.2f}")
 # %% [markdown]
 # ## The model
 #
-# The logarithm of a time is an intercept, plus a scale times the patient's effect, plus an error. Errors have Student's
-# t distribution with four degrees of freedom, so that a single odd visit is not taken for an odd patient. The effects
-# are standard normal, or have a learned density. `centered_prior` keeps its mean at zero and its variance at one,
-# whatever the energy: intercept and scale mean the same in both models.
+# The logarithm of a time is an intercept, plus a scale times the patient's effect, plus an error. Errors have
+# Student's t distribution with four degrees of freedom, so that a single odd visit is not taken for an odd patient.
+# The effects are standard normal, or have a learned density. `centered_prior` keeps its mean at zero and its variance
+# at one, whatever the energy: intercept and scale mean the same in both models.
 #
-# The energy is a spline whose third differences are normal: a smoothness prior. Its level, slope and curvature are set
-# to zero, for these would move and stretch a normal density, which is taken out again. What is left of the energy is how
-# the density differs from a normal one, and with a `step` of zero it is normal: the normal model is inside of the other.
+# The energy is a spline whose third differences are normal: a smoothness prior. Its level, slope and curvature are
+# set to zero, for these would move and stretch a normal density, which is taken out again. What is left of the energy
+# is how the density differs from a normal one, and with a `step` of zero it is normal: the normal model is inside of
+# the other.
 
 # %%
 basis = BSpline(num_intervals=12, degree=3, domain=(-4.0, 5.0))
@@ -143,8 +146,8 @@ for name, learned in (("normal", False), ("learned", True)):
 # %% [markdown]
 # ## By marginal likelihood
 #
-# The same model without priors on its parameters, the effects as latent variables: `ImportanceMLE` averages over draws
-# of them and maximises, with the smoothness that NUTS has found. It knows nothing of its own uncertainty.
+# The same model without priors on its parameters, the effects as latent variables: `ImportanceMLE` averages over
+# draws of them and maximises, with the smoothness that NUTS has found. It knows nothing of its own uncertainty.
 
 # %%
 step_by_nuts = float(np.median(draws["learned"]["step"]))
@@ -242,13 +245,16 @@ for name, d in draws.items():
     at_visit = dist.StudentT(4.0, levels[name], np.asarray(d["noise"])[:, None]).log_prob(np.nan_to_num(third))
     log_score[name] = np.asarray(logsumexp(at_visit, axis=0) - np.log(len(at_visit)))
 gain = (log_score["learned"] - log_score["normal"])[came]
-print(f"third visits: {gain.sum():.1f} +- {np.sqrt(len(gain)) * gain.std():.1f} nats for learned effects")
+print(f"{len(gain)} third visits: {gain.sum():.1f} +- {np.sqrt(len(gain)) * gain.std():.1f} nats for learned effects")
 
 # %% [markdown]
+# No gain here: most patients are in the middle, where both models say the same, and for the few far out a visit tells
+# little, because disease moves in between. A better distribution of effects need not predict single visits better.
+#
 # ## Posterior predictive checks
 #
-# Data drawn anew from either model, patients and errors, beside the data: the skewness of the patients' means, and how
-# far the longest mean is from the median.
+# Data drawn anew from either model, patients and errors, beside the data: the skewness of the patients' means, and
+# how far the longest mean is from the median.
 
 
 # %%
@@ -283,9 +289,9 @@ figure.savefig(outputs / "random_effects_checks.png", dpi=120)
 # %% [markdown]
 # ## Which model
 #
-# Leave-one-patient-out by ArviZ, whose pointwise log-likelihood is the integral over the patient's effect: a patient who
-# is left out takes the effect along. Then the evidence by tempered SMC, which charges the learned density for all the
-# shapes that it could have had.
+# Leave-one-patient-out by ArviZ, whose pointwise log-likelihood is the integral over the patient's effect: a patient
+# who is left out takes the effect along. Then the evidence by tempered SMC, which charges the learned density for all
+# the shapes that it could have had.
 
 # %%
 idata = {}
@@ -299,18 +305,20 @@ for name in draws:
 comparison = az.compare(idata)
 print(comparison.to_string())
 
-sampler = TemperedSMC(num_particles=32 if smoke else 256, num_runs=2, progress=False)
+sampler = TemperedSMC(num_particles=32 if smoke else 128, num_runs=2, progress=False)
 evidence = compare_evidence(
     {name: sampler.run(jax.random.key(4), model, {}, y, seen, name == "learned") for name in draws}
 )
 print(evidence.to_string())
 
 # %% [markdown]
+# Both prefer learned effects, the evidence by about eight nats although it pays for the freedom.
+#
 # ## When normal effects mislead: a simulation
 #
-# Two hundred groups, one measurement of each, whose error is half of the effects' standard deviation, equal to it, or twice
-# as large. Four distributions of effects, all of mean zero and variance one. Intercept, scale and energy by maximum
-# marginal likelihood, the latter penalised as above; posteriors on the grid.
+# Two hundred groups, one measurement of each, whose error is half of the effects' standard deviation, equal to it, or
+# twice as large. Four distributions of effects, all of mean zero and variance one. Intercept, scale and energy by
+# maximum marginal likelihood, the latter penalised as above; posteriors on the grid.
 
 # %%
 num_groups, num_replicates = (50, 1) if smoke else (200, 6)
@@ -389,15 +397,38 @@ for i, shape in enumerate(shapes):
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 place = np.arange(len(shapes))
 titles = "root mean squared error", "bias of the 5 % largest effects", "their coverage by 90 % intervals"
-middle_ratio = 1.0
+shown_ratio = 0.5
 for k, (ax, title) in enumerate(zip(axes, titles, strict=True)):
     for offset, name, column in ((-0.2, "normal", 2 * k), (0.2, "learned", 2 * k + 1)):
-        values = [table[shape, middle_ratio][column] for shape in shapes]
+        values = [table[shape, shown_ratio][column] for shape in shapes]
         ax.bar(place + offset, values, width=0.38, color=colors[name], label=f"{name} effects")
     ax.set_xticks(place, list(shapes), fontsize=8)
     ax.set_title(title, fontsize=10)
 axes[1].axhline(0.0, color="black", lw=0.8)
 axes[2].axhline(0.9, color="black", ls=":", lw=1)
-axes[0].legend(fontsize=8)
-figure.suptitle("200 groups, one measurement of each, error as large as the effects' standard deviation", fontsize=10)
+axes[0].set_ylim(0.0, 0.65)
+axes[0].legend(fontsize=8, ncols=2, loc="upper right")
+figure.suptitle("200 groups, one measurement of each, error half of the effects' standard deviation", fontsize=10)
 figure.savefig(outputs / "random_effects_simulation.png", dpi=120)
+
+# %% [markdown]
+# Where effects are normal, not knowing it costs nothing to speak of. Where they are not, and errors are half of the
+# effects' standard deviation, normal effects shrink the largest ones too far, and the 90 % intervals of outliers
+# cover about half of them. Where one measurement says little, with errors twice as large as the effects, no shape can
+# be learned from 200 groups, and it does not matter which one is taken. The largest effects are covered less than 90
+# % of the time by either: they were chosen for being large.
+#
+# On the right of the first figure, two visits that disagree are read as an odd visit and drawn to the middle by both
+# models, and patients whose two visits agree stay where they are under learned effects.
+
+# %% tags=["checks"]
+if not smoke:
+    assert evidence.index[0] == "learned" and evidence["log_bayes_factor"].iloc[1] < -4.0
+    assert comparison.index[0] == "learned"
+    assert tails["normal", "skewness of patients' means"] < 0.01
+    for name in draws:
+        assert abs(draws[name]["intercept"].mean() - 2.366) < 0.01
+    outliers = table["5 % outliers", 0.5]
+    assert outliers[1] < 0.9 * outliers[0] and outliers[5] > outliers[4] + 0.1
+    normal = table["normal", 1.0]
+    assert abs(normal[1] / normal[0] - 1.0) < 0.03

@@ -93,8 +93,23 @@ class CenteredDensity(eqx.Module):
             if end is not None:
                 inner = end + sign * jnp.maximum(info.tiny, info.eps * jnp.abs(end))
                 z = jnp.where(sign * (z - inner) < 0, inner, z)
-                z = jnp.where(sign * (x - self.centered(end)) < 0, end, z)
         return z
+
+    def beyond(self, x) -> tuple[Array, Array]:
+        """Whether x is below, and above, the support, by more than the rounding of its ends."""
+        sides = []
+        for end, sign in zip(self._ends, (1.0, -1.0), strict=True):
+            if end is None:
+                sides.append(jnp.zeros(jnp.shape(x), bool))
+            else:
+                moved = self.centered(end)
+                sides.append(sign * (x - moved) < -8.0 * jnp.finfo(self.dtype).eps * jnp.abs(moved))
+        return sides[0], sides[1]
+
+    def at_original(self, function, x, below: float, above: float) -> Array:
+        """A function of z at x, and what it is below and above the support."""
+        is_below, is_above = self.beyond(x)
+        return jnp.where(is_below, below, jnp.where(is_above, above, function(self.whole, self.original(x))))
 
     def log_density(self, x) -> Array:
         """Normalised log-density at x inside the support."""
@@ -105,32 +120,31 @@ class CenteredDensity(eqx.Module):
 @compiled
 def _(density, x):
     density = density.prepared()
-    return jnp.where(
-        density.support(x),
-        log_prob(density.whole, density.original(x)) + jnp.log(density.loc_and_scale[1]),
-        -jnp.inf,
-    )
+    return density.at_original(log_prob, x, -jnp.inf, -jnp.inf) + jnp.log(density.loc_and_scale[1])
 
 
 @log_masses.register(CenteredDensity)
 @compiled
 def _(density, x):
     density = density.prepared()
-    return log_masses(density.whole, density.original(x))
+    below, above = log_masses(density.whole, density.original(x))
+    is_below, is_above = density.beyond(x)
+    below = jnp.where(is_below, -jnp.inf, jnp.where(is_above, 0.0, below))
+    return below, jnp.where(is_below, 0.0, jnp.where(is_above, -jnp.inf, above))
 
 
 @cdf.register(CenteredDensity)
 @compiled
 def _(density, x):
     density = density.prepared()
-    return cdf(density.whole, density.original(x))
+    return density.at_original(cdf, x, 0.0, 1.0)
 
 
 @survival.register(CenteredDensity)
 @compiled
 def _(density, x):
     density = density.prepared()
-    return survival(density.whole, density.original(x))
+    return density.at_original(survival, x, 1.0, 0.0)
 
 
 @log_mass_between.register(CenteredDensity)

@@ -151,7 +151,7 @@ def points(density) -> tuple[Array, Array, tuple[int, int, int]]:
     return z, mass, numbers
 
 
-def _body_points(density: Density) -> tuple[Array, Array]:
+def _body_points(density: Density) -> tuple[Array | np.ndarray, Array]:
     """Those of the body."""
     rule, pieces, basis, dtype, rank = density.rule, density.pieces, density.basis, density.dtype, len(density.shape)
     z = nodes_first(pieces.nodes(basis, rule, dtype)[0], rank)

@@ -12,7 +12,6 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_kaem._densities.centered_density import CenteredDensity
 from numpyro_kaem._densities.density import unchecked
-from numpyro_kaem.checks import check_flag
 from numpyro_kaem.distributions.tabulated import TabulatedDistribution
 from numpyro_kaem.distributions.truncated import LearnedDistribution, TruncatedPrior
 
@@ -82,7 +81,7 @@ def _(distribution: CenteredPrior) -> CenteredPrior:
     return promoted
 
 
-def centered_prior(prior: LearnedDistribution | TruncatedPrior, *, unit_variance: bool = False) -> CenteredPrior:
+def centered_prior(prior: dist.Distribution, *, unit_variance: bool = False) -> CenteredPrior:
     """A learned density, moved so that its mean is zero, and scaled so that its variance is one on request:
 
         x = (z - m) / s,   z ~ p,   p(x) = s p(z = m + s x),
@@ -139,7 +138,6 @@ def centered_prior(prior: LearnedDistribution | TruncatedPrior, *, unit_variance
             f"prior must be a KAPrior, a KAMixture or one of these truncated, got {type(prior).__name__}; "
             "call .to_event and the like on what centered_prior returns"
         )
-    check_flag("unit_variance", unit_variance)
     _check_moments(prior, ("mean", "variance") if unit_variance else ("mean",))
     return CenteredPrior(prior, unit_variance)
 
