@@ -67,7 +67,7 @@ class CenteredPrior(TabulatedDistribution):
         """The same distribution with its tables and its moments kept (see `KAPrior.tabulate`)."""
         tabulated = self._copy()
         tabulated.base_dist = self.base_dist.tabulate()
-        tabulated._kept_moments = tabulated._density.prepared().moments
+        tabulated._kept_moments = self._density.prepared().moments
         return tabulated
 
 
