@@ -69,7 +69,7 @@ def test_density_probabilities_and_draws_are_those_of_the_affine_image(case, bas
     # The whole mass of the density in x. That its mean is zero and its variance one follows from mean and scale.
     mass, x = weights / scale * np.exp(np.asarray(log_prob, np.float64)), (z - mean) / scale
     np.testing.assert_allclose(mass.sum(0), 1.0, atol=2e-5)
-    in_bulk = np.abs(x) < 3.0
+    in_bulk = (np.abs(x) < 3.0) & (weights > 0)  # points without weight are at the ends of the support
     expected = over_batch(densities, "log_prob", z) + np.log(scale)
     np.testing.assert_allclose(log_prob[in_bulk], expected[in_bulk], atol=3e-4)
     below, _ = over_batch(densities, "probabilities", z)
@@ -209,27 +209,28 @@ def test_nuts_takes_it_as_the_distribution_of_effects(reparam):
 
 @pytest.mark.slow
 def test_maximum_likelihood_finds_an_intercept_that_no_energy_moves(optimised):
-    """Skewed effects: the intercept is the mean of the data, the scale their standard deviation, whatever the shape."""
+    """Two groups of effects: the intercept is the mean of the data, the scale their standard deviation."""
     rng = np.random.default_rng(0)
-    y = jnp.asarray(3.0 + 2.0 * (rng.exponential(size=600) - 1.0) + 0.3 * rng.normal(size=600), jnp.float32)
+    effects = np.where(rng.random(600) < 0.2, 2.0, -0.5)
+    y = jnp.asarray(3.0 + 2.0 * effects + 0.5 * rng.normal(size=600), jnp.float32)
 
     def model(y):
-        intercept = numpyro.param("intercept", 0.0)
-        scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+        intercept = numpyro.param("intercept", 2.0)
+        scale = numpyro.param("scale", 1.5, constraint=dist.constraints.positive)
         coefficients = numpyro.param("coefficients", jnp.zeros(BASIS.num_basis))
         numpyro.factor("smoothness", dist.Normal(0.0, 1.0).log_prob(jnp.diff(coefficients, 2)).sum())
         prior = KAPrior(UnivariateEnergy(jnp.zeros(()), jnp.ones(()), coefficients, BASIS), NORMAL)
         with numpyro.plate("data", len(y)):
             x = numpyro.sample("x", centered_prior(prior, unit_variance=True))
-            numpyro.sample("y", dist.Normal(intercept + scale * x, 0.3), obs=y)
+            numpyro.sample("y", dist.Normal(intercept + scale * x, 0.5), obs=y)
 
     params = fit(
         jax.random.key(0), model, y, objective=ImportanceMLE(300), optimizer=optax.adam(0.05), num_epochs=300,
         batch_size=600, progress=False,
     ).params  # fmt: skip
-    # Standard errors of the mean and the standard deviation: 2 / sqrt(600) = 0.083, and about 0.12 for this kurtosis.
+    # The maximum is there but for the smoothness: a tenth of the standard deviation of the data.
     assert abs(params["intercept"] - y.mean()) < 0.2
-    assert abs(params["scale"] - jnp.sqrt(y.var() - 0.09)) < 0.3
+    assert abs(params["scale"] - jnp.sqrt(y.var() - 0.25)) < 0.2
     assert np.ptp(np.diff(params["coefficients"], 2)) > 0.1
 
 
