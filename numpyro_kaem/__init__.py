@@ -14,6 +14,7 @@ from numpyro_kaem.distributions import (
     LookupTable,
     RightCensoredPrior,
     TruncatedPrior,
+    centered_prior,
 )
 from numpyro_kaem.energies import (
     RBF,
@@ -132,6 +133,7 @@ __all__ = [
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",
+    "centered_prior",
     "clear_caches",
     "compare_evidence",
     "cyclic_schedule",

@@ -68,6 +68,7 @@ PUBLIC_NAMES = [
     "UnivariateEnergy",
     "Wavelet",
     "adapt_svi_grid",
+    "centered_prior",
     "compare_evidence",
     "empirical_bayes",
     "energy_module",

@@ -16,4 +16,5 @@ tail_panels: The tails of densities: their panels and their quantiles, from thos
 quantiles: Quantiles and draws of densities, with implicit derivatives
 moments: Expectations under densities, by quadrature: nodes in z on the body, in probability in the tails
 truncated_density: A density between bounds: its mass, its quantiles and its moments, from those of the whole
+centered_density: A density in the coordinate in which its mean is zero, and its variance one on request
 """

@@ -8,9 +8,11 @@ from functools import singledispatch
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.inverse_table import TAIL_RULE
 from numpyro_kaem._densities.panels import nodes_first
 from numpyro_kaem._densities.tail_panels import quantile_in_tail
@@ -36,11 +38,35 @@ def mean_and_variance(density) -> tuple[Float[Array, "*batch"], Float[Array, "*b
     A density is a bounded multiple of its reference's, so that its moments are finite where the reference's are.
     """
     density = density.prepared()
+    if isinstance(density, Density) and density.log_proportions is None and type(density.reference) is dist.Normal:
+        return _with_normal_tails(density)
     z, mass, tails = points(density)
     mean = _moment(lambda z: z, z, mass, tails)
     mean = _finite_where(mean, density, "mean")
     variance = _moment(lambda z: (z - mean) ** 2, z, mass, tails)
     return mean, _finite_where(variance, density, "variance")
+
+
+def _with_normal_tails(density: Density) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Mean and variance, those of the tails in closed form, which costs much less than nodes there.
+
+    Beyond a distance a of standard deviations the excess t - a of a normal t has the moments h - a and 1 - a (h - a),
+    with the hazard h of t at a.
+    """
+    (z, mass), reference, table = _body_points(density), density.reference, density.table
+    tails = []
+    for end, side, tail in zip(density.body, (-1.0, 1.0), (table.lower_tail, table.upper_tail), strict=True):
+        distance = side * (jnp.asarray(end, density.dtype) - reference.loc) / reference.scale
+        distance = jnp.where(tail > 0, distance, 0.0)  # so far out that nothing is there, the hazard has no digits
+        hazard = jnp.exp(jax.scipy.stats.norm.logpdf(distance) - jax.scipy.special.log_ndtr(-distance))
+        first = reference.scale * (hazard - distance)
+        second = reference.scale**2 * (1.0 - distance * (hazard - distance))
+        tails.append((end, side * first, second, tail))
+    mean = jnp.sum(z * mass, axis=0) + sum(tail * (end + first) for end, first, _, tail in tails)
+    variance = jnp.sum((z - mean) ** 2 * mass, axis=0) + sum(
+        tail * ((end - mean) ** 2 + 2.0 * (end - mean) * first + second) for end, first, second, tail in tails
+    )
+    return mean, variance
 
 
 def _terms(function, z, mass):
@@ -88,14 +114,12 @@ def points(density) -> tuple[Array, Array, tuple[int, int, int]]:
     With them, the numbers of tails, of the octaves of each, which end with the farthest, and of nodes in an octave.
     """
     density = density.prepared()
-    rule, pieces, basis, dtype, shape = density.rule, density.pieces, density.basis, density.dtype, density.shape
+    dtype, shape = density.dtype, density.shape
 
     def column(values):
         return jnp.asarray(values, dtype).reshape(-1, *[1] * len(shape))
 
-    z = nodes_first(pieces.nodes(basis, rule, dtype)[0], len(shape))
-    weights = nodes_first(pieces.sizes(basis)[..., None] * rule.weights, len(shape)).astype(dtype)
-    parts, masses = [z], [jnp.exp(density.log_density(z)) * weights]
+    parts, masses = ([part] for part in _body_points(density))
     numbers = (0, 0, 0)
     if density.has_tails:
         table = density.table
@@ -125,3 +149,11 @@ def points(density) -> tuple[Array, Array, tuple[int, int, int]]:
             masses.append(jnp.where(usable, mass, 0.0))
     z, mass = (jnp.concatenate([jnp.broadcast_to(p, (len(p), *shape)) for p in of]) for of in (parts, masses))
     return z, mass, numbers
+
+
+def _body_points(density: Density) -> tuple[Array | np.ndarray, Array]:
+    """Those of the body."""
+    rule, pieces, basis, dtype, rank = density.rule, density.pieces, density.basis, density.dtype, len(density.shape)
+    z = nodes_first(pieces.nodes(basis, rule, dtype)[0], rank)
+    weights = nodes_first(pieces.sizes(basis)[..., None] * rule.weights, rank).astype(dtype)
+    return z, jnp.exp(density.log_density(z)) * weights

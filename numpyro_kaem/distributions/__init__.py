@@ -5,6 +5,7 @@ Each file imports from those above it and from earlier rooms only.
 lookup: Inverse CDFs as tables of integers, for hardware that draws without floating-point arithmetic
 tabulated: NumPyro's contract over a density that is drawn by inverse transform from a table of its CDF
 truncated: Learned densities cut off at bounds, such as the lifetimes of those who were alive when a study began
+centered: Learned densities with mean zero, and variance one on request: the effects of groups
 censored: Censored observations of learned densities: NumPyro's distributions, with the digits of the tails
 copula: Gaussian copulas over learned marginals
 rotation: Rotated coordinates in which samples are uncorrelated, or as independent as a linear map makes them
@@ -20,6 +21,7 @@ divergence: Kullback-Leibler divergences of learned densities, registered with N
 # Imported for what it registers with NumPyro.
 from numpyro_kaem.distributions import divergence as divergence
 from numpyro_kaem.distributions.censored import IntervalCensoredPrior, LeftCensoredPrior, RightCensoredPrior
+from numpyro_kaem.distributions.centered import centered_prior
 from numpyro_kaem.distributions.deep_prior import DeepKAPrior
 from numpyro_kaem.distributions.discretized import DiscretizedLogistic
 from numpyro_kaem.distributions.ka_mixture import KAMixture
@@ -39,4 +41,5 @@ __all__ = [
     "LookupTable",
     "RightCensoredPrior",
     "TruncatedPrior",
+    "centered_prior",
 ]

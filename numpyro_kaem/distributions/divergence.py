@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions.kl import kl_divergence
 
 from numpyro_kaem._compilation.entry_points import compiled
+from numpyro_kaem._densities.centered_density import CenteredDensity
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.moments import expectation
 from numpyro_kaem._densities.reference_tails import tail_quantile
@@ -88,7 +89,7 @@ def _(p: dist.Delta, q: DeepKAPrior) -> Float[Array, "*batch"]:
 
 
 @compiled
-def _divergence(p: Density | TruncatedDensity, q: dist.Distribution) -> Float[Array, "..."]:
+def _divergence(p: Density | TruncatedDensity | CenteredDensity, q: dist.Distribution) -> Float[Array, "..."]:
     p = p.prepared()
     rank = len(p.shape)
     extra = q.batch_shape[: max(0, len(q.batch_shape) - rank)]
@@ -112,7 +113,9 @@ def _divergence(p: Density | TruncatedDensity, q: dist.Distribution) -> Float[Ar
 
 
 @compiled
-def _divergence_from_learned(p: dist.Distribution, q: Density | TruncatedDensity) -> Float[Array, "..."]:
+def _divergence_from_learned(
+    p: dist.Distribution, q: Density | TruncatedDensity | CenteredDensity
+) -> Float[Array, "..."]:
     q = q.prepared()
     dtype, shape = q.dtype, jnp.broadcast_shapes(p.batch_shape, q.shape)
     # Quantiles of p at octaves of either tail, and at sixteenths in between.

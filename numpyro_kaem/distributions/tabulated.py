@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._densities import masses
+from numpyro_kaem._densities.centered_density import CenteredDensity
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.moments import entropy, mean_and_variance
 from numpyro_kaem._densities.quantiles import draw, icdf
@@ -38,7 +39,7 @@ class TabulatedDistribution(dist.Distribution):
 
     @property
     @abc.abstractmethod
-    def _density(self) -> Density | TruncatedDensity:
+    def _density(self) -> Density | TruncatedDensity | CenteredDensity:
         """The density, in keeping with the shapes that the leaves have now."""
 
     @property
