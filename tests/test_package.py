@@ -35,6 +35,7 @@ PUBLIC_NAMES = [
     "Fourier",
     "GaussLegendre",
     "HeldOut",
+    "ICA",
     "ICDFReparam",
     "ImportanceMLE",
     "ImportanceSampling",
@@ -95,6 +96,7 @@ ROOMS = [
     "objectives",
     "training",
     "metrics",
+    "separation",
     "kaem",
 ]
 
