@@ -3,6 +3,7 @@
 from benchmarks import (
     fitting,
     generators,
+    ica,
     icdf_reparam,
     kaem,
     objectives,
@@ -27,5 +28,6 @@ samplers.main()
 objectives.main()
 fitting.main()
 redshifts.main()
+ica.main()
 u_error.main()
 scores.main()

@@ -23,15 +23,14 @@ from numpyro_kaem.checks import check_count, check_positive
 from numpyro_kaem.distributions import KAPrior
 from numpyro_kaem.separation.alternation import separate
 from numpyro_kaem.separation.source_densities import TabulatedReference
-from numpyro_kaem.separation.whitening import check_finite_rows, check_num_components, whitener
+from numpyro_kaem.separation.whitening import check_columns_vary, check_finite_rows, check_num_components, whitener
 
 # Nats by which the density of a source has to beat a Normal's over all rows, for it to be told from one.
 _LEAST_GAIN = 10.0
 
 
 class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Independent components with learned densities: x = mean + A z with independent z_q ~ `KAPrior`, by maximum
-    likelihood,
+    """Independent components x = mean + A z whose densities z_q ~ `KAPrior` are learned, by maximum likelihood.
 
         log p(x) = sum_q log p_q(z_q) - 1/2 log det(A' A),   z = A^+ (x - mean),
 
@@ -55,13 +54,14 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Args:
         n_components: number of sources; None for as many as features.
-        reference: the distribution that is tilted, of a source of mean 0 and variance 1: one NumPyro distribution on the
-            whole real line. It decides the tails, and what a source looks like where its spline is not needed. None
+        reference: the distribution that is tilted, of a source of mean 0 and variance 1: one NumPyro distribution on
+            the whole real line. It decides the tails, and what a source looks like where its spline is not needed. None
             for StudentT(5, 0, sqrt(3/5)).
         num_intervals: cells of each cubic spline, over the samples of a source and a margin; samples that are more than
             1.5 times as far from the median as the quantile at 0.005 or 0.995 have the reference's density.
-        smoothness: weight of the penalty, 1/2 smoothness int f''(z)^2 dz, as in `KAPrior.from_samples`, the same for all
-            sources; None to choose that of each by Akaike's criterion.
+        smoothness: weight of the penalty, 1/2 smoothness int f''(z)^2 dz, as in `KAPrior.from_samples`, the same for
+            all sources; None to choose that of each by Akaike's criterion. A large one, 0.1 say, leaves the reference,
+            with which sources of light tails are not found.
         max_iter: largest number of steps.
         tol: size of the relative gradient, mean psi(z_q) z_r for q != r, at which the search ends.
         random_state: of the start, and of the rows that it looks at where there are more than 10,000.
@@ -111,16 +111,17 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ```
     """
 
+    # Estimators of scikit-learn take anything here, and complain in fit.
     def __init__(
         self,
-        n_components: int | None = None,
+        n_components=None,
         *,
-        reference: dist.Distribution | None = None,
-        num_intervals: int = 16,
-        smoothness: float | None = None,
-        max_iter: int = 200,
-        tol: float = 1e-6,
-        random_state: Any = None,
+        reference=None,
+        num_intervals=16,
+        smoothness=None,
+        max_iter=200,
+        tol=1e-6,
+        random_state=None,
     ):
         self.n_components = n_components
         self.reference = reference
@@ -166,12 +167,13 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         x = self._checked(X, reset=True)
         num_sources = check_num_components(n_components, x)
+        check_columns_vary(x, getattr(self, "feature_names_in_", None))
         reference = TabulatedReference(self.reference)
 
         self.__dict__.pop("sources_", None)
         self.mean_ = x.mean(axis=0)
         x = x - self.mean_
-        whitening = whitener(x, num_sources, getattr(self, "feature_names_in_", None))
+        whitening = whitener(x, num_sources)
         found = separate(
             whitening @ x.T,
             reference,
@@ -186,7 +188,7 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.components_ = components[order]
         self.mixing_ = np.linalg.pinv(self.components_)
         self.n_iter_ = max(found.num_steps, 1)
-        self._densities, self._reference = found.densities[order], reference
+        self._densities, self._reference = found.densities.reordered(order), reference
         self.smoothness_ = self._densities.smoothness
         self._log_volume = 0.5 * float(np.linalg.slogdet(self.mixing_.T @ self.mixing_)[1])
         if not found.converged:
@@ -209,8 +211,8 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         alike = np.flatnonzero(gain < _LEAST_GAIN)
         if len(alike) > 1:
             warnings.warn(
-                f"the sources {alike.tolist()} cannot be told from normal ones by {n} rows, and so not from each other: "
-                "any rotation of them is as likely. Take what these span as one subspace, give more rows, or fewer "
+                f"the sources {alike.tolist()} cannot be told from normal ones by {n} rows, and so not from each other:"
+                " any rotation of them is as likely. Take what these span as one subspace, give more rows, or fewer "
                 "n_components",
                 stacklevel=4,
             )

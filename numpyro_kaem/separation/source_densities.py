@@ -1,7 +1,7 @@
-"""Densities of unit-variance sources on the host: fitted by penalised maximum likelihood, and their scores for an optimiser.
+"""Densities of unit-variance sources on the host: fitted by penalised maximum likelihood, and their scores.
 
-A source has p(z) = pi0(z) exp(f(z)) / Z with a cubic spline f, as a `KAPrior`. All of it is NumPy in float64: nothing is
-compiled for a shape of the data.
+A source has p(z) = pi0(z) exp(f(z)) / Z with a cubic spline f, as a `KAPrior`. All of it is NumPy in float64: nothing
+is compiled for a shape of the data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.interpolate import BSpline as ScipyBSpline
 from scipy.interpolate import CubicSpline
 
+from numpyro_kaem._densities.reference import check_reference, support_ends
 from numpyro_kaem._fitting.exponential_family import (
     COARSE,
     RIDGE,
@@ -50,14 +51,16 @@ class TabulatedReference:
             reference, ours = dist.StudentT(_DF, 0.0, _SCALE), stats.t(_DF, 0.0, _SCALE)
             log_prob, below, above = ours.logpdf(points), ours.cdf(points), ours.sf(points)
         else:
-            with in_float64(), np.errstate(divide="ignore"):
-                log_prob, below, above = (np.asarray(values) for values in measure(reference, points, points, points))
-        if log_prob.shape != points.shape or not np.all(np.isfinite(log_prob)):
-            raise ValueError(
-                f"reference must be one distribution with a density on the whole real line, such as StudentT(5.0, 0.0, "
-                f"0.77), got {type(reference).__name__} of batch shape {reference.batch_shape} with support "
-                f"{reference.support}"
-            )
+            if reference.batch_shape or reference.event_shape or np.any(np.isfinite(support_ends(reference))):
+                raise ValueError(
+                    "reference must be one distribution with a density on the whole real line, such as "
+                    f"StudentT(5.0, 0.0, 0.77), got {type(reference).__name__} of batch shape {reference.batch_shape} "
+                    f"with support {reference.support}"
+                )
+            check_reference(reference)
+            with in_float64():
+                values = measure(reference, points, points, points)
+            log_prob, below, above = (np.asarray(value, np.float64) for value in values)
         self.distribution = reference
         self._log_prob = CubicSpline(_REACH, log_prob)
         self._slope = self._log_prob.derivative()
@@ -87,8 +90,9 @@ class SourceDensities(NamedTuple):
     log_normalizer: np.ndarray
     smoothness: np.ndarray  # as it was given or chosen
 
-    def __getitem__(self, index) -> SourceDensities:  # type: ignore[override]
-        return SourceDensities(*(np.asarray(values)[index] for values in tuple(self)))
+    def reordered(self, order: np.ndarray) -> SourceDensities:
+        """The same in another order."""
+        return SourceDensities(*(values[order] for values in self))
 
     def energy(self, q: int) -> ScipyBSpline:
         """The spline of one source on its domain."""
@@ -238,7 +242,9 @@ class SourceModel:
         cubics = self._base + np.einsum("bog,qg->qbo", self._unit.cubics, coefficients[:, 0])
         value = np.einsum("qbo,qbo->q", bins.moments, cubics) + bins.far - log_normalizer
         value -= 0.5 * np.sum(self._precision * coefficients[:, 0] ** 2, axis=1)
-        curvature = -np.einsum("qbo,qbo->q", bins.moments[..., :2], cubics[..., 2:] * np.array([2.0, 6.0])) / self._step**2
+        curvature = (
+            -np.einsum("qbo,qbo->q", bins.moments[..., :2], cubics[..., 2:] * np.array([2.0, 6.0])) / self._step**2
+        )
         return Fitted(coefficients, log_normalizer, cubics, value, curvature)
 
     def scores(self, z: np.ndarray, bins: Bins, fitted: Fitted) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The unmixing matrix of greatest profile likelihood, and a start for it.
 
-With whitened data X of shape (num_sources, n), Y = W X and s_q the standard deviation of Y_q, the mean log-likelihood is
+With whitened data X of shape (num_sources, n), Y = W X and s_q the standard deviation of Y_q, the mean log-likelihood
+is
 
     L(W) = log|det W| - sum_q log s_q + sum_q max_p mean log p(Y_q / s_q),
 
@@ -8,10 +9,10 @@ with a density p that is the best one for every W. So its derivatives are those 
 theorem), and the scales of the sources, which a density of another scale makes up for, are no variables. At s = 1 the
 negative L has, for W <- (I + E) W, the gradient
 
-    N_qr = G_qr - C_qr - (G_qq - 1) C_qr + (C_qr - [q = r]),   G = psi(Y) Y' / n, C = Y Y' / n, psi = -d log p / dz,
+    N_qr = G_qr - (G_qq - 1) C_qr - [q = r],   G = psi(Y) Y' / n,   C = Y Y' / n,   psi = -d log p / dz,
 
-that is G_qr - G_qq C_qr + C_qr - [q = r], with zeros on the diagonal. Where sources are independent the Hessian couples
-E_qr with E_rq alone, in blocks of two: L-BFGS starts from these (Ablin, Cardoso and Gramfort 2018).
+with zeros on the diagonal. Where sources are independent the Hessian couples E_qr with E_rq alone, in blocks of two:
+L-BFGS starts from these (Ablin, Cardoso and Gramfort 2018).
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def evaluate(unmixing: np.ndarray, sources: np.ndarray, model: SourceModel, star
     gradient = products - (np.diag(products) - 1.0)[:, None] * covariance
     np.fill_diagonal(gradient, 0.0)
     value = np.linalg.slogdet(unmixing)[1] + np.sum(fitted.value)
-    return Point(unmixing, sources, fitted, float(value), gradient, np.repeat(fitted.curvature[:, None], num_sources, 1))
+    return Point(
+        unmixing, sources, fitted, float(value), gradient, np.repeat(fitted.curvature[:, None], num_sources, 1)
+    )
 
 
 def _solve(blocks: np.ndarray, gradient: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 # Of the correlation matrix: below this share of its mean an eigenvalue is rounding.
@@ -17,8 +15,8 @@ def check_finite_rows(x: np.ndarray) -> None:
         row, column = np.argwhere(wrong)[0]
         kind = "NaN" if np.isnan(x[row, column]) else "infinity"
         raise ValueError(
-            f"X must be finite, but {int(wrong.sum())} of {x.size} values are NaN or infinite (inf), the first, {kind}, "
-            f"in row {row} and column {column}; remove these rows, or impute the values"
+            f"X must be finite, but {int(wrong.sum())} of {x.size} values are NaN or infinite (inf), the first, {kind},"
+            f" in row {row} and column {column}; remove these rows, or impute the values"
         )
 
 
@@ -39,17 +37,21 @@ def check_num_components(n_components: int | None, x: np.ndarray) -> int:
     return num_sources
 
 
-def whitener(x: np.ndarray, num_sources: int, names: Sequence[str] | None) -> np.ndarray:
+def check_columns_vary(x: np.ndarray, names: np.ndarray | None) -> None:
+    """Raise where columns are constant, and name them."""
+    constant = np.flatnonzero(np.std(x, axis=0) <= 4.0 * np.finfo(float).eps * np.max(np.abs(x), axis=0))
+    if len(constant):
+        which = [int(at) if names is None else str(names[at]) for at in constant]
+        raise ValueError(f"X must have columns that vary, but those of {which} are constant; leave them out")
+
+
+def whitener(x: np.ndarray, num_sources: int) -> np.ndarray:
     """The matrix K, (num_sources, num_features), for which K x has the unit covariance; x is centred.
 
     For fewer sources than features its rows are the principal components of greatest variance.
     """
     n, num_features = x.shape
     scale = np.sqrt(np.mean(x**2, axis=0))
-    constant = np.flatnonzero(scale <= 1e-14 * np.max(np.abs(x), initial=0.0))
-    if len(constant):
-        which = [names[at] if names is not None else int(at) for at in constant]
-        raise ValueError(f"X must have columns that vary, but those of {which} are constant; leave them out")
     eigenvalues, axes = np.linalg.eigh((x / scale).T @ (x / scale) / n)
     rank = int(np.sum(eigenvalues > _LEAST_EIGENVALUE))
     if rank < num_sources:
