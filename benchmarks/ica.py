@@ -6,8 +6,8 @@
 The Amari distance is 0 for sources found exactly, up to order, sign and scale. "Held-out" is the gain of ICA in nats a
 row on new rows, over Picard's unmixing with (1) densities fitted to its sources as ICA fits its own, so that the
 difference is due to the unmixing, and (2) the densities that its score functions imply, exp(-u^2 / 2) / cosh(u) or
-exp(-u^2 / 2) cosh(u) with u = z / s, the better one and the best s for each source. Means over seeds +- standard errors;
-large settings have at most 3 seeds. Seconds are medians; their ratio is the median of ratios within a seed.
+exp(-u^2 / 2) cosh(u) with u = z / s, the better one and the best s for each source. Means over seeds +- standard
+errors; large settings have at most 3 seeds. Seconds are medians; their ratio is the median of ratios within a seed.
 """
 
 import argparse

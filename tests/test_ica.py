@@ -260,6 +260,29 @@ def test_normal_sources_that_cannot_be_told_apart_are_named_and_the_others_found
     assert np.abs(correlation).max() > 0.995
 
 
+def test_sources_that_are_all_normal_are_all_named():
+    x = np.random.default_rng(8).normal(size=(1_000, 4))
+    with pytest.warns(UserWarning, match=r"the sources \[0, 1, 2, 3\] cannot be told from normal ones by 1000 rows"):
+        ICA(random_state=0).fit(x)
+
+
+def test_no_source_is_named_where_all_can_be_told_apart(two, recwarn):
+    ICA(random_state=0).fit(two[0])
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("values", [[-1.0, 1.0], [-1.0, 0.0, 3.0]])
+def test_sources_of_few_values_do_not_break_it(values, x64):
+    rng = np.random.default_rng(9)
+    mixing = rng.normal(size=(3, 3))
+    x = rng.choice(values, (1_000, 3)) @ mixing.T
+    ica = ICA(random_state=0).fit(x)
+    assert amari(ica.components_, mixing) < 1e-3
+    # Spikes as narrow as cells, on which the quadrature of the fit and that of the prior agree.
+    by_hand = np.asarray(ica.sources_.log_prob(ica.transform(x[:50]))).sum(axis=1) - np.linalg.slogdet(ica.mixing_)[1]
+    np.testing.assert_allclose(ica.score_samples(x[:50]), by_hand, atol=1e-3)
+
+
 def test_a_search_that_is_cut_short_says_what_to_do(two):
     x, _, _ = two
     with pytest.warns(ConvergenceWarning, match=r"did not converge in 1 steps: .* Give a larger max_iter, or a larger"):

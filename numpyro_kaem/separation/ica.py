@@ -25,8 +25,9 @@ from numpyro_kaem.separation.alternation import separate
 from numpyro_kaem.separation.source_densities import TabulatedReference
 from numpyro_kaem.separation.whitening import check_columns_vary, check_finite_rows, check_num_components, whitener
 
-# Nats by which the density of a source has to beat a Normal's over all rows, for it to be told from one.
-_LEAST_GAIN = 10.0
+# Nats by which the density of a source has to beat a Normal's over all rows, for it to be told from one, and how many
+# more for each source: the search finds what is least like a Normal in normal data, too.
+_LEAST_GAIN, _LEAST_GAIN_EACH = 10.0, 3.0
 
 
 class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -205,10 +206,10 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _warn_of_normal_sources(self, sources: np.ndarray) -> None:
         """Warn where rotations of some sources are as likely as they are."""
-        n = sources.shape[1]
+        num_sources, n = sources.shape
         normal = -0.5 * np.log(2.0 * np.pi) - 0.5
         gain = n * (self._densities.log_prob(sources, self._reference).mean(axis=1) - normal)
-        alike = np.flatnonzero(gain < _LEAST_GAIN)
+        alike = np.flatnonzero(gain < _LEAST_GAIN + _LEAST_GAIN_EACH * num_sources)
         if len(alike) > 1:
             warnings.warn(
                 f"the sources {alike.tolist()} cannot be told from normal ones by {n} rows, and so not from each other:"
