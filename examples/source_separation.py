@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Source separation
 #
-# Five photographs are mixed, and found again from the mixtures alone: by FastICA, whose densities are fixed, and by `ICA`,
-# which learns the density of every source. In the cameraman of the former one sees the astronaut, in that of the latter
-# nothing.
+# Five photographs are mixed, and found again from the mixtures alone: by FastICA, whose densities are fixed, and by
+# `ICA`, which learns the density of every source. In the cameraman of the former one sees the astronaut, in that of
+# the latter nothing.
 
 # %%
 import os
@@ -23,8 +23,8 @@ outputs = Path("outputs")
 outputs.mkdir(exist_ok=True)
 
 # %% [markdown]
-# Pixels are rows, photographs are sources: 262,144 rows of five numbers. Every mixture is a weighted sum of all five, and
-# neither the weights nor the photographs are known to what follows.
+# Pixels are rows, photographs are sources: 262,144 rows of five numbers. Every mixture is a weighted sum of all five,
+# and neither the weights nor the photographs are known to what follows.
 
 # %%
 names = ["astronaut", "camera", "moon", "brick", "grass"]
@@ -45,7 +45,8 @@ fast = FastICA(whiten="unit-variance", max_iter=1_000, random_state=0).fit(mixed
 
 # %% [markdown]
 # Order and sign of sources are conventions, so each photograph is put beside the source that is most like it. The row
-# below a method shows what a source has of the other photographs: its difference from the true one, three times enlarged.
+# below a method shows what a source has of the other photographs: its difference from the true one, three times
+# enlarged.
 
 
 # %%
@@ -81,9 +82,9 @@ figure.savefig(outputs / "separated.png", dpi=120)
 # %% [markdown]
 # ## The learned densities
 #
-# No two photographs have grey values of the same density: some have several lumps, some are skewed, all end at black and
-# at white. `ica.sources_` are NumPyro distributions. FastICA and its relatives have the same score function for all of
-# them, which is that of no such density.
+# No two photographs have grey values of the same density: some have several lumps, some are skewed, all end at black
+# and at white. `ica.sources_` are NumPyro distributions. FastICA and its relatives have the same score function for
+# all of them, which is that of no such density.
 
 # %%
 z = ica.transform(mixed)
@@ -118,8 +119,8 @@ for name, other, ours in zip(names, leakage(pictures["FastICA"]), leakage(pictur
     print(f"{name:12}{other:8.2%}{ours:8.2%}")
 
 # %% [markdown]
-# Draws of the sources, mixed, are new data: without any likeness to pictures, for pixels are rows here and know nothing
-# of their neighbours, but with the densities and the dependence of the five mixtures.
+# Draws of the sources, mixed, are new data: without any likeness to pictures, for pixels are rows here and know
+# nothing of their neighbours, but with the densities and the dependence of the five mixtures.
 
 # %%
 new = ica.inverse_transform(ica.sources_.sample(jax.random.key(0), (10_000,)))
