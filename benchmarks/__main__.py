@@ -4,6 +4,7 @@ from benchmarks import (
     empirical_bayes,
     fitting,
     generators,
+    ica,
     icdf_reparam,
     kaem,
     objectives,
@@ -29,5 +30,6 @@ objectives.main()
 fitting.main()
 empirical_bayes.main()
 redshifts.main()
+ica.main()
 u_error.main()
 scores.main()

@@ -1,5 +1,8 @@
 """Kolmogorov-Arnold Energy Models in NumPyro: learned priors that are drawn exactly and can be read."""
 
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
 from numpyro_kaem import kernels
 from numpyro_kaem._compilation.programs import clear_caches
 from numpyro_kaem._numerics.quadrature import GaussLegendre, Trapezoid
@@ -72,8 +75,12 @@ from numpyro_kaem.training import (
     fit,
 )
 
+if TYPE_CHECKING:
+    from numpyro_kaem.separation import ICA
+
 __version__ = "0.1.0"
 __all__ = [
+    "ICA",
     "KAEM",
     "KAN",
     "MALA",
@@ -145,3 +152,22 @@ __all__ = [
     "kernels",
     "pairwise_log_likelihood",
 ]
+
+# It stands on scikit-learn, which is optional and takes long to import: it is imported when it is asked for, and a
+# star-import asks for it only where it can be had.
+if importlib.util.find_spec("sklearn") is None:
+    __all__.remove("ICA")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is not imported with the package."""
+    if name == "ICA":
+        from numpyro_kaem.separation import ICA
+
+        return ICA
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All names, those that are imported when they are asked for among them."""
+    return sorted({*globals(), *__all__})

@@ -36,6 +36,7 @@ PUBLIC_NAMES = [
     "Fourier",
     "GaussLegendre",
     "HeldOut",
+    "ICA",
     "ICDFReparam",
     "ImportanceMLE",
     "ImportanceSampling",
@@ -99,6 +100,7 @@ ROOMS = [
     "objectives",
     "training",
     "metrics",
+    "separation",
     "kaem",
 ]
 

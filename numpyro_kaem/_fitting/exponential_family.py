@@ -69,7 +69,7 @@ class Families:
         with in_float64(), np.errstate(divide="ignore"):
             reference = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), density.reference)
             points = [values.T.reshape(-1, *batch_shape) for values in (self.nodes, *self._ends.T[..., None])]
-            values = zip(_measure(reference, *points), points, strict=True)
+            values = zip(measure(reference, *points), points, strict=True)
             measures = [np.broadcast_to(value, at.shape).reshape(len(at), -1).T for value, at in values]
             log_reference, below, above = measures[0], np.log(measures[1]), np.log(measures[2])
         if not tails:
@@ -87,7 +87,7 @@ class Families:
 
 
 @jax.jit  # called one by one, the many small operations would each be compiled
-def _measure(reference, nodes, low, high):
+def measure(reference, nodes, low, high):
     return reference.log_prob(nodes), mass_below(reference, low), survival(reference, high)
 
 

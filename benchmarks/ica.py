@@ -1,0 +1,177 @@
+"""Independent components: ICA beside scikit-learn's FastICA and Picard (extended), which python-picard has.
+
+    python -m benchmarks.ica                    a few settings and three seeds
+    python -m benchmarks.ica --all --seeds 10   every setting
+
+The Amari distance is 0 for sources found exactly, up to order, sign and scale. "Held-out" is the gain of ICA in nats a
+row on new rows, over Picard's unmixing with (1) densities fitted to its sources as ICA fits its own, so that the
+difference is due to the unmixing, and (2) the densities that its score functions imply, exp(-u^2 / 2) / cosh(u) or
+exp(-u^2 / 2) cosh(u) with u = z / s, the better one and the best s for each source. Means over seeds +- standard
+errors; large settings have at most 3 seeds. Seconds are medians; their ratio is the median of ratios within a seed.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from benchmarks.timing import print_device, print_rows
+from numpyro_kaem import ICA
+from numpyro_kaem.separation.source_densities import SourceModel, TabulatedReference
+
+NUM_INTERVALS = 16
+FEW_SEEDS_FROM = 300_000  # numbers in a data set
+KINDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "uniform": lambda rng, n: rng.uniform(-1.0, 1.0, n),
+    "Laplace": lambda rng, n: rng.laplace(size=n),
+    "two lumps": lambda rng, n: np.where(rng.random(n) < 0.4, -1.0, 1.0) + 0.3 * rng.normal(size=n),
+    "skewed": lambda rng, n: np.where(rng.random(n) < 0.5, rng.gamma(2.0, size=n), rng.gamma(6.0, size=n)),
+    "exponential": lambda rng, n: rng.exponential(size=n),
+    "sine": lambda rng, n: np.sin(rng.uniform(0.0, 2.0 * np.pi, n)),
+}
+PHOTOGRAPHS = ("astronaut", "camera", "moon", "brick", "grass")
+
+
+def amari(unmixing: np.ndarray, mixing: np.ndarray) -> float:
+    """The distance of unmixing @ mixing from a scaled permutation, between 0 and 1 (Amari et al. 1996)."""
+    product, size = np.abs(unmixing @ mixing), len(mixing)
+    over = (product / product.max(axis=1, keepdims=True)).sum() + (product / product.max(axis=0)).sum()
+    return float((over - 2 * size) / (2 * size * (size - 1)))
+
+
+def photographs() -> np.ndarray:
+    """Five photographs of 512 x 512 in grey, a column for each."""
+    import skimage.data
+    from skimage.color import rgb2gray
+
+    images = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
+    return np.stack([(rgb2gray(image) if image.ndim == 3 else image / 255.0).ravel() for image in images], axis=1)
+
+
+def draw(kinds: list[str], rng: np.random.Generator, n: int) -> np.ndarray:
+    """Sources, a column for each."""
+    return np.stack([KINDS[kind](rng, n) for kind in kinds], axis=1)
+
+
+def settings(everything: bool) -> Iterator[tuple[str, list[str] | None, int, int]]:
+    """Names, kinds of the sources or None for photographs, their number and the number of rows."""
+    yield "photographs", None, len(PHOTOGRAPHS), 512 * 512
+    mixed = list(KINDS)
+    sizes = [(2, 1_000), (6, 5_000), (8, 10_000)]
+    for size, n in [*sizes, (32, 10_000), (32, 100_000)] if everything else sizes:
+        yield "all six in turn", [mixed[q % 6] for q in range(size)], size, n
+    for kind in KINDS:
+        for size, n in [*sizes, (32, 10_000), (8, 100_000)] if everything else [(4, 5_000)]:
+            yield kind, [kind] * size, size, n
+
+
+def implied_log_density(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Held-out log-densities of sources (num_sources, n) by the densities that extended Infomax and Picard imply."""
+    grid = np.linspace(-30.0, 30.0, 6_001)
+    result = np.empty_like(held_out)
+    for q, z in enumerate(train):
+        best = -np.inf
+        for sign in (-1.0, 1.0):
+
+            def log_density(u, sign=sign):
+                return -0.5 * u**2 + sign * np.logaddexp(u, -u)
+
+            constant = np.log(np.sum(np.exp(log_density(grid))) * (grid[1] - grid[0]))
+            for scale in np.geomspace(0.4, 2.5, 30):
+                value = np.mean(log_density(z / scale)) - constant - np.log(scale)
+                if value > best:
+                    best, result[q] = value, log_density(held_out[q] / scale) - constant - np.log(scale)
+    return result
+
+
+def held_out_scores(unmixing: np.ndarray, x: np.ndarray, new: np.ndarray) -> tuple[float, float]:
+    """Mean log-likelihoods of new rows: with learned densities, and with those that Picard implies."""
+    mean = x.mean(axis=0)
+    unmixing = unmixing / ((x - mean) @ unmixing.T).std(axis=0)[:, None]
+    train, held_out = unmixing @ (x - mean).T, unmixing @ (new - mean).T
+    reference = TabulatedReference()
+    model = SourceModel(train, reference, NUM_INTERVALS)
+    densities, volume = model.densities(model.fit(model.bins(train))), np.linalg.slogdet(unmixing)[1]
+    learned, implied = densities.log_prob(held_out, reference), implied_log_density(train, held_out)
+    return float(learned.sum(axis=0).mean() + volume), float(implied.sum(axis=0).mean() + volume)
+
+
+def methods(seed: int) -> dict[str, Callable[[], object]]:
+    """Estimators by name."""
+    from picard import Picard
+    from sklearn.decomposition import FastICA
+
+    return {
+        "ICA": lambda: ICA(num_intervals=NUM_INTERVALS, random_state=seed),
+        "logcosh": lambda: FastICA(fun="logcosh", whiten="unit-variance", max_iter=1_000, random_state=seed),
+        "exp": lambda: FastICA(fun="exp", whiten="unit-variance", max_iter=1_000, random_state=seed),
+        "Picard": lambda: Picard(extended=True, random_state=seed),
+    }
+
+
+def of_seed(kinds: list[str] | None, size: int, n: int, seed: int) -> dict[str, np.ndarray]:
+    """Amari distance, seconds, and of ICA the held-out gains over Picard."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(size, size))
+    if kinds is None:
+        pixels = photographs()
+        held_out = rng.permutation(len(pixels)) % 8 == 0
+        sources, new = pixels[~held_out], pixels[held_out]
+    else:
+        sources, new = draw(kinds, rng, n), draw(kinds, rng, n)
+    scale = sources.std(axis=0)
+    x, new, result, fitted = sources / scale @ mixing.T, new / scale @ mixing.T, {}, {}
+    for name, make in methods(seed).items():
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted[name] = make().fit(x)
+        result[name] = np.array([amari(fitted[name].components_, mixing), time.perf_counter() - start])
+    ours, (learned, implied) = fitted["ICA"].score(new), held_out_scores(fitted["Picard"].components_, x, new)
+    result["gain"] = np.array([ours - learned, ours - implied])
+    return result
+
+
+def with_error(values: np.ndarray, digits: int) -> str:
+    """A mean and its standard error."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{values.mean():.{digits}f} +- {error:.{digits}f}"
+
+
+def main(seeds: int = 3, everything: bool = False) -> None:
+    """Print a row for every setting."""
+    ICA(random_state=0).fit(draw(["uniform", "Laplace"], np.random.default_rng(0), 500))
+    header = ("sources", "number", "rows", "seeds", "ICA", "FastICA logcosh", "FastICA exp", "Picard", "ICA / best")
+    header += ("ICA - best", "held-out (1)", "held-out (2)", "seconds", "/ Picard's")
+    print_rows("Amari distances", header, [])
+    for name, kinds, size, n in settings(everything):
+        count = seeds if n * size < FEW_SEEDS_FROM else min(seeds, 3)
+        results = [of_seed(kinds, size, n, seed) for seed in range(count)]
+        distance, seconds = (
+            {method: np.array([result[method][at] for result in results]) for method in methods(0)} for at in (0, 1)
+        )
+        best = min([method for method in distance if method != "ICA"], key=lambda method: distance[method].mean())
+        row = (
+            name,
+            f"{size}",
+            f"{n:,}",
+            f"{count}",
+            *(f"{distance[method].mean():.4f}" for method in distance),
+            f"{distance['ICA'].mean() / distance[best].mean():.2f}",
+            with_error(distance["ICA"] - distance[best], 4),
+            *(with_error(np.array([result["gain"][at] for result in results]), 3) for at in (0, 1)),
+            f"{np.median(seconds['ICA']):.2f}",
+            f"{np.median(seconds['ICA'] / seconds['Picard']):.1f}",
+        )
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--all", action="store_true", help="more sizes")
+    arguments = parser.parse_args()
+    print_device()
+    main(arguments.seeds, arguments.all)

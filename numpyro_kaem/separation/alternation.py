@@ -1,0 +1,62 @@
+"""The search for independent sources: a start, then steps of the profile likelihood, between which domains move."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numpyro_kaem.separation.source_densities import SourceDensities, SourceModel, TabulatedReference
+from numpyro_kaem.separation.unmixing import evaluate, fixed_point_start, maximise_likelihood
+
+_START_ROWS = 10_000  # rows that the start and the first round look at
+_START_STEPS = 30
+_FEW_STEPS = 8  # of the first two rounds, after which domains and smoothness are chosen anew
+
+
+class Separation(NamedTuple):
+    """Unit-variance sources of whitened data, in no stated order, and how the search for them ended."""
+
+    unmixing: np.ndarray
+    sources: np.ndarray  # (num_sources, n)
+    densities: SourceDensities
+    num_steps: int
+    gradient: float  # the largest element of the relative gradient
+    converged: bool
+
+
+def separate(
+    white: np.ndarray,
+    reference: TabulatedReference,
+    *,
+    num_intervals: int,
+    smoothness: float | None,
+    most_steps: int,
+    tolerance: float,
+    rng: np.random.RandomState,
+) -> Separation:
+    """Maximise the likelihood of whitened data (num_sources, n) in the unmixing matrix and in the densities."""
+    num_sources, n = white.shape
+    start = rng.normal(size=(num_sources, num_sources))
+    some = white if n <= _START_ROWS else white[:, rng.choice(n, _START_ROWS, replace=False)]
+    unmixing = fixed_point_start(some, start, _START_STEPS, 1e-3)
+    num_steps = 0
+    for rows, most in ((some, _FEW_STEPS), (white, _FEW_STEPS), (white, most_steps)):
+        unmixing, sources = standardised(unmixing, unmixing @ rows)
+        model = SourceModel(sources, reference, num_intervals, smoothness)
+        point = evaluate(unmixing, sources, model)
+        point, steps, converged = maximise_likelihood(point, model, min(most, most_steps - num_steps), tolerance)
+        unmixing, num_steps = point.unmixing, num_steps + steps
+    gradient, fitted, sources = float(np.max(np.abs(point.gradient))), point.fitted, point.sources
+    if np.any(np.mean(sources**3, axis=1) < 0.0):
+        unmixing, sources = standardised(unmixing, sources)
+        model = SourceModel(sources, reference, num_intervals, smoothness)
+        fitted = model.fit(model.bins(sources))
+    return Separation(unmixing, sources, model.densities(fitted), num_steps, gradient, converged)
+
+
+def standardised(unmixing: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows scaled to sources of variance one, whose third moment is positive."""
+    scale = np.sqrt(np.mean(sources**2, axis=1))
+    factor = np.where(np.mean(sources**3, axis=1) < 0.0, -1.0, 1.0) / scale
+    return factor[:, None] * unmixing, factor[:, None] * sources
