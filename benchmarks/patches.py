@@ -1,0 +1,332 @@
+"""Densities of 8 x 8 patches of photographs, in bits a pixel: independent components of learned sources, and others.
+
+Data: six photographs that scikit-learn and scikit-image ship, as grey values v in 0 ... 255 (the luminance, rounded).
+Models are fitted to patches of the left two thirds of each, and scored on patches of the right third, at random places.
+Grey values are made continuous first and logarithms then taken: y = log(1 + v + u), with u uniform on [0, 1) and drawn
+anew for every pixel of every patch. Each patch loses its mean (DC); the 63 numbers that are left are its coordinates in
+an orthonormal basis of the patches of mean zero. Scores are minus log2 of the density of these, divided by 64 pixels.
+The density of a logarithm is no code length, and the score may be negative; differences between models are bits a pixel
+of any code that treats the mean alike.
+
+All scores are exact but that of the overcomplete generator, which has noise: it is trained by chains, and scored by
+tempered SMC on few patches.
+
+Run with `python -m benchmarks.patches`; `--quick` for far fewer patches and steps; `--images DIR` writes the pictures
+of the page "Patches of photographs". FlowJAX is needed here only, and left out where it is not installed.
+"""
+
+import argparse
+import functools
+import importlib.util
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import scipy.stats
+import skimage.data
+from numpyro.contrib.module import eqx_module
+from sklearn.datasets import load_sample_images
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from benchmarks.timing import print_device, print_rows
+from numpyro_kaem import BSpline, KAPrior, LangevinMLE, TemperedSMC, UnivariateEnergy, fit
+
+SIDE = 8
+SIZE = SIDE**2 - 1
+# Knots of the tilts: dense where a source is most of the time, up to where the tail begins.
+BASIS = BSpline.from_knots(np.sinh(np.linspace(-4.0, 4.0, 33)), degree=3)
+
+
+def photographs():
+    """Grey values of 0 ... 255, by name."""
+    china, flower = load_sample_images().images
+    colours = {"china": china, "flower": flower}
+    for name in ("astronaut", "camera", "chelsea", "coffee"):
+        colours[name] = getattr(skimage.data, name)()
+    weights = np.array([0.2125, 0.7154, 0.0721])
+    return {k: np.rint(v @ weights) if v.ndim == 3 else v.astype(float) for k, v in colours.items()}
+
+
+def basis_without_mean():
+    """Orthonormal patches of mean zero, the cosines but for the constant: shape (63, 64)."""
+    at = np.arange(SIDE)
+    cosines = np.cos(np.pi * np.outer(at, at + 0.5) / SIDE) * np.where(at == 0, 1.0, 2**0.5)[:, None] / SIDE**0.5
+    return np.einsum("ai,bj->abij", cosines, cosines).reshape(SIDE**2, SIDE**2)[1:]
+
+
+def patches(rng, pictures, size, first, last):
+    """Patches of the columns from `first` to `last`, in shares of the width, as many of each picture: (size, 63)."""
+    found = []
+    for values in pictures:
+        height, width = values.shape
+        columns = rng.integers(int(first * width), int(last * width) - SIDE + 1, size // len(pictures))
+        rows = rng.integers(0, height - SIDE + 1, size // len(pictures))
+        windows = np.lib.stride_tricks.sliding_window_view(values, (SIDE, SIDE))
+        found.append(windows[rows, columns].reshape(-1, SIDE**2))
+    grey = rng.permutation(np.concatenate(found))
+    return np.log1p(grey + rng.random(grey.shape)) @ basis_without_mean().T
+
+
+class ICA(eqx.Module):
+    """A square generator: log p(x) = sum_q log p_q((W x)_q) + log|det W|, with sources as `distribution` gives them."""
+
+    unmixing: jax.Array
+    sources: eqx.Module
+
+    def log_prob(self, x):
+        z = x @ self.unmixing.T
+        return self.sources.distribution().log_prob(z).sum(-1) + jnp.linalg.slogdet(self.unmixing)[1]
+
+
+class Laplace(eqx.Module):
+    def distribution(self):
+        return dist.Laplace(jnp.zeros(SIZE), 1.0)
+
+
+class StudentT(eqx.Module):
+    log_df: jax.Array
+
+    def distribution(self):
+        return dist.StudentT(jnp.exp(self.log_df), 0.0, 1.0)
+
+
+class Learned(eqx.Module):
+    energy: UnivariateEnergy
+
+    def distribution(self):
+        return KAPrior(self.energy, dist.StudentT(3.0, jnp.zeros(SIZE), 1.0))
+
+
+def maximise(model, x, num_steps, rate, key, batch=1_000):
+    """Maximum likelihood by Adam on random batches, the rate falling to zero along a cosine."""
+    parameters, static = eqx.partition(model, eqx.is_inexact_array)
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+    x = jnp.asarray(x, jnp.float32)
+
+    def loss(parameters, rows):
+        return -jnp.mean(eqx.combine(parameters, static).log_prob(rows)) / SIZE
+
+    def step(carry, key):
+        parameters, state = carry
+        rows = x[jax.random.randint(key, (batch,), 0, len(x))]
+        gradients = jax.grad(loss)(parameters, rows)
+        updates, state = optimizer.update(gradients, state)
+        return (optax.apply_updates(parameters, updates), state), None
+
+    keys = jax.random.split(key, num_steps)
+    (parameters, _), _ = jax.jit(lambda c, k: jax.lax.scan(step, c, k))((parameters, optimizer.init(parameters)), keys)
+    return eqx.combine(jax.block_until_ready(parameters), static)
+
+
+def tilt(num_sources):
+    return UnivariateEnergy.init(jax.random.key(0), (num_sources,), basis=BASIS, base_activation="identity", scale=0.0)
+
+
+def gaussian_log_prob(x):
+    """Of whitened patches."""
+    return -0.5 * (np.square(x).sum(1) + SIZE * np.log(2.0 * np.pi))
+
+
+def mixture_log_prob(x_train, x, num_iterations):
+    mixture = GaussianMixture(200, max_iter=num_iterations, tol=1e-4, random_state=0, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are few, and the page says so
+        return mixture.fit(x_train.astype(np.float32)).score_samples(x.astype(np.float32))
+
+
+def flow_log_prob(x_train, x, num_epochs):
+    """RealNVP: eight affine coupling layers, stopped where patches kept apart say so."""
+    from flowjax.distributions import Normal
+    from flowjax.flows import coupling_flow
+    from flowjax.train import fit_to_data
+
+    key_init, key_fit = jax.random.split(jax.random.key(3))
+    flow = coupling_flow(key_init, base_dist=Normal(jnp.zeros(SIZE)), flow_layers=8, nn_width=128)
+    rows = jnp.asarray(x_train, jnp.float32)
+    flow, _ = fit_to_data(
+        key_fit, flow, rows, max_epochs=num_epochs, batch_size=500, learning_rate=1e-3, show_progress=False
+    )
+    return np.asarray(eqx.filter_jit(lambda f, x: f.log_prob(x))(flow, jnp.asarray(x, jnp.float32)))
+
+
+def overcomplete(complete, num_sources=2 * SIZE):
+    """A model x = A z + noise of twice as many sources, which starts at the complete one and its columns turned."""
+    mixing = np.linalg.inv(np.asarray(complete.unmixing))
+    turned = mixing @ np.linalg.qr(np.random.default_rng(1).normal(size=(SIZE, SIZE)))[0]
+    start = np.concatenate([0.8 * mixing, 0.3 * turned], axis=1).astype(np.float32)
+    twice = functools.partial(jax.tree.map, lambda leaf: jnp.concatenate([leaf, leaf]))
+    learned = complete.sources.energy
+    weights = lambda e: (e.coefficients, e.base_weight, e.spline_weight)  # noqa: E731
+    energy = eqx.tree_at(weights, tilt(num_sources), twice(weights(learned)))
+
+    def model(x):
+        a = numpyro.param("mixing", jnp.asarray(start))
+        noise = numpyro.param("noise", jnp.full(SIZE, 0.2), constraint=dist.constraints.positive)
+        sources = KAPrior(eqx_module("energy", energy), dist.StudentT(3.0, jnp.zeros(num_sources), 1.0))
+        with numpyro.plate("patches", x.shape[0]):
+            z = numpyro.sample("z", sources.to_event(1))
+            numpyro.sample("x", dist.Normal(z @ a.T, noise).to_event(1), obs=x)
+
+    return model
+
+
+def overcomplete_log_prob(found, complete, x_train, x, quick):
+    """Log-evidence of patches by tempered SMC, after training by Langevin chains."""
+    model = overcomplete(complete)
+    num_epochs, num_rows = (1, 1_000) if quick else (8, 10_000)
+    rate = optax.cosine_decay_schedule(3e-3, num_epochs * num_rows // 500)
+    result = fit(
+        jax.random.key(4),
+        model,
+        x_train[:num_rows].astype(np.float32),
+        objective=LangevinMLE(num_steps=5, persistent=True),
+        optimizer=optax.adam(rate),
+        num_epochs=num_epochs,
+        batch_size=500,
+        progress=False,
+    )
+    sampler = TemperedSMC(num_particles=20 if quick else 200, num_mcmc_steps=10, progress=False)
+    posterior = sampler.run(jax.random.key(5), model, result.params, x.astype(np.float32))
+    found.update(
+        std_error=posterior.log_evidence_std_error, ess=posterior.ess, noise=np.asarray(result.params["noise"])
+    )
+    return posterior.log_evidence
+
+
+def all_sources():
+    """Sources of complete models, in the order of their freedom."""
+    return {
+        "ICA, Laplace sources": Laplace(),
+        "ICA, Student-t sources of fitted degrees": StudentT(jnp.zeros(SIZE)),
+        "ICA, learned sources (`KAPrior` on StudentT(3))": Learned(tilt(SIZE)),
+    }
+
+
+def component_log_prob(models, name, sources, x_train, x, num_steps):
+    key_start, key = jax.random.split(jax.random.key(0))
+    # A scale of two makes sources about as wide as the references are.
+    start = ICA(2.0 * jax.random.orthogonal(key_start, SIZE), sources)
+    models[name] = maximise(start, x_train, num_steps, 1e-2, key)
+    return eqx.filter_jit(lambda model, x: model.log_prob(x))(models[name], jnp.asarray(x, jnp.float32))
+
+
+def draw_pictures(folder, student, learned, unwhitening):
+    """Filters and densities of the learned sources, the strongest first."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mixing = unwhitening @ np.linalg.inv(np.asarray(learned.unmixing))
+    sources = learned.sources.distribution()
+    low, middle, high = np.asarray(sources.icdf(jnp.array([[0.25], [0.5], [0.75]])))
+    # In units of half of each source's interquartile range.
+    unit = 0.5 * (high - low)
+    order = np.argsort(-np.linalg.norm(mixing, axis=0) * unit)
+    tiles = (mixing.T @ basis_without_mean())[order].reshape(-1, SIDE, SIDE)
+    tiles = tiles / np.abs(tiles).max((1, 2), keepdims=True)
+
+    figure, axes = plt.subplots(7, 9, figsize=(6.3, 4.9), layout="constrained")
+    for axis, tile in zip(axes.flat, tiles, strict=True):
+        axis.imshow(tile, cmap="gray", vmin=-1, vmax=1)
+        axis.axis("off")
+    figure.savefig(folder / "patch_filters.png", dpi=80)
+
+    z = np.linspace(-8.0, 8.0, 601)
+    log_prob = np.asarray(sources.log_prob(jnp.asarray(middle + unit * z[:, None], jnp.float32))) + np.log(unit)
+    degrees = float(np.median(np.exp(np.asarray(student.sources.log_df))))
+    families = {
+        f"Student-t, {degrees:.1f} degrees": (scipy.stats.t(degrees), "C1"),
+        "Laplace": (scipy.stats.laplace(), "C2"),
+        "normal": (scipy.stats.norm(), "0.6"),
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(8, 4.4), layout="constrained", sharex=True, sharey=True)
+    for axis, number in zip(axes.flat, np.linspace(0, SIZE - 1, 6).astype(int), strict=True):
+        axis.plot(z, log_prob[:, order[number]], "C0", lw=2, label="learned")
+        for name, (family, color) in families.items():
+            scale = family.ppf(0.75)
+            axis.plot(z, family.logpdf(z * scale) + np.log(scale), color, lw=0.9, label=name)
+        axis.set(title=f"source {number + 1}", ylim=(-9.0, 0.5))
+    axes[0, 0].legend(fontsize=7, loc="lower center")
+    figure.supxlabel("source, in half interquartile ranges", fontsize=9)
+    figure.supylabel("log-density", fontsize=9)
+    figure.savefig(folder / "patch_densities.png", dpi=80)
+
+
+def main(arguments=()):
+    """Print a table, the best first."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.patches")
+    parser.add_argument("--quick", action="store_true", help="far fewer patches and steps")
+    parser.add_argument("--images", type=Path, help="folder to write the pictures to")
+    options = parser.parse_args(arguments)
+    quick = options.quick
+    num_train, num_held_out, num_scored = (6_000, 1_200, 4) if quick else (60_000, 12_000, 60)
+
+    rng, pictures = np.random.default_rng(0), list(photographs().values())
+    x_train = patches(rng, pictures, num_train, 0.0, 2 / 3)
+    x = patches(rng, pictures, num_held_out, 2 / 3, 1.0)
+    mean = x_train.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(x_train.T, bias=True))
+    unwhitening, whitening = (vectors * values**0.5) @ vectors.T, (vectors * values**-0.5) @ vectors.T
+    x_train, x = ((rows - mean) @ whitening for rows in (x_train, x))
+
+    log_prob = {}
+
+    def score(name, function, *args):
+        start = time.perf_counter()
+        log_prob[name] = np.asarray(function(*args), float)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+    score("Gaussian", gaussian_log_prob, x)
+    models = {}
+    for name, sources in all_sources().items():
+        score(name, component_log_prob, models, name, sources, x_train, x, 200 if quick else 3_000)
+    laplace, student, learned = models
+    mixture = "mixture of 200 Gaussians (scikit-learn)"
+    score(mixture, mixture_log_prob, x_train[: 6_000 if quick else 30_000], x, 2 if quick else 15)
+    if importlib.util.find_spec("flowjax") is None:
+        print("FlowJAX is not installed: RealNVP is left out")
+    else:
+        score("RealNVP, 8 layers (FlowJAX)", flow_log_prob, x_train, x, 1 if quick else 10)
+    noisy, found = "twice overcomplete with noise, learned sources", {}
+    score(noisy, overcomplete_log_prob, found, models[learned], x_train, x[:num_scored], quick)
+
+    to_bits = 1.0 / (np.log(2.0) * SIDE**2)
+    # Few patches: the difference to the complete model on the same patches is known far better than the score itself.
+    few = to_bits * (log_prob.pop(noisy) - log_prob[learned][:num_scored])
+    few_error = few.std() / num_scored**0.5
+    gains = {name: to_bits * (value - log_prob["Gaussian"]) for name, value in log_prob.items()}
+    gaussian = -to_bits * (log_prob["Gaussian"] + np.linalg.slogdet(whitening)[1]).mean()
+    table = {name: (gain.mean(), gain.std() / num_held_out**0.5) for name, gain in gains.items()}
+    table[noisy] = table[learned][0] + few.mean(), few_error
+    rows = [
+        (name, f"{gaussian - gain:.3f}", f"{gain:.3f}", f"{error:.3f}")
+        for name, (gain, error) in sorted(table.items(), key=lambda item: -item[1][0])
+    ]
+    header = ("model", "bits a pixel", "gain over the Gaussian", "±")
+    print_rows(f"{num_held_out:,} held-out patches of 8 x 8 pixels, {num_train:,} to train on", header, rows)
+    smc_error = to_bits * np.sqrt(np.sum(found["std_error"] ** 2)) / num_scored
+    print(f"\nOvercomplete less complete, on {num_scored} patches: {few.mean():.3f} ± {few_error:.3f} bits a pixel,")
+    print(f"of which the standard error of SMC is {smc_error:.3f}; its median ESS is {np.median(found['ess']):.0f}.")
+    print(f"Its noise: {found['noise'].min():.2f} to {found['noise'].max():.2f} standard deviations of the patches.")
+    df = np.exp(np.asarray(models[student].sources.log_df))
+    print(f"Degrees of freedom of the Student-t sources: {df.min():.2f} to {df.max():.2f}, median {np.median(df):.2f}.")
+    for one, other in ((learned, student), (student, laplace), (mixture, learned)):
+        difference = gains[one] - gains[other]
+        print(f"{one} less {other}: {difference.mean():.3f} ± {difference.std() / num_held_out**0.5:.3f}")
+    if options.images:
+        draw_pictures(options.images, models[student], models[learned], unwhitening)
+
+
+if __name__ == "__main__":
+    print_device()
+    main(sys.argv[1:])
