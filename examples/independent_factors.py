@@ -4,7 +4,7 @@
 # Sensors record mixtures of independent sources, each sensor with noise of its own and with gaps. Learn the mixing, the
 # noise and the density of every source together, and get the sources back with error bars: independent factor analysis
 # (H. Attias, 1999), with sources that are splines instead of mixtures of Gaussians. Then with more sources than
-# sensors, and last, how many sources there are. It takes two minutes on two cores.
+# sensors, and last, how many sources there are. It takes a few minutes on two cores, most of which is compilation.
 
 # %%
 import os
