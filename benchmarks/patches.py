@@ -1,4 +1,4 @@
-"""Densities of 8 x 8 patches of photographs, in bits a pixel: independent components of learned sources, and others.
+"""Densities of 8 x 8 patches of photographs, in bits a pixel: independent components by the kind of their sources.
 
 Data: six photographs that scikit-learn and scikit-image ship, as grey values v in 0 ... 255 (the luminance, rounded).
 Models are fitted to patches of the left two thirds of each, and scored on patches of the right third, at random places.
@@ -8,7 +8,7 @@ an orthonormal basis of the patches of mean zero. Scores are minus log2 of the d
 The density of a logarithm is no code length, and the score may be negative; differences between models are bits a pixel
 of any code that treats the mean alike.
 
-All scores are exact. The mixture of Gaussians is fitted to 20,000 of the 60,000 patches, by eight steps of EM.
+All scores are exact.
 
 Run with `python -m benchmarks.patches`; `--quick` for far fewer patches and steps; `--images DIR` writes the pictures
 of the page "Patches of photographs".
@@ -17,7 +17,6 @@ of the page "Patches of photographs".
 import argparse
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import equinox as eqx
@@ -30,8 +29,6 @@ import optax
 import scipy.stats
 import skimage.data
 from sklearn.datasets import load_sample_images
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from benchmarks.timing import print_device, print_rows
 from numpyro_kaem import BSpline, KAPrior, UnivariateEnergy
@@ -128,14 +125,6 @@ def gaussian_log_prob(x):
     return -0.5 * (np.square(x).sum(1) + SIZE * np.log(2.0 * np.pi))
 
 
-def mixture_log_prob(x_train, x, num_iterations):
-    # A floor of 1e-4 under the variances: k-means makes some clusters of fewer patches than there are dimensions.
-    mixture = GaussianMixture(200, max_iter=num_iterations, tol=1e-4, reg_covar=1e-4, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are few, and the page says so
-        return mixture.fit(x_train).score_samples(x)
-
-
 def all_sources():
     """Sources of complete models, in the order of their freedom."""
     flat = UnivariateEnergy.init(jax.random.key(0), (SIZE,), basis=BASIS, base_activation="identity", scale=0.0)
@@ -225,8 +214,6 @@ def main(arguments=()):
     for name, sources in all_sources().items():
         score(name, component_log_prob, models, name, sources, x_train, x, 200 if quick else 3_000)
     laplace, student, learned = models
-    mixture = "mixture of 200 Gaussians (scikit-learn)"
-    score(mixture, mixture_log_prob, x_train[:20_000], x, 2 if quick else 8)
     to_bits = 1.0 / (np.log(2.0) * SIDE**2)
     gains = {name: to_bits * (value - log_prob["Gaussian"]) for name, value in log_prob.items()}
     gaussian = -to_bits * (log_prob["Gaussian"] + np.linalg.slogdet(whitening)[1]).mean()
@@ -241,7 +228,7 @@ def main(arguments=()):
     print(
         f"\nDegrees of freedom of the Student-t sources: {df.min():.2f} to {df.max():.2f}, median {np.median(df):.2f}."
     )
-    for one, other in ((learned, student), (student, laplace), (mixture, learned)):
+    for one, other in ((learned, student), (student, laplace)):
         difference = gains[one] - gains[other]
         print(f"{one} less {other}: {difference.mean():.3f} ± {difference.std() / num_held_out**0.5:.3f}")
     if options.images:
