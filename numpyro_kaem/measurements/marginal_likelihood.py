@@ -20,6 +20,7 @@ from numpyro_kaem.measurements.rows import LikelihoodRows
 
 _DECADES = np.arange(2.0, -9.5, -1.0)
 _TIE = 0.05  # nats of all data
+_LOST = 3.0  # nats of all data, by which two decades in a row are worse than the best, for no more to be tried
 _FLOOR = 80.0  # nats below the largest mass of a node, where single precision ends
 
 
@@ -228,6 +229,8 @@ def choose(rows: LikelihoodRows, family: Family, criterion: str, folds: list[sli
     path: list[Fit] = []
     for decade in _DECADES:
         path.append(scored(decade, path[-1].coefficients if path else start))
+        if len(path) > 2 and max(fit.score for fit in path[-2:]) < max(fit.score for fit in path) - _LOST:
+            break  # rougher ones are worse
     best = max(range(len(path)), key=lambda at: path[at].score)
     path += [scored(_DECADES[best] + half, path[best].coefficients) for half in (0.5, -0.5)]
     highest = max(fit.score for fit in path)
