@@ -39,6 +39,7 @@ from numpyro_kaem._compilation import programs
 from numpyro_kaem._compilation.fingerprint import SameProgram, fingerprint
 from numpyro_kaem._compilation.programs import jit_by_program, jit_by_value
 from numpyro_kaem._densities.reference_tails import survival
+from numpyro_kaem._fitting.exponential_family import in_float64
 
 KERNEL = ULA(step_size=0.1)
 SAMPLERS = {
@@ -452,6 +453,13 @@ def test_static_arguments_are_compared_by_value_and_functions_by_what_they_compu
     factor = 7.0
     assert of_scale(2, jnp.ones(())) == 9.0
     assert apply.of(known)(1, jnp.ones(())) == 6.0
+
+
+def test_numpy_arrays_that_were_looked_at_once_are_wide_where_jax_is_by_then():
+    add = jit_by_value(lambda a, b: a + b).of(np.ones(3))
+    assert add(jnp.ones(3)).dtype == jnp.float32
+    with in_float64():
+        assert add(jnp.ones(3)).dtype == jnp.float64
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class _Reusable:
         """Call the function, compiled now or earlier."""
         return self.compiled(*args)(*args)
 
-    def compiled(self, *args: Any) -> Callable:
+    def compiled(self, *args: Any) -> _Program:
         """The program for arguments like these, compiled if there is none."""
         raise NotImplementedError
 
@@ -128,7 +128,7 @@ class jit_by_program(_Reusable):
     It is traced at every call, and what it closes over may have changed since the last.
     """
 
-    def compiled(self, *args: Any) -> Callable:
+    def compiled(self, *args: Any) -> _Program:
         """Trace the function; the program of what was traced."""
         traced = self._trace(args)
         options = self.first_donated, tuple(sorted((self.compiler_options or {}).items()))
@@ -143,22 +143,24 @@ class jit_by_value(_Reusable):
     variable, the program that was traced is compared, as `jit_by_program` does it; `SameProgram` spares that.
     """
 
-    def compiled(self, *args: Any) -> Callable:
-        """The program for the values and shapes of these arguments, traced if there is none."""
-        return self._program(args, [_Flat(arg) for arg in args])
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, compiled now or earlier."""
+        return self._call(args, [_Flat(arg) for arg in args])
 
     def of(self, first: Any) -> Callable:
         """The function of the arguments after `first`, whose leaves are looked at once: it must not change."""
         flat = _Flat(first)
+        return lambda *rest: self._call((first, *rest), [flat, *map(_Flat, rest)])
 
-        def call(*rest: Any) -> Any:
-            flats = [flat, *map(_Flat, rest)]
-            program = self._program((first, *rest), flats)
-            return program.executable(*(array for flat in flats for array in flat.arrays))
+    def compiled(self, *args: Any) -> _Program:
+        """The program for the values and shapes of these arguments, traced if there is none."""
+        return self._program(args, [_Flat(arg) for arg in args])
 
-        return call
+    def _call(self, args: tuple, flats: list[_Flat]) -> Any:
+        arrays = [_as_jax(array) for flat in flats for array in flat.arrays]
+        return self._program(args, flats).executable(*arrays)
 
-    def _program(self, args: tuple, flats: list[_Flat]) -> Any:
+    def _program(self, args: tuple, flats: list[_Flat]) -> _Program:
         if not all(flat.is_known for flat in flats):
             by_program = jit_by_program(
                 self.function, first_donated=self.first_donated, compiler_options=self.compiler_options
@@ -170,15 +172,15 @@ class jit_by_value(_Reusable):
 
 
 class _Flat:
-    """The leaves of an argument: its arrays, as JAX's, and the key of all that a program is compiled for."""
+    """The leaves of an argument: its arrays, as they are, and the key of all that a program is compiled for."""
 
     def __init__(self, arg: Any):
         leaves, structure = jax.tree.flatten(arg)
-        self.arrays: list[jax.Array] = []
+        self.arrays: list[Any] = []
         self.is_known, values = True, []
         for leaf in leaves:
             if eqx.is_array(leaf):
-                self.arrays.append(_as_jax(leaf))
+                self.arrays.append(leaf)
                 values.append((jax.typeof(leaf), _sharding(leaf)))
             else:
                 self.is_known = self.is_known and is_known_by_value(leaf)

@@ -73,7 +73,7 @@ class Evaluation:
         reconstruction_error: mean squared difference of data and the means of their likelihoods at posterior draws.
         frechet_distance: of drawn and held-out data, extrapolated to infinitely many.
         kernel_distance: of the same, unbiased.
-        draws_per_second: of whole data, once compiled.
+        draws_per_second: of whole data, once compiled, with what else the machine was doing.
         num_parameters: that are learned, without those of an encoder.
         num_data: that were scored.
         sampler: that scored them, in words.
