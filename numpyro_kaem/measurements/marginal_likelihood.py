@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from numpyro_kaem._fitting.exponential_family import RIDGE
 from numpyro_kaem.measurements.rows import LikelihoodRows
@@ -21,6 +22,7 @@ from numpyro_kaem.measurements.rows import LikelihoodRows
 _DECADES = np.arange(2.0, -9.5, -1.0)
 _TIE = 0.05  # nats of all data
 _LOST = 3.0  # nats of all data, by which two decades in a row are worse than the best, for no more to be tried
+_OPEN = 1e-6  # relative curvature of directions that data and penalty leave open, which move little
 _FLOOR = 80.0  # nats below the largest mass of a node, where single precision ends
 
 
@@ -165,12 +167,14 @@ def maximise(
 def _newton_step(gradient: np.ndarray, precision: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, float]:
     """The step, with curvatures of the wrong sign turned about, and twice the gain that it promises."""
     size = np.sqrt(np.maximum(np.abs(np.diag(precision)), penalty) + RIDGE)
-    values, vectors = np.linalg.eigh(precision / size[:, None] / size)
-    along = vectors.T @ (gradient / size)
-    # Directions that data and penalty leave open move little.
-    values = np.maximum(np.abs(values), 1e-6)
-    step = along / values
-    return (vectors @ step) / size, float(np.sum(along * step))
+    scaled, gradient = precision / size[:, None] / size, gradient / size
+    factor, failed = dpotrf(scaled, lower=1)
+    if not failed and np.min(np.diag(factor)) ** 2 > _OPEN:
+        step = dpotrs(factor, gradient, lower=1)[0]
+    else:
+        values, vectors = np.linalg.eigh(scaled)
+        step = vectors @ ((vectors.T @ gradient) / np.maximum(np.abs(values), _OPEN))
+    return step / size, float(step @ gradient)
 
 
 def evidence(fit: Fit, family: Family) -> float:
