@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.interpolate
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prior_cases import quick_jit
 from reference_density import basis_values, breakpoints
@@ -73,11 +73,12 @@ def repeated(values):
 @pytest.mark.parametrize("name", SPLINES)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(z=points())
+@example(z=repeated([-5.96e-8, *DOMAIN]))  # a rounding before the knot 0.0 is taken for one behind it
 def test_splines_are_a_partition_of_unity(name, z):
     values = evaluate(BASES[name], z)
     np.testing.assert_allclose(values.sum(-1), 1.0, atol=1e-6)
-    assert np.all(values >= -1e-7)
-    assert np.all((np.abs(values) > 1e-7).sum(-1) <= BASES[name].degree + 1)
+    assert np.all(values >= -2e-7)
+    assert np.all((np.abs(values) > 2e-7).sum(-1) <= BASES[name].degree + 1)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
