@@ -43,6 +43,13 @@ NAMES = {
     "mixture": "mixture of 200 Gaussians (scikit-learn)",
     "flow": "RealNVP, 8 affine layers (FlowJAX)",
 }
+PAIRS = (
+    ("student", "laplace"),
+    ("learned", "student"),
+    ("overcomplete", "learned"),
+    ("mixture", "learned"),
+    ("flow", "mixture"),
+)
 
 
 def photographs():
@@ -151,19 +158,53 @@ def print_evidence(posterior, noise, num_scored, num_particles):
     )
 
 
-def main(arguments=()):
-    """Print a table, the best first."""
+def gain(bits, name, other):
+    """Bits a pixel that one model saves over another on the patches that both are scored on, and its standard error."""
+    size = min(len(bits[name]), len(bits[other]))
+    difference = bits[name][:size] - bits[other][:size]
+    return difference.mean(), difference.std() / size**0.5
+
+
+def print_scores(bits, asked, title):
+    """The table, the best first, and differences by patch."""
+    table = {name: gain(bits, name, "gaussian") for name in bits if name != "overcomplete"}
+    if "overcomplete" in bits:
+        # Of few patches, the difference to the complete model is known far better than the score itself.
+        more, error = gain(bits, "overcomplete", "learned")
+        table["overcomplete"] = table["learned"][0] + more, error
+    gaussian = -bits["gaussian"].mean()
+    rows = [
+        (NAMES[name], f"{gaussian - more:.3f}", f"{more:.3f}", f"{error:.3f}")
+        for name, (more, error) in sorted(table.items(), key=lambda item: -item[1][0])
+    ]
+    if "flow" in asked and "flow" not in bits:
+        rows.append((NAMES["flow"], "FlowJAX is not installed", "", ""))
+    print_rows(title, ("model", "bits a pixel", "gain over the Gaussian", "±"), rows)
+    print()
+    for one, other in PAIRS:
+        if {one, other} <= set(bits):
+            more, error = gain(bits, one, other)
+            print(f"{NAMES[one]} less {NAMES[other]}, by patch: {more:.3f} ± {error:.3f}")
+
+
+def parsed(arguments):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.patches")
     parser.add_argument("--quick", action="store_true", help="far fewer patches and steps")
     parser.add_argument("--models", default=",".join(NAMES), help="names with commas between them, by default all")
     parser.add_argument("--images", type=Path, help="folder to write the pictures to")
     options = parser.parse_args(arguments)
-    asked = options.models.split(",")
-    if set(asked) - set(NAMES):
-        parser.error(f"--models must be of {','.join(NAMES)}, got {options.models}")
-    if options.images and not {"student", "learned", "overcomplete"} <= set(asked):
+    options.models = options.models.split(",")
+    if set(options.models) - set(NAMES):
+        parser.error(f"--models must be of {','.join(NAMES)}, got {','.join(options.models)}")
+    if options.images and not {"student", "learned", "overcomplete"} <= set(options.models):
         parser.error("--images needs the models student, learned and overcomplete")
-    quick = options.quick
+    return options
+
+
+def main(arguments=()):
+    """Fit the models, and print a table."""
+    options = parsed(arguments)
+    quick, asked = options.quick, options.models
     num_train, num_held_out = (6_000, 1_200) if quick else (60_000, 12_000)
     num_scored, num_particles = (4, 20) if quick else (200, 200)
 
@@ -178,13 +219,8 @@ def main(arguments=()):
     bits, models, started = {}, {}, time.perf_counter()
 
     def score(name, log_prob):
-        """Keep minus the bits a pixel of the first rows of x."""
         bits[name] = (log_prob + np.linalg.slogdet(whitening)[1]) / (np.log(2.0) * SIDE**2)
-        print(
-            f"{NAMES[name]}: {-bits[name].mean():.3f}, at {time.perf_counter() - started:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"{NAMES[name]}: fitted after {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
     score("gaussian", patch_models.gaussian_log_prob(x))
     for name, sources in patch_models.all_sources().items():
@@ -192,7 +228,7 @@ def main(arguments=()):
             models[name] = patch_models.fit_components(sources, x_train, 200 if quick else 3_000)
             score(name, patch_models.log_prob_of(models[name], x))
     if "mixture" in asked:
-        score("mixture", patch_models.mixture_log_prob(x_train, x, 20 if quick else 200, 2 if quick else 15))
+        score("mixture", patch_models.mixture_log_prob(x_train, x, 200, 2 if quick else 15))
     if "flow" in asked and importlib.util.find_spec("flowjax"):
         score("flow", patch_models.flow_log_prob(x_train, x, 20 if quick else 2_000))
     if "overcomplete" in asked:
@@ -201,31 +237,7 @@ def main(arguments=()):
         posterior = patch_models.evidence(model, params, x[:num_scored], num_particles)
         score("overcomplete", np.asarray(posterior.log_evidence, float))
 
-    def gain(name, other):
-        """Bits a pixel that one model saves over another on the patches that both are scored on, and standard error."""
-        size = min(len(bits[name]), len(bits[other]))
-        difference = bits[name][:size] - bits[other][:size]
-        return difference.mean(), difference.std() / size**0.5
-
-    # Of few patches, the difference to the complete model is known far better than the score itself.
-    table = {name: gain(name, "gaussian") for name in bits if name != "overcomplete"}
-    if "overcomplete" in bits:
-        more, error = gain("overcomplete", "learned")
-        table["overcomplete"] = table["learned"][0] + more, error
-    gaussian = -bits["gaussian"].mean()
-    rows = [
-        (NAMES[name], f"{gaussian - more:.3f}", f"{more:.3f}", f"{error:.3f}")
-        for name, (more, error) in sorted(table.items(), key=lambda item: -item[1][0])
-    ]
-    if "flow" in asked and "flow" not in bits:
-        rows.append((NAMES["flow"], "FlowJAX is not installed", "", ""))
-    header = ("model", "bits a pixel", "gain over the Gaussian", "±")
-    print_rows(f"{num_held_out:,} held-out patches of 8 x 8 pixels, {num_train:,} to train on", header, rows)
-    print()
-    for pair in (("student", "laplace"), ("learned", "student"), ("overcomplete", "learned"), ("mixture", "learned")):
-        if set(pair) <= set(bits):
-            more, error = gain(*pair)
-            print(f"{NAMES[pair[0]]} less {NAMES[pair[1]]}, by patch: {more:.3f} ± {error:.3f}")
+    print_scores(bits, asked, f"{num_held_out:,} held-out patches of 8 x 8 pixels, {num_train:,} to train on")
     if "student" in models:
         df = np.exp(np.asarray(models["student"].sources.log_df))
         print(f"Degrees of the Student-t sources: {df.min():.2f} to {df.max():.2f}, median {np.median(df):.2f}.")
