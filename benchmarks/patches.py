@@ -11,9 +11,9 @@ of any code that treats the mean alike.
 All scores are exact but that of the overcomplete generator, which has noise: it is trained by chains, and scored by
 tempered SMC on the first few held-out patches.
 
-Run with `python -m benchmarks.patches`; `--quick` for far fewer patches and steps; `--models gaussian,mixture` for some
-of the models; `--images DIR` writes the pictures of the page "Patches of photographs". RealNVP needs FlowJAX, which
-nothing else here does: where it is not installed, its row says so.
+Run with `python -m benchmarks.patches`; `--quick` for far fewer patches and steps, too few for the order of the whole
+run to show; `--models gaussian,mixture` for some of the models; `--images DIR` writes the pictures of the page "Patches
+of photographs". RealNVP needs FlowJAX, which nothing else here does: where it is not installed, its row says so.
 """
 
 import argparse
