@@ -8,6 +8,7 @@ from benchmarks import (
     icdf_reparam,
     kaem,
     objectives,
+    patches,
     prior_draws,
     redshifts,
     samplers,
@@ -31,5 +32,6 @@ fitting.main()
 empirical_bayes.main()
 redshifts.main()
 ica.main()
+patches.main(["--quick"])
 u_error.main()
 scores.main()
