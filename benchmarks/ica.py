@@ -164,15 +164,16 @@ def of_seed(kinds: list[str] | None, size: int, n: int, seed: int) -> dict[str, 
     return result
 
 
-def standard_error(values: np.ndarray) -> float:
-    """Of a mean; NaN for one value."""
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else np.nan
+def with_error(mean: float, values: np.ndarray, digits: int) -> str:
+    """A number and the standard error of the mean of values, where there is more than one."""
+    error = f" +- {values.std(ddof=1) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{error}"
 
 
 def ratio_with_error(values: np.ndarray, others: np.ndarray) -> str:
     """A ratio of means and its standard error, from the pairs."""
     ratio = values.mean() / others.mean()
-    return f"{ratio:.2f} +- {standard_error(values - ratio * others) / others.mean():.2f}"
+    return with_error(ratio, (values - ratio * others) / others.mean(), 2)
 
 
 def main(seeds: int = 3, everything: bool = False, number: int | None = None, rows: int | None = None) -> None:
@@ -200,7 +201,7 @@ def main(seeds: int = 3, everything: bool = False, number: int | None = None, ro
             *(f"{distance[method].mean():.4f}" for method in distance),
             ratio_with_error(distance["ICA"], distance[best]),
             f"{lowest / distance[best].mean():.2f}" if lowest > 0.0 else "",
-            *(f"{gain.mean():.3f} +- {standard_error(gain):.3f}" for gain in gains.T),
+            *(with_error(gain.mean(), gain, 3) for gain in gains.T),
             f"{np.median(seconds['ICA']):.2f}",
             f"{np.median(seconds['ICA'] / seconds['Picard']):.1f}",
         )
