@@ -1,8 +1,9 @@
 """Independent components: ICA beside scikit-learn's FastICA and Picard (extended), which python-picard has.
 
-    python -m benchmarks.ica                                a few settings and three seeds
-    python -m benchmarks.ica --all --seeds 10               every setting
-    python -m benchmarks.ica --all --seeds 50 --number 6    those of six sources
+    python -m benchmarks.ica                                    a few settings and three seeds
+    python -m benchmarks.ica --all --seeds 10                   every setting, for hours
+    python -m benchmarks.ica --all --seeds 50 --only "6 x 5,000"
+    python -m benchmarks.ica --all --only "sine, 32 x 10,000"   those whose name has the text in it
 
 The Amari distance is 0 for sources found exactly, up to order, sign and scale. "Bound" is the least mean of it that a
 method has whose densities are the true ones, as n grows (Cramer and Rao), over the best other method's. It is known
@@ -11,7 +12,8 @@ of ICA in nats a row on new rows, over Picard's unmixing with (1) densities fitt
 so that the difference is due to the unmixing, and (2) the densities that its score functions imply, exp(-u^2 / 2) /
 cosh(u) or exp(-u^2 / 2) cosh(u) with u = z / s, the better one and the best s for each source. Means over seeds +-
 standard errors; large settings have at most 3 seeds. Seconds are medians; their ratio is the median of ratios within a
-seed.
+seed. On a busy machine they are those of threads that wait for each other, with every method: set
+OPENBLAS_NUM_THREADS=1 there.
 """
 
 import argparse
@@ -176,14 +178,14 @@ def ratio_with_error(values: np.ndarray, others: np.ndarray) -> str:
     return with_error(ratio, (values - ratio * others) / others.mean(), 2)
 
 
-def main(seeds: int = 3, everything: bool = False, number: int | None = None, rows: int | None = None) -> None:
-    """Print a row for every setting, or for those of a number of sources or of rows."""
+def main(seeds: int = 3, everything: bool = False, only: str = "") -> None:
+    """Print a row for every setting whose name, number and rows have the text in them."""
     ICA(random_state=0).fit(draw(["uniform", "Laplace"], np.random.default_rng(0), 500))
     header = ("sources", "number", "rows", "seeds", "ICA", "FastICA logcosh", "FastICA exp", "Picard", "ICA / best")
     header += ("bound / best", "held-out (1)", "held-out (2)", "seconds", "/ Picard's")
     print_rows("Amari distances", header, [])
     for name, kinds, size, n in settings(everything):
-        if number not in (None, size) or rows not in (None, n):
+        if only not in f"{name}, {size} x {n:,}":
             continue
         count = seeds if n * size < FEW_SEEDS_FROM else min(seeds, 3)
         results = [of_seed(kinds, size, n, seed) for seed in range(count)]
@@ -212,8 +214,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--all", action="store_true", help="more sizes")
-    parser.add_argument("--number", type=int, help="only settings of as many sources")
-    parser.add_argument("--rows", type=int, help="only settings of as many rows")
+    parser.add_argument("--only", default="", help="text in the settings, such as 'two lumps, 6 x 5,000'")
     arguments = parser.parse_args()
     print_device()
-    main(arguments.seeds, arguments.all, arguments.number, arguments.rows)
+    main(arguments.seeds, arguments.all, arguments.only)
