@@ -322,11 +322,51 @@ def with_value(row, column, value):
         (GOOD @ np.ones((3, 3)) + GOOD * [1.0, 0.0, 0.0], r"has rank 2 for 3 sources; give n_components=2"),
         (GOOD[:3], r"more rows than sources, got n_samples = 3 for 3 sources"),
         (np.ma.masked_greater(GOOD, 2.0), r"masked values; drop these rows"),
+        (
+            GOOD * [1.0, 1e200, 1.0],
+            r"those of \[1\] have absolute values of up to \[.*e\+200\]; give them in other units",
+        ),
+        (
+            GOOD * [1e-200, 1.0, 1.0],
+            r"those of \[0\] have absolute values of up to \[.*e-200\]; give them in other units",
+        ),
     ],
 )
 def test_data_that_cannot_be_separated_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
         ICA(random_state=0).fit(x)
+
+
+@pytest.mark.parametrize(
+    ("n_components", "x", "message"),
+    [
+        (
+            3,
+            np.hstack([GOOD[:, :2], GOOD[:, :2] @ [[1.0, 2.0], [3.0, 4.0]]]),
+            "rank 2 for 3 sources; give n_components=2",
+        ),
+        (4, np.hstack([GOOD, GOOD**3])[:4], "n_samples = 4 for 4 sources; give more rows, or fewer n_components"),
+    ],
+)
+def test_more_components_than_the_data_span_are_refused(n_components, x, message):
+    with pytest.raises(ValueError, match=message):
+        ICA(n_components, random_state=0).fit(x)
+
+
+def test_as_many_components_as_the_rank_are_found_where_features_add_up(two):
+    x, _, _ = two
+    redundant = np.hstack([x, x @ [[1.0, 2.0], [3.0, 4.0]]])
+    sources, alone = (ICA(2, random_state=0).fit_transform(data) for data in (redundant, x))
+    correlations = np.abs(np.corrcoef(sources.T, alone.T)[:2, 2:])
+    assert np.all(correlations.max(axis=1) > 0.9999)
+
+
+@pytest.mark.parametrize("method", ["transform", "score_samples"])
+def test_new_rows_that_are_not_finite_are_refused(six, method):
+    rows = six[0][:10].copy()
+    rows[4, 3] = np.inf
+    with pytest.raises(ValueError, match=r"1 of 60 values .*, the first, infinity, in row 4 and column 3"):
+        getattr(six[2], method)(rows)
 
 
 def test_constant_columns_are_named():

@@ -48,7 +48,7 @@ def separate(
         point, steps, converged = maximise_likelihood(point, model, min(most, most_steps - num_steps), tolerance)
         unmixing, num_steps = point.unmixing, num_steps + steps
     gradient, fitted, sources = float(np.max(np.abs(point.gradient))), point.fitted, point.sources
-    if np.any(np.mean(sources**3, axis=1) < 0.0):
+    if np.any(_third_moments(sources) < 0.0):
         unmixing, sources = standardised(unmixing, sources)
         model = SourceModel(sources, reference, num_intervals, smoothness)
         fitted = model.fit(model.bins(sources))
@@ -58,5 +58,10 @@ def separate(
 def standardised(unmixing: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows scaled to sources of variance one, whose third moment is positive."""
     scale = np.sqrt(np.mean(sources**2, axis=1))
-    factor = np.where(np.mean(sources**3, axis=1) < 0.0, -1.0, 1.0) / scale
+    factor = np.where(_third_moments(sources) < 0.0, -1.0, 1.0) / scale
     return factor[:, None] * unmixing, factor[:, None] * sources
+
+
+def _third_moments(sources: np.ndarray) -> np.ndarray:
+    """Of each source; a product of three is far quicker than a power."""
+    return np.mean(sources * sources * sources, axis=1)

@@ -80,8 +80,9 @@ class ICA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Raises:
         TypeError: for arguments or data of another type.
-        ValueError: for data that are not finite, have columns that are constant or that others add up to, or fewer rows
-            than sources; for more components than features; for a reference that is not on the whole real line.
+        ValueError: for data that are not finite, have columns that are constant, that others add up to or whose
+            variances are beyond float64, or fewer rows than sources; for more components than features; for a reference
+            that is not on the whole real line.
 
     Warns:
         ConvergenceWarning: where max_iter steps were not enough.

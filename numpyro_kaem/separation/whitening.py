@@ -6,6 +6,7 @@ import numpy as np
 
 # Of the correlation matrix: below this share of its mean an eigenvalue is rounding.
 _LEAST_EIGENVALUE = 1e-12
+_SMALLEST, _LARGEST = 1e-140, 1e140  # values whose squares and their sums are numbers
 
 
 def check_finite_rows(x: np.ndarray) -> None:
@@ -38,11 +39,21 @@ def check_num_components(n_components: int | None, x: np.ndarray) -> int:
 
 
 def check_columns_vary(x: np.ndarray, names: np.ndarray | None) -> None:
-    """Raise where columns are constant, and name them."""
-    constant = np.flatnonzero(np.std(x, axis=0) <= 4.0 * np.finfo(float).eps * np.max(np.abs(x), axis=0))
-    if len(constant):
-        which = [int(at) if names is None else str(names[at]) for at in constant]
-        raise ValueError(f"X must have columns that vary, but those of {which} are constant; leave them out")
+    """Raise where columns are constant, or vary by too little or too much for their variances, and name them."""
+    names = np.arange(x.shape[1]) if names is None else names
+    largest = np.max(np.abs(x), axis=0)
+    deviation = np.std(x / np.where(largest > 0.0, largest, 1.0), axis=0)
+    constant = deviation <= 4.0 * np.finfo(float).eps
+    if constant.any():
+        raise ValueError(
+            f"X must have columns that vary, but those of {names[constant].tolist()} are constant; leave them out"
+        )
+    extreme = (deviation * largest < _SMALLEST) | (largest > _LARGEST)
+    if extreme.any():
+        raise ValueError(
+            f"X must have columns whose variances are floats, but those of {names[extreme].tolist()} have absolute "
+            f"values of up to {largest[extreme].tolist()}; give them in other units"
+        )
 
 
 def whitener(x: np.ndarray, num_sources: int) -> np.ndarray:
