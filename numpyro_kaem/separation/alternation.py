@@ -11,7 +11,8 @@ from numpyro_kaem.separation.unmixing import evaluate, fixed_point_start, maximi
 
 _START_ROWS = 10_000  # rows that the start and the first round look at
 _START_STEPS = 30
-_FEW_STEPS = 8  # of the first two rounds, after which domains and smoothness are chosen anew
+_FIRST_TOLERANCE = 0.1  # of the rounds before the last, in units of chance, 1 / sqrt(n)
+_FEW_STEPS = 8  # of the rounds before the last, after which domains and smoothness are chosen anew
 
 
 class Separation(NamedTuple):
@@ -41,11 +42,13 @@ def separate(
     some = white if n <= _START_ROWS else white[:, rng.choice(n, _START_ROWS, replace=False)]
     unmixing = fixed_point_start(some, start, _START_STEPS, 1e-3)
     num_steps = 0
-    for rows, most in ((some, _FEW_STEPS), (white, _FEW_STEPS), (white, most_steps)):
+    enough = max(tolerance, _FIRST_TOLERANCE / n**0.5)
+    rounds = [(white, _FEW_STEPS, enough), (white, most_steps, tolerance)]
+    for rows, most, until in rounds if some is white else [(some, _FEW_STEPS, enough), *rounds]:
         unmixing, sources = standardised(unmixing, unmixing @ rows)
         model = SourceModel(sources, reference, num_intervals, smoothness)
         point = evaluate(unmixing, sources, model)
-        point, steps, converged = maximise_likelihood(point, model, min(most, most_steps - num_steps), tolerance)
+        point, steps, converged = maximise_likelihood(point, model, min(most, most_steps - num_steps), until)
         unmixing, num_steps = point.unmixing, num_steps + steps
     gradient, fitted, sources = float(np.max(np.abs(point.gradient))), point.fitted, point.sources
     if np.any(_third_moments(sources) < 0.0):

@@ -32,8 +32,9 @@ from numpyro_kaem.energies import BSpline, UnivariateEnergy
 
 _DF = 5.0  # of the default reference
 _SCALE = ((_DF - 2.0) / _DF) ** 0.5
-_PATH = 10.0 ** np.arange(0.0, -8.0, -1.0)  # of the smoothness
+_PATH = 10.0 ** np.arange(-1.0, -8.0, -1.0)  # of the smoothness
 _REACH = np.linspace(-12.0, 12.0, 4_801)  # asinh of the points at which a reference is tabulated
+_LONG_AGO = 50.0  # times a smoothness, by which the best one of every source exceeds it where the path ends
 _BINS_OF_CELL = 16
 _MARGIN = 0.03  # of the range, by which a domain exceeds it on either side
 _QUANTILE = 0.005  # beyond 1.5 times its distance from the median there is no spline, but the reference
@@ -46,10 +47,8 @@ class TabulatedReference:
     """
 
     def __init__(self, reference: dist.Distribution | None = None):
-        points = np.sinh(_REACH)
         if reference is None:
-            reference, ours = dist.StudentT(_DF, 0.0, _SCALE), stats.t(_DF, 0.0, _SCALE)
-            log_prob, below, above = ours.logpdf(points), ours.cdf(points), ours.sf(points)
+            self.distribution, splines = dist.StudentT(_DF, 0.0, _SCALE), _default_splines()
         else:
             if reference.batch_shape or reference.event_shape or np.any(np.isfinite(support_ends(reference))):
                 raise ValueError(
@@ -58,15 +57,12 @@ class TabulatedReference:
                     f"with support {reference.support}"
                 )
             check_reference(reference)
+            points = np.sinh(_REACH)
             with in_float64():
                 values = measure(reference, points, points, points)
-            log_prob, below, above = (np.asarray(value, np.float64) for value in values)
-        self.distribution = reference
-        self._log_prob = CubicSpline(_REACH, log_prob)
+            self.distribution, splines = reference, _splines(*(np.asarray(value, np.float64) for value in values))
+        self._log_prob, self._log_below, self._log_above = splines
         self._slope = self._log_prob.derivative()
-        self._log_below, self._log_above = (
-            CubicSpline(_REACH, np.log(np.maximum(mass, 1e-300))) for mass in (below, above)
-        )
 
     def log_prob(self, z: np.ndarray) -> np.ndarray:
         """Log-densities at points of any shape."""
@@ -79,6 +75,18 @@ class TabulatedReference:
     def log_tails(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Logarithms of the masses below low and above high, (num_sources, 2)."""
         return np.stack([self._log_below(np.arcsinh(low)), self._log_above(np.arcsinh(high))], axis=-1)
+
+
+def _splines(log_prob: np.ndarray, below: np.ndarray, above: np.ndarray) -> tuple[CubicSpline, ...]:
+    """Splines of a log-density and the logarithms of the masses below and above, from their values at the points."""
+    logarithms = (log_prob, *(np.log(np.maximum(mass, 1e-300)) for mass in (below, above)))
+    return tuple(CubicSpline(_REACH, values) for values in logarithms)
+
+
+@functools.lru_cache(maxsize=1)
+def _default_splines() -> tuple[CubicSpline, ...]:
+    points, default = np.sinh(_REACH), stats.t(_DF, 0.0, _SCALE)
+    return _splines(default.logpdf(points), default.cdf(points), default.sf(points))
 
 
 class SourceDensities(NamedTuple):
@@ -237,7 +245,9 @@ class SourceModel:
         """The densities of greatest penalised likelihood."""
         statistics = self._statistics(bins)
         start = np.zeros_like(statistics) if start is None else start
-        coefficients, _ = maximise(self._family, statistics, self._precision, start, tolerance=1e-16)
+        coefficients, _ = maximise(
+            self._family, statistics, self._precision, start, tolerance=1e-9
+        )  # a step beyond is below 1e-16
         log_normalizer = normalised(self._family, coefficients)[0][:, 0]
         cubics = self._base + np.einsum("bog,qg->qbo", self._unit.cubics, coefficients[:, 0])
         value = np.einsum("qbo,qbo->q", bins.moments, cubics) + bins.far - log_normalizer
@@ -275,7 +285,7 @@ def _choose(family: Family, statistics: np.ndarray, eigenvalues: np.ndarray, n: 
     best, chosen = np.full(len(statistics), -np.inf), np.full(len(statistics), _PATH[0])
     for smoothness in _PATH:
         precision = smoothness * eigenvalues + RIDGE
-        coefficients, _ = maximise(family, statistics, precision, coefficients, tolerance=1e-6)
+        coefficients, _ = maximise(family, statistics, precision, coefficients, tolerance=1e-4)
         log_z, probability = normalised(family, coefficients)
         centered = design - probability @ design
         hessian = np.swapaxes(centered * probability[:, 0, :, None], 1, 2) @ centered
@@ -284,4 +294,6 @@ def _choose(family: Family, statistics: np.ndarray, eigenvalues: np.ndarray, n: 
         criterion = np.sum(coefficients * statistics, axis=-1)[:, 0] - log_z[:, 0] - parameters / n
         better = criterion > best
         best, chosen = np.where(better, criterion, best), np.where(better, smoothness, chosen)
+        if np.all(chosen > _LONG_AGO * smoothness):
+            break  # rougher ones have not been better for long
     return chosen
