@@ -25,6 +25,8 @@ from threadpoolctl import threadpool_limits
 from numpyro_kaem import BSpline, KAPrior, LangevinMLE, TemperedSMC, UnivariateEnergy, fit
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
+if smoke:
+    jax.config.update("jax_disable_most_optimizations", True)  # of programs that compile longer than they run
 rng = np.random.default_rng(0)
 threadpool_limits(1)  # of NumPy and scikit-learn: the matrices are small, and threads would wait for one another
 

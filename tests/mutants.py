@@ -896,6 +896,63 @@ MUTANTS = [
         "if ess >= 1:",
         "test_kaem.py::test_where_prior_draws_are_few_tempered_smc_is_chosen",
     ),
+    # Priors of mean zero, and measurements with errors
+    Mutant(
+        "the density of effects of variance one is divided by the scale",
+        "_densities/centered_density.py",
+        "at_original(log_prob, x, -jnp.inf, -jnp.inf) + jnp.log",
+        "at_original(log_prob, x, -jnp.inf, -jnp.inf) - jnp.log",
+        "test_centered_prior.py::test_a_prior_that_is_moved_and_stretched_has_the_same_centred_density",
+    ),
+    Mutant(
+        "the support of effects of variance one is moved and not scaled",
+        "_densities/centered_density.py",
+        "(end - loc) / scale for end in",
+        "end - loc for end in",
+        "test_centered_prior.py::test_the_support_moves_along_and_holds_every_draw[two ends]",
+    ),
+    Mutant(
+        "a prior that is promoted keeps the batch of what it centres",
+        "distributions/centered.py",
+        "promoted.base_dist, promoted._batch_shape = base_dist, axes",
+        "promoted.base_dist, promoted._batch_shape = distribution.base_dist, axes",
+        "test_centered_prior.py::test_batches_events_and_transformations_of_jax_do_as_with_other_distributions",
+    ),
+    Mutant(
+        "a variance of one is promised of references that have none",
+        "distributions/centered.py",
+        '("mean", "variance") if unit_variance else ("mean",)',
+        '("mean",)',
+        "test_centered_prior.py::test_a_reference_without_the_moment_is_refused[variance of t of two]",
+    ),
+    Mutant(
+        "the curvature of the marginal likelihood does not know of weights",
+        "measurements/marginal_likelihood.py",
+        "(means[of] * weights[of, None]).T @ means[of]",
+        "means[of].T @ means[of]",
+        "test_measurements.py::test_gradient_and_hessian_are_those_of_finite_differences",
+    ),
+    Mutant(
+        "a block counts whole in each fold that it meets",
+        "measurements/marginal_likelihood.py",
+        "sums.weight[fold] += weights[of].sum()",
+        "sums.weight[fold] += weights.sum()",
+        "test_measurements.py::test_sums_of_folds_are_those_of_their_rows",
+    ),
+    Mutant(
+        "the point mass is no part of a posterior's spread",
+        "measurements/posteriors.py",
+        "square + self.point * (point_mass - mean) ** 2",
+        "square",
+        "test_measurements.py::test_posteriors_are_those_of_the_learned_prior_on_a_fine_grid",
+    ),
+    Mutant(
+        "probabilities of a posterior are those at the start of a piece",
+        "measurements/posteriors.py",
+        "np.clip(below + inside, 0.0, 1.0)",
+        "np.clip(below, 0.0, 1.0)",
+        "test_measurements.py::test_probability_inverts_quantile",
+    ),
     # Source separation -----------------------------------------------------------------------------------------------
     Mutant(
         "the profile likelihood's gradient forgets the scale of the sources",
