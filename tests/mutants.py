@@ -912,6 +912,13 @@ MUTANTS = [
         "test_centered_prior.py::test_the_support_moves_along_and_holds_every_draw[two ends]",
     ),
     Mutant(
+        "derivatives pass through a variance that nobody asked for",
+        "_densities/centered_density.py",
+        "return mean, jnp.sqrt(variance) if self.unit_variance else jnp.ones_like(mean)",
+        "return mean, jnp.where(self.unit_variance, jnp.sqrt(variance), 1.0)",
+        "test_centered_prior.py::test_a_mean_is_enough_where_only_that_is_taken_out",
+    ),
+    Mutant(
         "a prior that is promoted keeps the batch of what it centres",
         "distributions/centered.py",
         "promoted.base_dist, promoted._batch_shape = base_dist, axes",

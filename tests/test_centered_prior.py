@@ -45,8 +45,9 @@ def everything(prior, z, location, scale, key):
 @pytest.mark.parametrize(
     ("case", "basis", "num_components"),
     slow_unless(
-        [("log-normal", "b-spline", 2)],
+        [("log-normal", "b-spline", None)],
         [
+            ("log-normal", "b-spline", None),
             ("log-normal", "b-spline", 2),
             ("normal", "rbf", None),
             ("uniform", "fourier", None),
@@ -165,9 +166,8 @@ def test_batches_events_and_transformations_of_jax_do_as_with_other_distribution
     assert drawn.shape == (5, 4, 3) and wide.mean.shape == wide.variance.shape == (4, 3)
     np.testing.assert_allclose(centered_prior(small((3,)).expand((4, 3)), unit_variance=True).log_prob(x), expected[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *priors)
-    for of in (lambda d: d, lambda d: d.tabulate()):
-        mapped = jax.vmap(lambda d, of=of: of(d).log_prob(x))(stacked)
-        np.testing.assert_allclose(mapped, expected, atol=1e-4)
+    mapped = quick_jit(jax.vmap(lambda d: (d.log_prob(x), d.tabulate().log_prob(x))))(stacked)
+    np.testing.assert_allclose(mapped, [expected, expected], atol=1e-4)
     promoted = promote_batch_shape(stacked)
     assert promoted.batch_shape == (2, 3)
     np.testing.assert_allclose(promoted.log_prob(x[:, None]), expected.swapaxes(0, 1), atol=1e-4)
@@ -275,7 +275,7 @@ def test_where_effects_are_normal_the_intercept_is_where_a_normal_model_has_it(o
         (dist.StudentT(1.0), False, "mean"),
         (dist.StudentT(2.0), True, "variance"),
         (dist.StudentT(jnp.array([5.0, 2.0])), True, "variance"),
-        (dist.TransformedDistribution(dist.StudentT(1.0), dist.transforms.AffineTransform(0.0, 2.0)), False, "mean"),
+        (dist.TransformedDistribution(dist.Cauchy(), dist.transforms.AffineTransform(0.0, 2.0)), False, "mean"),
     ],
     ids=["Cauchy", "t of one", "variance of t of two", "one of a batch", "transformed"],
 )
@@ -288,9 +288,9 @@ def test_a_reference_without_the_moment_is_refused(reference, unit_variance, mom
 
 
 def test_a_mean_is_enough_where_only_that_is_taken_out():
-    """Student's t with two degrees of freedom, centred: derivatives are finite although the variance is not."""
-    prior = centered_prior(small(reference=dist.StudentT(2.0)))
-    gradient = jax.grad(lambda d: d.log_prob(0.3), allow_int=True)(prior).base_dist.energy.coefficients
+    """Pareto's distribution with an index of 1.5, centred: derivatives are finite although the variance is not."""
+    prior = centered_prior(small(reference=dist.Pareto(1.0, 1.5), basis=BSpline(6, 3, (1.0, 6.0))))
+    gradient = quick_jit(jax.grad(lambda d: d.log_prob(0.3), allow_int=True))(prior).base_dist.energy.coefficients
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
     # Between two bounds every moment is finite.
     centered_prior(small(reference=dist.Cauchy(0.0, 1.0)).truncate(-2.0, 2.0), unit_variance=True)
