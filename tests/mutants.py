@@ -919,11 +919,11 @@ MUTANTS = [
         "test_centered_prior.py::test_a_mean_is_enough_where_only_that_is_taken_out",
     ),
     Mutant(
-        "a prior that is promoted keeps the batch of what it centres",
+        "a variance of one is asked for and not had",
         "distributions/centered.py",
-        "promoted.base_dist, promoted._batch_shape = base_dist, axes",
-        "promoted.base_dist, promoted._batch_shape = distribution.base_dist, axes",
-        "test_centered_prior.py::test_batches_events_and_transformations_of_jax_do_as_with_other_distributions",
+        "self._kept_moments, self.unit_variance)",
+        "self._kept_moments, False)",
+        "test_centered_prior.py::test_a_prior_that_is_moved_and_stretched_has_the_same_centred_density",
     ),
     Mutant(
         "a variance of one is promised of references that have none",
