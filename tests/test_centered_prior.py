@@ -45,8 +45,9 @@ def everything(prior, z, location, scale, key):
 @pytest.mark.parametrize(
     ("case", "basis", "num_components"),
     slow_unless(
-        [("log-normal", "b-spline", 2)],
+        [("log-normal", "b-spline", None)],
         [
+            ("log-normal", "b-spline", None),
             ("log-normal", "b-spline", 2),
             ("normal", "rbf", None),
             ("uniform", "fourier", None),
@@ -101,9 +102,7 @@ def test_derivatives_pass_through_the_moments(x64):
         prior = KAPrior(energy, dist.Normal(location, 1.0))
         standard, centred = centered_prior(prior, unit_variance=True), centered_prior(prior)
         x = jnp.array([-4.0, 0.4, 2.0])
-        return jnp.concatenate(
-            [standard.log_prob(x), centred.log_prob(x), standard.icdf(jnp.array([0.01, 0.7])), centred.variance[None]]
-        )
+        return jnp.concatenate([standard.log_prob(x), standard.icdf(jnp.array([0.01, 0.7])), centred.variance[None]])
 
     @quick_jit
     def value_and_slope(shift):
@@ -142,14 +141,18 @@ def test_the_support_moves_along_and_holds_every_draw(reference, domain):
     low = (domain[0] - prior.mean) / jnp.sqrt(prior.variance)
     np.testing.assert_allclose(centred.support.lower_bound, low, rtol=1e-6)
     # The ends themselves, which rounding may move out of the prior's support, and quantiles next to them.
-    x = jnp.concatenate([centred.icdf(jnp.array([0.0, 1e-9, 1e-8, 1e-7])), centred.support.lower_bound[None]])
-    assert np.all(np.isfinite(centred.log_prob(x)))
-    beyond = centred.support.lower_bound - 0.1
-    assert centred.log_prob(beyond) == -jnp.inf and centred.cdf(beyond) == 0.0 and centred.log_cdf(beyond) == -jnp.inf
-    inside = biject_to(centred.support)(jnp.linspace(-3.0, 3.0, 5))
-    assert np.all(np.isfinite(centred.log_prob(inside)))
+    ends = [centred.icdf(jnp.array([0.0, 1e-9, 1e-8, 1e-7])), centred.support.lower_bound[None]]
+    inside = [*ends, biject_to(centred.support)(jnp.linspace(-3.0, 3.0, 5))]
+    outside = [centred.support.lower_bound[None] - 0.1]
     if "upper_bound" in vars(centred.support):
-        assert centred.cdf(centred.support.upper_bound) == 1.0 == centred.cdf(centred.support.upper_bound + 0.1)
+        outside.append(centred.support.upper_bound[None] + 0.1)
+        inside.append(centred.support.upper_bound[None])
+    num_inside, x = sum(map(len, inside)), jnp.concatenate(inside + outside)
+    log_prob, cdf, log_cdf = (getattr(centred, method)(x) for method in ("log_prob", "cdf", "log_cdf"))
+    assert np.all(np.isfinite(log_prob[:num_inside])) and np.all(log_prob[num_inside:] == -np.inf)
+    assert cdf[num_inside] == 0.0 and log_cdf[num_inside] == -np.inf
+    if len(outside) == 2:
+        assert cdf[num_inside - 1] == 1.0 == cdf[-1]
 
 
 def test_batches_events_and_transformations_of_jax_do_as_with_other_distributions():
@@ -159,17 +162,18 @@ def test_batches_events_and_transformations_of_jax_do_as_with_other_distribution
     assert first.batch_shape == (3,) and expected.shape == (2, 4, 3)
     np.testing.assert_allclose(first.to_event(1).log_prob(x), expected[0].sum(-1), rtol=1e-6)
     wide = first.expand((4, 3))
-    assert wide.sample(jax.random.key(0), (5,)).shape == (5, 4, 3) and wide.mean.shape == wide.variance.shape == (4, 3)
+    drawn = jax.eval_shape(lambda key: wide.sample(key, (5,)), jax.random.key(0))
+    assert drawn.shape == (5, 4, 3) and wide.mean.shape == wide.variance.shape == (4, 3)
     np.testing.assert_allclose(centered_prior(small((3,)).expand((4, 3)), unit_variance=True).log_prob(x), expected[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *priors)
-    for of in (lambda d: d, lambda d: d.tabulate()):
-        mapped = jax.vmap(lambda d, of=of: of(d).log_prob(x))(stacked)
-        np.testing.assert_allclose(mapped, expected, atol=1e-4)
+    mapped = quick_jit(jax.vmap(lambda d: (d.log_prob(x), d.tabulate().log_prob(x))))(stacked)
+    np.testing.assert_allclose(mapped, [expected, expected], atol=1e-4)
     promoted = promote_batch_shape(stacked)
     assert promoted.batch_shape == (2, 3)
     np.testing.assert_allclose(promoted.log_prob(x[:, None]), expected.swapaxes(0, 1), atol=1e-4)
+    log_prob = quick_jit(lambda d: d.log_prob(x))
     for same in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first), first.tabulate()):
-        np.testing.assert_allclose(quick_jit(lambda d: d.log_prob(x))(same), expected[0], atol=1e-4)
+        np.testing.assert_allclose(log_prob(same), expected[0], atol=1e-4)
     scalar = centered_prior(small(), unit_variance=True)
     divergence = kl_divergence(scalar, NORMAL)
     expected = -scalar.entropy() + 0.5 * np.log(2 * np.pi) + 0.5  # mean zero and variance one are those of NORMAL
@@ -191,7 +195,7 @@ def hierarchical(group, y, effects, num_groups=20):
     numpyro.sample("y", dist.Normal(intercept + scale * x[group], 0.5), obs=y)
 
 
-@pytest.mark.parametrize("reparam", slow_unless([True], [True, False]))
+@pytest.mark.parametrize("reparam", slow_unless([False], [True, False]))
 def test_nuts_takes_it_as_the_distribution_of_effects(reparam):
     """Of a reference with bounds, too, whose support depends on the moments; in the coordinates of a normal as well."""
     prior = small(reference=dist.Uniform(-3.0, 3.0))
@@ -271,7 +275,7 @@ def test_where_effects_are_normal_the_intercept_is_where_a_normal_model_has_it(o
         (dist.StudentT(1.0), False, "mean"),
         (dist.StudentT(2.0), True, "variance"),
         (dist.StudentT(jnp.array([5.0, 2.0])), True, "variance"),
-        (dist.TransformedDistribution(dist.StudentT(1.0), dist.transforms.AffineTransform(0.0, 2.0)), False, "mean"),
+        (dist.TransformedDistribution(dist.Cauchy(), dist.transforms.AffineTransform(0.0, 2.0)), False, "mean"),
     ],
     ids=["Cauchy", "t of one", "variance of t of two", "one of a batch", "transformed"],
 )
@@ -284,9 +288,9 @@ def test_a_reference_without_the_moment_is_refused(reference, unit_variance, mom
 
 
 def test_a_mean_is_enough_where_only_that_is_taken_out():
-    """Student's t with two degrees of freedom, centred: derivatives are finite although the variance is not."""
-    prior = centered_prior(small(reference=dist.StudentT(2.0)))
-    gradient = jax.grad(lambda d: d.log_prob(0.3), allow_int=True)(prior).base_dist.energy.coefficients
+    """Pareto's distribution with an index of 1.5, centred: derivatives are finite although the variance is not."""
+    prior = centered_prior(small(reference=dist.Pareto(1.0, 1.5), basis=BSpline(6, 3, (1.0, 6.0))))
+    gradient = quick_jit(jax.grad(lambda d: d.log_prob(0.3), allow_int=True))(prior).base_dist.energy.coefficients
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
     # Between two bounds every moment is finite.
     centered_prior(small(reference=dist.Cauchy(0.0, 1.0)).truncate(-2.0, 2.0), unit_variance=True)
