@@ -186,13 +186,15 @@ for row in zip(claims, drivers, robbins, fitted[1], expected, strict=True):
 print(f"log-likelihood: gamma {fitted[0]:.2f}, learned {result.log_likelihood:.2f}")
 
 # %% [markdown]
-# Seven nats speak against the gamma prior. The learned one agrees with Robbins where there are many drivers, and does
-# not follow his formula where there are four. Beyond three claims it says more than twice what the gamma prior says:
-# there are a few drivers of another kind.
+# Nearly six nats speak against the gamma prior. The learned one agrees with Robbins where there are many drivers, and
+# does not follow his formula where there are few: its estimate after two claims, of 42 drivers with three, has an error
+# of a sixth. Beyond three claims it says half as much again as the gamma prior: there are drivers of another kind.
 
 # %% tags=["checks"]
-assert result.log_likelihood > fitted[0] + 5
-assert np.abs(expected[:3] - robbins[:3]).max() < 0.05
+assert 5 < result.log_likelihood - fitted[0] < 6
+assert np.abs(expected[:2] - robbins[:2]).max() < 0.03
+assert abs(expected[2] / robbins[2] - 1.0) < 0.3
+assert np.all((expected / fitted[1])[4:] > 1.45) and np.all((expected / fitted[1])[4:] < 1.65)
 
 # %% [markdown]
 # ## Tumours of rats

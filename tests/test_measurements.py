@@ -10,7 +10,7 @@ from scipy.stats import binom, norm, poisson
 from scipy.stats import t as student
 
 from numpyro_kaem import BSpline, KAPrior, empirical_bayes
-from numpyro_kaem.measurements.marginal_likelihood import Family, _slopes, sums_of
+from numpyro_kaem.measurements.marginal_likelihood import Family, Fit, Sums, _slopes, evidence, sums_of
 from numpyro_kaem.measurements.rows import LikelihoodRows
 
 SCENARIOS = ["normal", "two lumps", "heavy tails", "spike and slab", "skewed", "uniform"]
@@ -130,6 +130,14 @@ def test_sums_of_folds_are_those_of_their_rows():
         alone = sums_of(rows(part), family, c)
         for ours, theirs in zip(together, alone, strict=True):
             np.testing.assert_allclose(ours[fold], theirs[0], rtol=1e-12)
+
+
+def test_directions_in_which_the_likelihood_is_not_concave_are_no_evidence():
+    """By Laplace's method that of normal coefficients, of which one is known by the prior alone."""
+    family = Family(np.zeros(2), np.zeros((2, 3)), np.ones(3))
+    sums = Sums(np.array([10.0]), np.array([-10.0]), np.zeros((1, 2)), np.zeros((1, 3, 3)))
+    fit = Fit(np.zeros(3), -1.0, np.diag([2.0, 5.0, -0.3]), 1.0, np.nan, sums, True)
+    np.testing.assert_allclose(evidence(fit, family), -10.0 - 0.5 * np.log(10.0), atol=1e-6)
 
 
 # Closed forms and fine grids ------------------------------------------------------------------------------------------

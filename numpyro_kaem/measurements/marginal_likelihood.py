@@ -180,13 +180,14 @@ def _newton_step(gradient: np.ndarray, precision: np.ndarray, penalty: np.ndarra
 def evidence(fit: Fit, family: Family) -> float:
     """Log-evidence of a smoothness by Laplace's method, up to a constant:
 
-    the coefficients have a normal prior with the penalty as precision, and a normal posterior.
+    the coefficients have a normal prior with the penalty as precision, and a normal posterior. A direction in which
+    that is wider than the prior counts nothing: there the likelihood is not concave, and far from normal.
     """
     weight = fit.sums.weight.sum()
     penalty = fit.smoothness * family.roughness + RIDGE
     scale = 1.0 / np.sqrt(penalty)
     values = np.linalg.eigvalsh(fit.precision * scale[:, None] * scale)
-    determinant = np.sum(np.log(np.maximum(values, 1e-6)))
+    determinant = np.sum(np.log(np.maximum(values, 1.0)))
     return float(weight * (fit.log_likelihood - 0.5 * np.sum(penalty * fit.coefficients**2)) - 0.5 * determinant)
 
 
