@@ -32,7 +32,7 @@ from numpyro_kaem.energies import BSpline, UnivariateEnergy
 
 _DF = 5.0  # of the default reference
 _SCALE = ((_DF - 2.0) / _DF) ** 0.5
-_PATH = 10.0 ** np.arange(-1.0, -8.0, -1.0)  # of the smoothness
+PATH = 10.0 ** np.arange(-1.0, -8.0, -1.0)[:, None]  # of the smoothness
 _REACH = np.linspace(-12.0, 12.0, 4_801)  # asinh of the points at which a reference is tabulated
 _LONG_AGO = 50.0  # times a smoothness, by which the best one of every source exceeds it where the path ends
 _BINS_OF_CELL = 16
@@ -192,11 +192,17 @@ class SourceModel:
         mean_i log p(z_i) - 1/2 smoothness int f''(z)^2 dz.
 
     Without a smoothness each source has the one of a path that maximises Akaike's criterion, the log-likelihood minus
-    the effective number of parameters, tr(H (H + smoothness P)^-1) with H the covariance of the basis functions.
+    the effective number of parameters, tr(H (H + smoothness P)^-1) with H the covariance of the basis functions. The
+    path has shape (num_points, 1 or num_sources).
     """
 
     def __init__(
-        self, z: np.ndarray, reference: TabulatedReference, num_intervals: int, smoothness: float | None = None
+        self,
+        z: np.ndarray,
+        reference: TabulatedReference,
+        num_intervals: int,
+        smoothness: float | None = None,
+        path: np.ndarray = PATH,
     ):
         self._unit, self._reference = _unit(num_intervals), reference
         self._low, self._high = domains(z)
@@ -209,8 +215,11 @@ class SourceModel:
         edges = self._low[:, None] + width * np.linspace(0.0, 1.0, _BINS_OF_CELL * num_intervals + 1)
         self._base = _hermite(reference.log_prob(edges), reference.slope(edges) * self._step[:, None])
         eigenvalues = self._unit.eigenvalues / width**3
+        self._start = np.zeros((len(z), 1, len(self._unit.eigenvalues)))
         if smoothness is None:
-            self.smoothness = _choose(self._family, self._statistics(self.bins(z)), eigenvalues, z.shape[1])
+            path = np.broadcast_to(path, (len(path), len(z)))
+            statistics = self._statistics(self.bins(z))
+            self.smoothness, self._start = _choose(self._family, statistics, eigenvalues, z.shape[1], path)
         else:
             self.smoothness = np.full(len(z), smoothness)
         self._precision = self.smoothness[:, None] * eigenvalues + RIDGE
@@ -244,7 +253,7 @@ class SourceModel:
     def fit(self, bins: Bins, start: np.ndarray | None = None) -> Fitted:
         """The densities of greatest penalised likelihood."""
         statistics = self._statistics(bins)
-        start = np.zeros_like(statistics) if start is None else start
+        start = self._start if start is None else start
         coefficients, _ = maximise(
             self._family, statistics, self._precision, start, tolerance=1e-9
         )  # a step beyond is below 1e-16
@@ -279,12 +288,17 @@ def _hermite(value: np.ndarray, slope: np.ndarray) -> np.ndarray:
     return np.stack([value[..., :-1], left, 3.0 * rise - 2.0 * left - right, left + right - 2.0 * rise], axis=-1)
 
 
-def _choose(family: Family, statistics: np.ndarray, eigenvalues: np.ndarray, n: int) -> np.ndarray:
-    """The smoothness of each source by Akaike's criterion, along a path from smooth to rough."""
+def _choose(
+    family: Family, statistics: np.ndarray, eigenvalues: np.ndarray, n: int, path: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The smoothness of each source by Akaike's criterion, along a path from smooth to rough, and its coefficients.
+
+    The path has shape (num_points, num_sources).
+    """
     coefficients, design = np.zeros_like(statistics), family.design[0]
-    best, chosen = np.full(len(statistics), -np.inf), np.full(len(statistics), _PATH[0])
-    for smoothness in _PATH:
-        precision = smoothness * eigenvalues + RIDGE
+    best, chosen, kept = np.full(len(statistics), -np.inf), path[0], coefficients
+    for smoothness in path:
+        precision = smoothness[:, None] * eigenvalues + RIDGE
         coefficients, _ = maximise(family, statistics, precision, coefficients, tolerance=1e-4)
         log_z, probability = normalised(family, coefficients)
         centered = design - probability @ design
@@ -294,6 +308,7 @@ def _choose(family: Family, statistics: np.ndarray, eigenvalues: np.ndarray, n: 
         criterion = np.sum(coefficients * statistics, axis=-1)[:, 0] - log_z[:, 0] - parameters / n
         better = criterion > best
         best, chosen = np.where(better, criterion, best), np.where(better, smoothness, chosen)
+        kept = np.where(better[:, None, None], coefficients, kept)
         if np.all(chosen > _LONG_AGO * smoothness):
             break  # rougher ones have not been better for long
-    return chosen
+    return chosen, kept
