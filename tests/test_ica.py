@@ -174,6 +174,12 @@ def test_the_smoothness_is_large_where_the_reference_is_right_and_small_where_it
     assert chosen[4] <= 1e-3
 
 
+def test_the_smoothness_from_round_to_round_is_that_of_the_whole_path(six):
+    x, _, ica = six
+    chosen = SourceModel(ica.transform(x).T, TabulatedReference(), 16).smoothness
+    np.testing.assert_allclose(ica.smoothness_, chosen)
+
+
 # The likelihood ------------------------------------------------------------------------------------------------------
 
 
