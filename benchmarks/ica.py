@@ -1,7 +1,7 @@
 """Independent components: ICA beside scikit-learn's FastICA and Picard (extended), which python-picard has.
 
     python -m benchmarks.ica                                    a few settings and three seeds
-    python -m benchmarks.ica --all --seeds 10                   every setting, for hours
+    python -m benchmarks.ica --all --seeds 10                   every setting
     python -m benchmarks.ica --all --seeds 50 --only "6 x 5,000"
     python -m benchmarks.ica --all --only "sine, 32 x 10,000"   those whose name has the text in it
 

@@ -88,6 +88,7 @@ class Families:
 
 @jax.jit  # called one by one, the many small operations would each be compiled
 def measure(reference, nodes, low, high):
+    """Log-densities of a reference at the nodes, and its masses below low and above high."""
     return reference.log_prob(nodes), mass_below(reference, low), survival(reference, high)
 
 
