@@ -48,9 +48,10 @@ def separate(
     for rows, most, until in rounds if some is white else [(some, _FEW_STEPS, enough), *rounds]:
         unmixing, sources = standardised(unmixing, unmixing @ rows)
         model = SourceModel(sources, reference, num_intervals, smoothness, path)
-        path = np.clip(_NEARBY * model.smoothness, PATH[-1], PATH[0])
         point = evaluate(unmixing, sources, model)
         point, steps, converged = maximise_likelihood(point, model, min(most, most_steps - num_steps), until)
+        # What was chosen for sources that were still mixed says nothing of those to come.
+        path = np.clip(_NEARBY * model.smoothness, PATH[-1], PATH[0]) if converged else PATH
         unmixing, num_steps = point.unmixing, num_steps + steps
     gradient, fitted, sources = float(np.max(np.abs(point.gradient))), point.fitted, point.sources
     if np.any(_third_moments(sources) < 0.0):
