@@ -101,6 +101,7 @@ ROOMS = [
     "training",
     "metrics",
     "separation",
+    "reading",
     "kaem",
 ]
 

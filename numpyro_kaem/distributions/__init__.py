@@ -14,6 +14,7 @@ ka_prior: The tilted reference: a learned, normalised, invertible univariate den
 ka_mixture: Mixtures of tilted references along a component axis, drawn without drawing a component
 deep_prior: The deep prior: an energy of the whole latent vector, neither normalised nor invertible
 reparam: Latent sites with learned densities, sampled in the coordinates of a standard normal
+factors: The univariate distributions that a joint one is the product of
 discretized: A logistic distribution rounded to integers, for 8-bit data
 divergence: Kullback-Leibler divergences of learned densities, registered with NumPyro's `kl_divergence`
 """

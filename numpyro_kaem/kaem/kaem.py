@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
@@ -27,7 +28,7 @@ from numpyro_kaem.kaem.data import CheckedBatches, check_data
 from numpyro_kaem.kaem.defaults import default_held_out, training_options
 from numpyro_kaem.kaem.evaluation import Evaluation, evaluate, mean_of_draws
 from numpyro_kaem.kaem.likelihoods import likelihood_by_name
-from numpyro_kaem.kaem.model import Guide, Model, Parts, draw
+from numpyro_kaem.kaem.model import Guide, Model, Parts, decode, draw
 from numpyro_kaem.kaem.networks import default_encoder, default_generator
 from numpyro_kaem.kaem.priors import DEFAULT_BASIS, ClusterPrior, make_prior
 from numpyro_kaem.kaem.summary import summary
@@ -184,6 +185,11 @@ class KAEM(eqx.Module):
     def params(self) -> dict[str, Any]:
         """Values of the model's parameter sites, as `LatentModel`, samplers and `Predictive` take them."""
         return self.parts.params
+
+    @property
+    def prior(self) -> dist.Distribution:
+        """The distribution of the latents of a datum, with the values that its parameters have."""
+        return self.parts.prior_distribution
 
     @property
     def guide(self) -> Guide | None:
@@ -343,6 +349,19 @@ class KAEM(eqx.Module):
         """
         _warn_if_untrained(self, "sample")
         return self._draw(key, check_count("num_samples", num_samples, 1), mean)
+
+    def decode(self, z: Float[Array, "*batch ..."]) -> Array:
+        """The likelihood's mean at latents, of shape (*batch, *shape).
+
+        For "categorical" that is the most probable category, and for sequences the most probable tokens.
+        """
+        z = jnp.asarray(z)
+        latent_shape = self.prior.event_shape
+        if z.shape[z.ndim - len(latent_shape) :] != latent_shape:
+            raise ValueError(f"z must end in the shape of a latent, {latent_shape}, got {z.shape}")
+        batch_shape = z.shape[: z.ndim - len(latent_shape)]
+        means = decode(self.parts, z.reshape(-1, *latent_shape))
+        return means.reshape(*batch_shape, *means.shape[1:])
 
     def cluster_probabilities(
         self, key: PRNGKeyArray, x: Any, sampler: Sampler | None = None

@@ -157,3 +157,10 @@ def draw(parts: Parts, key: Array, num_samples: int, mean: bool) -> Array:
     drawn = parts.drawn
     z = drawn.prior.sample(z_key, (num_samples,))
     return jax.vmap(lambda z: drawn.mean(z[None]))(z) if mean else drawn.conditional(z).sample(x_key)
+
+
+@jit_by_value
+def decode(parts: Parts, z: Float[Array, "n ..."]) -> Array:
+    """The means of the likelihoods at latents, one by one."""
+    drawn = parts.drawn
+    return jax.vmap(lambda z: drawn.mean(z[None]))(z)

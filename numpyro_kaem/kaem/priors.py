@@ -16,6 +16,7 @@ from numpyro.contrib.module import eqx_module
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.distributions import KAMixture, KAPrior
+from numpyro_kaem.distributions.factors import univariate_factors
 from numpyro_kaem.distributions.leaf_shapes import leaf_shapes
 from numpyro_kaem.energies import Basis, BSpline, UnivariateEnergy, energy_module
 
@@ -187,20 +188,8 @@ def from_uniforms(prior: dist.Distribution, u: Float[Array, "n num_uniforms"]) -
         cuts = jnp.cumsum(prior.mixing_distribution.probs, axis=-1)
         chosen = jnp.minimum(jnp.sum(u[:, -1:] >= cuts, axis=-1), cuts.shape[-1] - 1)
         components = prior.component_distribution
-        marginal = _marginals(components)
+        marginal = univariate_factors(components)
         z = marginal.icdf(u[:, None, :-1].reshape(-1, 1, *components.event_shape))
         index = chosen.reshape(-1, *[1] * (z.ndim - 1))
         return jnp.take_along_axis(z, index, axis=1)[:, 0]
-    return _marginals(prior).icdf(u.reshape(-1, *prior.event_shape))
-
-
-def _marginals(prior: dist.Distribution) -> dist.Distribution:
-    """The univariate distributions of whose coordinates a joint one is the product."""
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
-    if prior.event_shape or not hasattr(prior, "icdf"):
-        raise ValueError(
-            f"prior must be a product of univariate distributions with icdf, such as a KAPrior or dist.Normal, or a "
-            f"mixture of these, got {type(prior).__name__} of event shape {prior.event_shape}"
-        )
-    return prior
+    return univariate_factors(prior).icdf(u.reshape(-1, *prior.event_shape))
