@@ -184,7 +184,7 @@ def maximise(
         mean = probability @ of.design
         gradient = m - mean - penalty[:, None] * (c - origin)
         # One Hessian for all data sets of a coordinate, that of their mean density.
-        average, center_of_mass = probability.mean(axis=1), mean.mean(axis=1)
+        average, center_of_mass = _mean_of_sets(probability), _mean_of_sets(mean)
         weighted = np.swapaxes(of.design, 1, 2) * average[:, None]
         hessian = weighted @ of.design - center_of_mass[:, :, None] * center_of_mass[:, None]
         diagonal = np.maximum(np.einsum("dgg->dg", hessian), 0.0) + penalty
@@ -193,7 +193,8 @@ def maximise(
         scaled = hessian * scale[:, :, None] * scale[:, None]
         solution = np.linalg.solve(scaled, np.swapaxes(scale[:, None] * gradient, 1, 2))
         direction = scale[:, None] * np.swapaxes(solution, 1, 2)
-        decrement = np.sum(gradient * direction, axis=-1)
+        decrement = np.einsum("dkg,dkg->dk", gradient, direction)
+        largest = decrement.max(axis=1)
 
         step = np.ones_like(decrement)
         for _ in range(40):
@@ -205,9 +206,9 @@ def maximise(
                 break
             step = np.where(too_long, 0.5 * step, step)
         coefficients[active] = np.where(too_long[..., None], c, moved)
-        left[active] = np.max(decrement, axis=1)
+        left[active] = largest
         # Where no step is short enough, none will be.
-        goes_on = np.any(decrement > tolerance, axis=1) & ~np.any(too_long, axis=1)
+        goes_on = (largest > tolerance) & ~too_long.any(axis=1)
         active, value, probability = active[goes_on], trial[goes_on], probability[goes_on]
         if len(active) == 0:
             break
@@ -244,4 +245,10 @@ def normalised(family: Family, coefficients: np.ndarray) -> tuple[np.ndarray, np
 def _objective(c, m, precision, center, family) -> tuple[np.ndarray, np.ndarray]:
     """The penalised log-likelihood, and the probabilities of nodes and tails."""
     log_z, probability = normalised(family, c)
-    return np.sum(c * m, axis=-1) - log_z - 0.5 * np.sum(precision[:, None] * (c - center) ** 2, axis=-1), probability
+    roughness = np.einsum("dg,dkg->dk", precision, (c - center) ** 2)
+    return np.einsum("dkg,dkg->dk", c, m) - log_z - 0.5 * roughness, probability
+
+
+def _mean_of_sets(values: np.ndarray) -> np.ndarray:
+    """Over the data sets, most often one, (D, K, ...)."""
+    return values[:, 0] if values.shape[1] == 1 else values.mean(axis=1)

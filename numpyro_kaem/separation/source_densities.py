@@ -210,6 +210,7 @@ class SourceModel:
         log_measure = reference.log_prob(self._low[:, None] + width * self._unit.nodes)
         log_measure = log_measure + np.log(width * self._unit.widths)
         tails = reference.log_tails(self._low, self._high)
+        self._at_ends = reference.log_prob(np.stack([self._low, self._high]))
         self._family = Family(np.concatenate([log_measure, tails], axis=1), self._unit.design[None])
         self._step = width[:, 0] / (_BINS_OF_CELL * num_intervals)
         edges = self._low[:, None] + width * np.linspace(0.0, 1.0, _BINS_OF_CELL * num_intervals + 1)
@@ -242,8 +243,8 @@ class SourceModel:
                 moments[q, :, order] = np.bincount(bin_of[q], power, num_bins)
                 power *= place[q]
             # What the reference has beyond the domain in place of at its end.
-            ends = np.clip(z[q, out], self._low[q], self._high[q])
-            far[q] = np.sum(self._reference.log_prob(z[q, out]) - self._reference.log_prob(ends)) / n
+            ends = np.where(z[q, out] < self._low[q], self._at_ends[0, q], self._at_ends[1, q])
+            far[q] = np.sum(self._reference.log_prob(z[q, out]) - ends) / n
         return Bins(bin_of, place, moments / n, outside, far)
 
     def _statistics(self, bins: Bins) -> np.ndarray:
@@ -254,9 +255,8 @@ class SourceModel:
         """The densities of greatest penalised likelihood."""
         statistics = self._statistics(bins)
         start = self._start if start is None else start
-        coefficients, _ = maximise(
-            self._family, statistics, self._precision, start, tolerance=1e-9
-        )  # a step beyond is below 1e-16
+        # The last step leaves about the square of the tolerance, in nats.
+        coefficients, _ = maximise(self._family, statistics, self._precision, start, tolerance=1e-7)
         log_normalizer = normalised(self._family, coefficients)[0][:, 0]
         cubics = self._base + np.einsum("bog,qg->qbo", self._unit.cubics, coefficients[:, 0])
         value = np.einsum("qbo,qbo->q", bins.moments, cubics) + bins.far - log_normalizer
@@ -299,7 +299,7 @@ def _choose(
     best, chosen, kept = np.full(len(statistics), -np.inf), path[0], coefficients
     for smoothness in path:
         precision = smoothness[:, None] * eigenvalues + RIDGE
-        coefficients, _ = maximise(family, statistics, precision, coefficients, tolerance=1e-4)
+        coefficients, _ = maximise(family, statistics, precision, coefficients, tolerance=1e-3)
         log_z, probability = normalised(family, coefficients)
         centered = design - probability @ design
         hessian = np.swapaxes(centered * probability[:, 0, :, None], 1, 2) @ centered
