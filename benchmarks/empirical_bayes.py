@@ -76,14 +76,18 @@ def nonparametric_bound(y: np.ndarray, error: np.ndarray) -> float:
 def main() -> None:
     """Print seconds, ratios to EM, and nats below the bound."""
     rows: list[tuple[str, ...]] = []
+    seconds_of_all = np.zeros(2)
     for name in SCENARIOS:
         _, y, error = measure(name, 10_000)
         result, ours = learn(y, error)
         reached = result.log_likelihood / len(y)
         theirs, iterations, by_em = mixture_by_em(y, error, reached)
+        seconds_of_all += ours, theirs
         below = nonparametric_bound(y, error) - reached
         figures = (f"{ours:.2f}", f"{theirs:.2f}", f"{iterations}", f"{ours / theirs:.2f}")
         rows.append((name, *figures, f"{reached - by_em:.4f}", f"{below:.4f}"))
+    ours, theirs = seconds_of_all
+    rows.append(("all six", f"{ours:.2f}", f"{theirs:.2f}", "", f"{ours / theirs:.2f}", "", ""))
     header = ("effects", "seconds", "EM, seconds", "its steps", "ratio", "nats more than EM", "nats below the bound")
     print_rows("Empirical Bayes of 10,000 measurements, and EM of 50 normals to its log-likelihood", header, rows)
     rows = []
