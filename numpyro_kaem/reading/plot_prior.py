@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Array
 
 from numpyro_kaem.checks import check_flag
 from numpyro_kaem.reading.axes import BLUE, GREY, make_axes
@@ -82,9 +84,8 @@ def plot_densities(
             raise ValueError(f"{name} must be probabilities between 0 and 1, got {values!r}")
     axes = make_axes(len(chosen), ax, figsize, num_columns)
 
-    marks, points = _quantiles(every, one, np.asarray(quantiles, float)), _points(every, one)
-    densities = _densities(every, one, points)
-    reference = _reference(every)
+    marks, points = _quantiles_and_points(every, one, quantiles)
+    densities, reference = _densities(every, one, points), _reference(every)
     low, middle, high = np.quantile(densities, [0.5 - 0.5 * level, 0.5, 0.5 + 0.5 * level], axis=1)
     behind = None if reference is None else np.median(_densities(reference, one, points), axis=1)
     for at, d in zip(axes, chosen, strict=True):
@@ -102,32 +103,43 @@ def plot_densities(
     return axes
 
 
-def _quantiles(every: Product, one: Product, u: np.ndarray) -> np.ndarray:
-    """Of every coordinate, (len(u), D): their medians over draws where there are draws."""
-    return np.median(np.reshape(every.grid(jnp.asarray(u)), (len(u), -1, one.size)), axis=1)
+def _quantiles_and_points(every: Product, one: Product, quantiles: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of every coordinate, (len(quantiles), D), and where densities are computed, (points, D).
 
-
-def _points(every: Product, one: Product) -> np.ndarray:
-    """Where densities are computed, (points, D): evenly spaced, and where there is mass, inside of the support."""
+    These are evenly spaced, and where there is mass, inside of the support. With draws quantiles are medians of theirs.
+    """
     u = np.linspace(_ENDS, 1.0 - _ENDS, _POINTS)
-    dense = np.reshape(every.grid(jnp.asarray([0.0, *u, 1.0])), (_POINTS + 2, -1, one.size))
+    z = np.asarray(_grid(every, jnp.asarray([0.0, *u, 1.0, *quantiles])), float).reshape(
+        -1, every.size // one.size, one.size
+    )
+    dense, marks = z[: _POINTS + 2], z[_POINTS + 2 :]
     start, low, high, end = dense[0].min(0), dense[1].min(0), dense[-2].max(0), dense[-1].max(0)
     margin = 0.15 * (high - low)
     low, high = np.fmax(low - margin, start), np.fmin(high + margin, end)
     even = low + (high - low) * ((np.arange(_POINTS) + 0.5) / _POINTS)[:, None]
-    return np.sort(np.concatenate([even, np.median(dense[1:-1], axis=1)]), axis=0)
+    return np.median(marks, axis=1), np.sort(np.concatenate([even, np.median(dense[1:-1], axis=1)]), axis=0)
 
 
 def _densities(product: Product, one: Product, points: np.ndarray) -> np.ndarray:
     """At points, of shape (points, draws, D)."""
     num_draws = product.size // one.size
-
-    def at(z: Any) -> Any:
-        return product.log_prob(jnp.broadcast_to(z, (num_draws, one.size)).reshape(product.shape))
-
-    # A few points at a time: draws times coordinates times points may be many.
-    log_densities = jax.lax.map(at, jnp.asarray(points, jnp.result_type(float)), batch_size=16)
+    log_densities = _log_prob(product, jnp.asarray(points, jnp.result_type(float)), num_draws)
     return np.exp(np.asarray(log_densities, float)).reshape(len(points), num_draws, one.size)
+
+
+@jax.jit
+def _grid(product: Product, u: Array) -> Array:
+    return product.grid(u)
+
+
+@partial(jax.jit, static_argnames="num_draws")
+def _log_prob(product: Product, points: Array, num_draws: int) -> Array:
+    """Of all draws at every point, a few points at a time: points times draws times coordinates may be many."""
+
+    def at(z: Array) -> Array:
+        return product.log_prob(jnp.tile(z, num_draws).reshape(product.shape))
+
+    return jax.lax.map(at, points, batch_size=16)
 
 
 def _reference(product: Product) -> Product | None:
