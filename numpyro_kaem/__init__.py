@@ -64,7 +64,24 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.reading import Effects, Interpolation, Traversal, effects, interpolate, modes, traverse
+from numpyro_kaem.reading import (
+    Effects,
+    Interpolation,
+    Traversal,
+    effects,
+    interpolate,
+    modes,
+    plot_densities,
+    plot_effects,
+    plot_evidence,
+    plot_interpolation,
+    plot_ladder,
+    plot_reconstructions,
+    plot_samples,
+    plot_training,
+    plot_traversals,
+    traverse,
+)
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -158,6 +175,15 @@ __all__ = [
     "kernels",
     "modes",
     "pairwise_log_likelihood",
+    "plot_densities",
+    "plot_effects",
+    "plot_evidence",
+    "plot_interpolation",
+    "plot_ladder",
+    "plot_reconstructions",
+    "plot_samples",
+    "plot_training",
+    "plot_traversals",
     "traverse",
 ]
 

@@ -84,6 +84,15 @@ PUBLIC_NAMES = [
     "kernels",
     "modes",
     "pairwise_log_likelihood",
+    "plot_densities",
+    "plot_effects",
+    "plot_evidence",
+    "plot_interpolation",
+    "plot_ladder",
+    "plot_reconstructions",
+    "plot_samples",
+    "plot_training",
+    "plot_traversals",
     "traverse",
 ]
 

@@ -8,10 +8,38 @@ pick_freeze: Pick-freeze designs: pairs of points that swap one or two coordinat
 effects: Effects: which coordinates explain how much of the variance of what a function makes of latents
 modes: Modes of one-dimensional densities, and the probability around each
 paths: Paths through latents: a coordinate through its quantiles, and from one latent to another
+axes: What all pictures are made with: axes, colours that everyone can tell apart, and data as tiles
+plot_prior: A picture of a prior: the learned density of every coordinate, its reference, quantiles and credible band
+plot_outputs: Pictures of what a model makes: samples, reconstructions, and what happens along paths through its latents
+plot_effects: A picture of effects: how much of the output's variance each coordinate explains, and where
+plot_training: A picture of training: the loss, held-out scores and all else that a history has, by epoch
+plot_tempering: Pictures of tempering and of the evidence: what a ladder does, and which model the data are for
 """
 
 from numpyro_kaem.reading.effects import Effects, effects
 from numpyro_kaem.reading.modes import modes
 from numpyro_kaem.reading.paths import Interpolation, Traversal, interpolate, traverse
+from numpyro_kaem.reading.plot_effects import plot_effects
+from numpyro_kaem.reading.plot_outputs import plot_interpolation, plot_reconstructions, plot_samples, plot_traversals
+from numpyro_kaem.reading.plot_prior import plot_densities
+from numpyro_kaem.reading.plot_tempering import plot_evidence, plot_ladder
+from numpyro_kaem.reading.plot_training import plot_training
 
-__all__ = ["Effects", "Interpolation", "Traversal", "effects", "interpolate", "modes", "traverse"]
+__all__ = [
+    "Effects",
+    "Interpolation",
+    "Traversal",
+    "effects",
+    "interpolate",
+    "modes",
+    "plot_densities",
+    "plot_effects",
+    "plot_evidence",
+    "plot_interpolation",
+    "plot_ladder",
+    "plot_reconstructions",
+    "plot_samples",
+    "plot_training",
+    "plot_traversals",
+    "traverse",
+]
