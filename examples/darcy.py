@@ -21,7 +21,7 @@ from scipy.fft import idctn
 from scipy.sparse import diags_array
 from scipy.sparse.linalg import splu, svds
 
-from numpyro_kaem import KAEM, MLP, TemperedSMC
+from numpyro_kaem import KAEM, MLP, TemperedSMC, plot_traversals, traverse
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_train, num_held_out, num_epochs = (200, 20, 1) if smoke else (2_000, 200, 40)
@@ -206,6 +206,19 @@ print(f"Learned minus normal prior, the same pairs: {difference.mean():+.1f} +- 
 # %% [markdown]
 # No difference is seen between the priors: a Gaussian field has Gaussian latents, and a learned prior nothing to learn.
 #
+# ## What the first five coordinates do
+
+# %%
+shares = kaem.effects(jax.random.key(2), 64 if smoke else 512)
+print(shares)
+first = list(shares.ranking[:5])
+for channel, name in enumerate(("log a", "u")):
+    paths = traverse(kaem.prior, lambda z, channel=channel: kaem.decode(z)[..., channel], first, num_points=7)
+    plot_traversals(paths, coordinates=first, figsize=(6, 4.4), **LIMITS[channel])
+    plt.suptitle(f"{name}, along the five coordinates that explain most", fontsize=10)
+    plt.savefig(outputs / f"darcy_coordinates_{channel}.png", dpi=120)
+
+# %% [markdown]
 # ## Do the pairs solve the equation?
 #
 # The residual of a pair is $r = f - A u$, its energy $r^\top A^{-1} r$: the squared energy norm of $u - u^*$, where

@@ -35,6 +35,7 @@ from numpyro_kaem.kaem.summary import summary
 from numpyro_kaem.objectives.objective import Objective
 from numpyro_kaem.posterior import Posterior
 from numpyro_kaem.posterior.sampler import Sampler
+from numpyro_kaem.reading.methods import Readable
 from numpyro_kaem.training import HeldOut, fit
 from numpyro_kaem.training.data import is_stream
 from numpyro_kaem.training.result import epoch_table
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("numpyro_kaem")
 
 
-class KAEM(eqx.Module):
+class KAEM(Readable, eqx.Module):
     r"""A latent-variable model in one object: from data to a trained model, its scores, a file and a program.
 
     $$z \sim p(z), \qquad x \mid z \sim \text{likelihood}(\text{generator}(z)),$$

@@ -1,0 +1,55 @@
+"""What a model says of itself: the methods of a `KAEM` that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from numpyro_kaem.reading.effects import Effects, effects
+from numpyro_kaem.reading.paths import Interpolation, Traversal, interpolate, traverse
+
+if TYPE_CHECKING:
+    from numpyro_kaem.posterior.sampler import Sampler
+
+
+class Readable:
+    """Methods that read a model by its prior and by what it makes of latents.
+
+    For a mixture of whole latent vectors, such as a `ClusterPrior`, they take `component=`, the one to read.
+    """
+
+    prior: Any
+    decode: Callable[..., Any]
+    posterior: Callable[..., Any]
+
+    def effects(self, key: PRNGKeyArray, num_samples: int = 4096, **options: Any) -> Effects:
+        """Which coordinates explain how much of what the model draws: `numpyro_kaem.effects` of `decode`."""
+        return effects(key, self.prior, self.decode, num_samples, **options)
+
+    def traverse(self, coordinates: Any = None, **options: Any) -> Traversal:
+        """Coordinates slid through their quantiles, and what is drawn on the way: `numpyro_kaem.traverse`."""
+        return traverse(self.prior, self.decode, coordinates, **options)
+
+    def interpolate(
+        self, key: PRNGKeyArray, x_a: Any, x_b: Any, along: str = "cdf", *, sampler: Sampler | None = None, **options: Any
+    ) -> Interpolation:
+        """Paths from data to data: `numpyro_kaem.interpolate` between one draw from the posterior of each.
+
+        Args:
+            key: JAX random key.
+            x_a: data, one datum a row, at which paths begin.
+            x_b: as many, at which they end.
+            along: as in `numpyro_kaem.interpolate`; "linear" for a mixture of whole latent vectors.
+            sampler: of the posteriors, as in `posterior`.
+            **options: arguments of `numpyro_kaem.interpolate`.
+        """
+        ends = []
+        for end_key, x in zip(jax.random.split(key), (x_a, x_b), strict=True):
+            sample_key, draw_key = jax.random.split(end_key)
+            draws = self.posterior(sample_key, x, sampler).resample(draw_key, 1)
+            ends.append(draws.latents["z"][:, 0])
+        prior = {} if along == "linear" else {"prior": self.prior}
+        return interpolate(*ends, along, function=self.decode, **prior, **options)
