@@ -75,6 +75,18 @@ def two_groups():
     return rng.permutation(x)
 
 
+def test_decode_is_the_mean_at_a_latent_and_runs_inside_of_compiled_functions(linear):
+    kaem, _ = linear
+    z = jnp.linspace(-1.0, 1.0, 6).reshape(3, -1)
+    assert z.shape[1:] == kaem.prior.event_shape
+    expected = generator(z)
+    np.testing.assert_allclose(kaem.decode(z), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda z: kaem.decode(z))(z), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(kaem.decode)(z), expected, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda z: kaem.decode(z).sum())(z)
+    np.testing.assert_allclose(gradient, jax.grad(lambda z: generator(z).sum())(z), rtol=1e-5, atol=1e-6)
+
+
 def test_scores_of_a_linear_model_are_those_of_the_normal_distribution(linear):
     kaem, x = linear
     exact = multivariate_normal(np.zeros(5), COVARIANCE).logpdf(x)

@@ -140,17 +140,24 @@ class jit_by_value(_Reusable):
     """A module's function compiled once for all arguments that are equal, as `equinox.filter_jit` does it.
 
     Where one may be equal to what it was and yet compute something else, as a function does that reads a global
-    variable, the program that was traced is compared, as `jit_by_program` does it; `SameProgram` spares that.
+    variable, the program that was traced is compared, as `jit_by_program` does it; `SameProgram` spares that. While JAX
+    traces another function, which calls it, it becomes part of that one.
     """
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, compiled now or earlier."""
-        return self._call(args, [_Flat(arg) for arg in args])
+        return self.function(*args) if _is_traced(args) else self._call(args, [_Flat(arg) for arg in args])
 
     def of(self, first: Any) -> Callable:
         """The function of the arguments after `first`, whose leaves are looked at once: it must not change."""
         flat = _Flat(first)
-        return lambda *rest: self._call((first, *rest), [flat, *map(_Flat, rest)])
+
+        def call(*rest: Any) -> Any:
+            if _is_traced(rest):
+                return self.function(first, *rest)
+            return self._call((first, *rest), [flat, *map(_Flat, rest)])
+
+        return call
 
     def compiled(self, *args: Any) -> _Program:
         """The program for the values and shapes of these arguments, traced if there is none."""
@@ -203,6 +210,10 @@ def is_known_by_value(leaf: Any) -> bool:
 def _arrays(args: tuple) -> list[jax.Array]:
     """The array leaves of arguments, as JAX's."""
     return [_as_jax(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)]
+
+
+def _is_traced(args: tuple) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
 
 
 def _as_jax(array: Any) -> jax.Array:

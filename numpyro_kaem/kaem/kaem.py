@@ -356,11 +356,11 @@ class KAEM(eqx.Module):
         For "categorical" that is the most probable category, and for sequences the most probable tokens.
         """
         z = jnp.asarray(z)
-        latent_shape = self.prior.event_shape
+        means_of, latent_shape = self._decode
         if z.shape[z.ndim - len(latent_shape) :] != latent_shape:
             raise ValueError(f"z must end in the shape of a latent, {latent_shape}, got {z.shape}")
         batch_shape = z.shape[: z.ndim - len(latent_shape)]
-        means = decode(self.parts, z.reshape(-1, *latent_shape))
+        means = means_of(z.reshape(-1, *latent_shape))
         return means.reshape(*batch_shape, *means.shape[1:])
 
     def cluster_probabilities(
@@ -456,9 +456,14 @@ class KAEM(eqx.Module):
     def _draw(self) -> Callable[..., Array]:
         return draw.of(self.parts)
 
+    @functools.cached_property
+    def _decode(self) -> tuple[Callable[[Array], Array], tuple[int, ...]]:
+        """The means of the likelihoods at latents, and the shape of one."""
+        return decode.of(self.parts), self.prior.event_shape
+
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have: all but what is kept for the next call."""
-        return {name: value for name, value in vars(self).items() if name != "_draw"}
+        return {name: value for name, value in vars(self).items() if name not in ("_draw", "_decode")}
 
     def _check(self, name: str, x: Any) -> Array:
         return check_data(self.parts, self.shape, name, x)
