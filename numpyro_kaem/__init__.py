@@ -64,7 +64,17 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.reading import Effects, Interpolation, Traversal, effects, interpolate, modes, traverse
+from numpyro_kaem.reading import (
+    Effects,
+    ExplorerServer,
+    Interpolation,
+    Traversal,
+    effects,
+    explore,
+    interpolate,
+    modes,
+    traverse,
+)
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -107,6 +117,7 @@ __all__ = [
     "EllipticalSlice",
     "EmpiricalBayes",
     "Evaluation",
+    "ExplorerServer",
     "FitResult",
     "Fourier",
     "GaussLegendre",
@@ -151,6 +162,7 @@ __all__ = [
     "effects",
     "empirical_bayes",
     "energy_module",
+    "explore",
     "fit",
     "frechet_distance",
     "interpolate",
