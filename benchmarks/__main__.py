@@ -2,6 +2,7 @@
 
 from benchmarks import (
     empirical_bayes,
+    explorer,
     fitting,
     generators,
     ica,
@@ -29,6 +30,7 @@ icdf_reparam.main()
 samplers.main()
 objectives.main()
 fitting.main()
+explorer.main()
 empirical_bayes.main()
 redshifts.main()
 ica.main()

@@ -66,9 +66,11 @@ from numpyro_kaem.posterior import (
 )
 from numpyro_kaem.reading import (
     Effects,
+    ExplorerServer,
     Interpolation,
     Traversal,
     effects,
+    explore,
     interpolate,
     modes,
     plot_densities,
@@ -124,6 +126,7 @@ __all__ = [
     "EllipticalSlice",
     "EmpiricalBayes",
     "Evaluation",
+    "ExplorerServer",
     "FitResult",
     "Fourier",
     "GaussLegendre",
@@ -168,6 +171,7 @@ __all__ = [
     "effects",
     "empirical_bayes",
     "energy_module",
+    "explore",
     "fit",
     "frechet_distance",
     "interpolate",

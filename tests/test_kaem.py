@@ -83,6 +83,8 @@ def test_decode_is_the_mean_at_a_latent_and_runs_inside_of_compiled_functions(li
     np.testing.assert_allclose(kaem.decode(z), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda z: kaem.decode(z))(z), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(jax.vmap(kaem.decode)(z), expected, rtol=1e-5, atol=1e-6)
+    of_both = eqx.filter_jit(lambda kaem, z: kaem.decode(z))
+    np.testing.assert_allclose(of_both(kaem, z), expected, rtol=1e-5, atol=1e-6)
     gradient = jax.grad(lambda z: kaem.decode(z).sum())(z)
     np.testing.assert_allclose(gradient, jax.grad(lambda z: generator(z).sum())(z), rtol=1e-5, atol=1e-6)
 

@@ -150,6 +150,8 @@ class jit_by_value(_Reusable):
 
     def of(self, first: Any) -> Callable:
         """The function of the arguments after `first`, whose leaves are looked at once: it must not change."""
+        if _is_traced((first,)):
+            return lambda *rest: self.function(first, *rest)
         flat = _Flat(first)
 
         def call(*rest: Any) -> Any:

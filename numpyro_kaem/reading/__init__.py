@@ -14,9 +14,15 @@ plot_outputs: Pictures of what a model makes: samples, reconstructions, and what
 plot_effects: A picture of effects: how much of the output's variance each coordinate explains, and where
 plot_training: A picture of training: the loss, held-out scores and all else that a history has, by epoch
 plot_tempering: Pictures of tempering and of the evidence: what a ladder does, and which model the data are for
+display: How a datum is shown in a page: as a picture, a line or a text, which ask nothing of anywhere else
+explorer: What the explorer shows: the densities of a model's coordinates, and where on them somebody stands
+explorer_page: The page of the explorer, made with Panel: handles, the picture, buttons. Imported when one is asked for
+explorer_server: `explore`: a page in a notebook, or served to the browsers of this machine
+methods: What a model says of itself: the methods of a `KAEM` that read it
 """
 
 from numpyro_kaem.reading.effects import Effects, effects
+from numpyro_kaem.reading.explorer_server import ExplorerServer, explore
 from numpyro_kaem.reading.modes import modes
 from numpyro_kaem.reading.paths import Interpolation, Traversal, interpolate, traverse
 from numpyro_kaem.reading.plot_effects import plot_effects
@@ -27,9 +33,11 @@ from numpyro_kaem.reading.plot_training import plot_training
 
 __all__ = [
     "Effects",
+    "ExplorerServer",
     "Interpolation",
     "Traversal",
     "effects",
+    "explore",
     "interpolate",
     "modes",
     "plot_densities",

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.reading.effects import Effects, effects
+from numpyro_kaem.reading.explorer_server import explore
 from numpyro_kaem.reading.paths import Interpolation, Traversal, interpolate, traverse
 
 if TYPE_CHECKING:
@@ -34,7 +35,14 @@ class Readable:
         return traverse(self.prior, self.decode, coordinates, **options)
 
     def interpolate(
-        self, key: PRNGKeyArray, x_a: Any, x_b: Any, along: str = "cdf", *, sampler: Sampler | None = None, **options: Any
+        self,
+        key: PRNGKeyArray,
+        x_a: Any,
+        x_b: Any,
+        along: str = "cdf",
+        *,
+        sampler: Sampler | None = None,
+        **options: Any,
     ) -> Interpolation:
         """Paths from data to data: `numpyro_kaem.interpolate` between one draw from the posterior of each.
 
@@ -53,3 +61,7 @@ class Readable:
             ends.append(draws.latents["z"][:, 0])
         prior = {} if along == "linear" else {"prior": self.prior}
         return interpolate(*ends, along, function=self.decode, **prior, **options)
+
+    def explore(self, **options: Any) -> Any:
+        """A page to play with, shown in a notebook or served to this machine: `numpyro_kaem.explore`."""
+        return explore(self, **options)

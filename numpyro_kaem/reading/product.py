@@ -131,4 +131,8 @@ def as_product(prior: dist.Distribution | Callable, component: int | None = None
             f"{error}. Coordinates that depend on each other have no effects or formulas of their own: what a copula, "
             "a rotation or a DeepKAPrior is made of can be read instead (its base distribution)"
         ) from None
-    return Product(factors, tuple(factors.batch_shape))
+    shape = tuple(factors.batch_shape)
+    # What `expand` wraps has no icdf; inside of it there is one, whose values broadcast to the shape.
+    while isinstance(factors, dist.ExpandedDistribution):
+        factors = factors.base_dist
+    return Product(factors, shape)
