@@ -1081,6 +1081,35 @@ MUTANTS = [
         "values.append(type(leaf))",
         "test_programs.py::test_static_arguments_are_compared_by_value_and_functions_by_what_they_compute",
     ),
+    # Reading: effects and paths
+    Mutant(
+        "total effects are told from one of the two points of a row",
+        "reading/pick_freeze.py",
+        "0.25 * ((a - a_swapped) ** 2 + (b_swapped - b) ** 2)",
+        "0.25 * ((a - a_swapped) ** 2)",
+        "test_effects.py::test_ishigami_s_function_has_the_indices_of_the_closed_form",
+    ),
+    Mutant(
+        "pairs lack the points that swap the second coordinate alone",
+        "reading/pick_freeze.py",
+        "((b - b_i) - (b_j - b_swapped))",
+        "((b - b_i) - (b_i - b_swapped))",
+        "test_effects.py::test_the_g_function_has_the_indices_of_the_closed_form_and_all_its_pairs",
+    ),
+    Mutant(
+        "paths between latents are straight in z",
+        "reading/paths.py",
+        'in_scores = prior is not None and along != "linear"',
+        "in_scores = False",
+        "test_paths.py::test_no_point_lies_in_the_gap_but_of_a_straight_line",
+    ),
+    Mutant(
+        "coordinates are in the order of the least change",
+        "reading/paths.py",
+        "order = np.argsort(-change",
+        "order = np.argsort(change",
+        "test_paths.py::test_points_of_a_traversal_are_even_in_probability_and_the_rest_is_held",
+    ),
 ]
 
 

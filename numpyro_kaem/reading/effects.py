@@ -17,7 +17,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from numpyro_kaem.checks import check_count, check_key
 from numpyro_kaem.reading.outputs import output_shape
-from numpyro_kaem.reading.pick_freeze import MOST_COORDINATES, collect, points, ranges, swap_one, swap_two
+from numpyro_kaem.reading.pick_freeze import MOST_COORDINATES, collect, design, ranges, swap_one, swap_two
 from numpyro_kaem.reading.product import as_product
 
 if TYPE_CHECKING:
@@ -185,26 +185,24 @@ def effects(
     """
     check_key(key)
     product = as_product(prior, component)
-    shape = output_shape(function, product)
+    if product.size > MOST_COORDINATES:
+        raise ValueError(f"prior must have at most {MOST_COORDINATES} coordinates, got {product.size}")
     num_samples = _power_of_two(check_count("num_samples", num_samples, 32))
     num_pairs = check_count("num_pairs", num_pairs, 0)
     rows = min(num_samples, 2 ** (check_count("chunk_size", chunk_size, 2).bit_length() - 2))
-    if product.size > MOST_COORDINATES:
-        raise ValueError(f"prior must have at most {MOST_COORDINATES} coordinates, got {product.size}")
-    seed = int(jax.random.bits(key))
+    of_design = product, int(jax.random.bits(key)), num_samples, rows
+    z, _ = next(design(*of_design))
+    shape = output_shape(function, z[0])
 
-    def design():
-        return points(seed, product.size, num_samples, rows)
-
-    scale = ranges(function, product, jnp.asarray(next(design())))
-    alone = collect(swap_one, function, product, design(), scale)
+    scale = ranges(function, z)
+    alone = collect(swap_one, function, design(*of_design), scale)
     (first_order, total), (first_order_se, total_se) = alone.shares, alone.errors
     interaction = total[:, -1] - first_order[:, -1]
     chosen = np.argsort(-interaction, kind="stable")[: (1 + math.isqrt(1 + 8 * num_pairs)) // 2]
     pairs = []
     if num_pairs and len(chosen) > 1:
         places = np.array(list(combinations(range(len(chosen)), 2)))
-        both = collect(swap_two, function, product, design(), scale, jnp.asarray(chosen), jnp.asarray(places))
+        both = collect(swap_two, function, design(*of_design), scale, jnp.asarray(chosen), jnp.asarray(places))
         for pair, index, error in zip(chosen[places], both.shares[0, :, -1], both.errors[0, :, -1], strict=True):
             if index > max(_STANDARD_ERRORS * error, _SMALLEST):
                 i, j = sorted(map(int, pair))

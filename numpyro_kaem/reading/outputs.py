@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from numpyro_kaem.reading.product import Product
 
-
-def output_shape(function: Callable, product: Product) -> tuple[int, ...]:
-    """The shape of what a function makes of one latent of a product.
+def output_shape(function: Callable, latent: Float[Array, "..."]) -> tuple[int, ...]:
+    """The shape of what a function makes of one latent, told from the latent's own shape and type.
 
     Raises:
         TypeError: for what is no function.
@@ -21,18 +19,17 @@ def output_shape(function: Callable, product: Product) -> tuple[int, ...]:
     """
     if not callable(function):
         raise TypeError(f"function must be a function of latents, such as kaem.decode, got {function!r}")
-    dtype = jax.eval_shape(product.icdf, jax.ShapeDtypeStruct((1, product.size), float)).dtype
     shapes = []
     for n in (2, 3):
         try:
-            output = jax.eval_shape(function, jax.ShapeDtypeStruct((n, *product.shape), dtype))
+            output = jax.eval_shape(function, jax.ShapeDtypeStruct((n, *latent.shape), latent.dtype))
         except jax.errors.JAXTypeError as error:
             raise ValueError("function must be made of JAX operations, which run inside of a compiled one") from error
         if not hasattr(output, "shape"):
             raise ValueError(f"function must return one array, got {output}")
         if output.shape[:1] != (n,):
             raise ValueError(
-                f"function must map latents of shape (n, {', '.join(map(str, product.shape))}) to an array whose first "
+                f"function must map latents of shape {('n', *latent.shape)} to an array whose first "
                 f"axis is n, too; of n = {n} it made the shape {output.shape}: use jax.vmap(function)"
             )
         if not jnp.issubdtype(output.dtype, jnp.number) and output.dtype != bool:

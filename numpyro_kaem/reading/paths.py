@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def traverse(
     function: Callable,
     coordinates: int | str | Sequence | None = None,
     *,
-    at: ArrayLike | None = None,
+    at: ArrayLike | Sequence | None = None,
     num_points: int = 9,
     quantiles: tuple[float, float] = (0.02, 0.98),
     even: bool = False,
@@ -110,7 +111,6 @@ def traverse(
         ```
     """
     product = as_product(prior, component)
-    output_shape(function, product)
     num_points = check_count("num_points", num_points, 2)
     low, high = _checked_quantiles(quantiles)
     if check_flag("even", even) and through is not None:
@@ -124,39 +124,42 @@ def traverse(
     numbers = np.array([product.index(coordinate) for coordinate in coordinates], int)
     if len(numbers) == 0 or len(set(numbers)) < len(numbers):
         raise ValueError(f"coordinates must be one or more different ones, got {list(coordinates)}")
-    held = product.icdf(jnp.full(product.size, 0.5)) if at is None else jnp.asarray(at, jnp.result_type(float))
+    fine_u = np.linspace(low, high, _FINE * (num_points - 1) + 1)
+    medians, fine = jnp.split(product.grid(jnp.asarray(np.append(0.5, fine_u), jnp.result_type(float))), [1])
+    medians, fine = medians.reshape(product.shape), fine[:, numbers].T
+    output_shape(function, medians)
+    held = medians if at is None else jnp.asarray(at, medians.dtype)
     if held.shape != product.shape:
         raise ValueError(f"at must be a latent, of shape {product.shape}, got {held.shape}")
     if not jnp.isfinite(held).all():
         raise ValueError(f"at must be finite, got {at}")
-
-    fine = jnp.linspace(low, high, _FINE * (num_points - 1) + 1)
-    lengths, is_bad = map(np.asarray, _lengths(function, product, held, jnp.asarray(numbers), fine))
+    lengths, is_bad = map(np.asarray, _lengths(function, held, jnp.asarray(numbers), fine))
     if is_bad.any():
         path, point = np.argwhere(is_bad)[0]
-        raise_not_finite(np.asarray(_path_of(product, held, numbers[path], fine[point : point + 1]))[0])
+        raise_not_finite(np.asarray(_with(held, numbers[path], fine[path, point : point + 1]))[0])
     change = lengths[:, -1]
     order = np.argsort(-change, kind="stable")
-    numbers, lengths, change = numbers[order], lengths[order], change[order]
-    even_steps = np.linspace(0.0, 1.0, num_points)
+    numbers, lengths, change, fine = numbers[order], lengths[order], change[order], fine[order]
+    probabilities = np.tile(fine_u[::_FINE], (len(numbers), 1))
     if even:
-        probabilities = np.stack([_at_lengths(length, even_steps) for length in lengths])
-        probabilities = low + (high - low) * probabilities
-    else:
-        probabilities = np.tile(low + (high - low) * even_steps, (len(numbers), 1))
+        probabilities = np.stack([low + (high - low) * _at_lengths(row, num_points) for row in lengths])
     if through == "modes":
         found = modes(prior, component)
         probabilities = np.stack([_onto(row, found[d]) for row, d in zip(probabilities, numbers, strict=True)])
-    z, outputs = map(np.asarray, _slid(function, product, held, jnp.asarray(numbers), jnp.asarray(probabilities)))
-    flat = (-1, *product.shape)
-    check_finite(outputs.reshape(len(numbers) * num_points, *outputs.shape[2:]), z.reshape(flat))
+    values = fine[:, ::_FINE]
+    if even or through:
+        u = np.full((num_points, product.size), 0.5)
+        u[:, numbers] = probabilities.T
+        values = product.icdf(jnp.asarray(u, held.dtype)).reshape(num_points, -1)[:, numbers].T
+    z, outputs = map(np.asarray, _slid(function, held, jnp.asarray(numbers), values))
+    check_finite(outputs.reshape(-1, *outputs.shape[2:]), z.reshape(-1, *product.shape))
     names = tuple(product.names[d] for d in numbers)
     return Traversal(tuple(map(int, numbers)), names, probabilities, z, outputs, change)
 
 
 def interpolate(
-    z_a: ArrayLike,
-    z_b: ArrayLike,
+    z_a: ArrayLike | Sequence,
+    z_b: ArrayLike | Sequence,
     along: str = "cdf",
     *,
     prior: dist.Distribution | Callable | None = None,
@@ -228,19 +231,25 @@ def interpolate(
     if check_flag("even", even) and function is None:
         raise ValueError("even=True needs the function along whose outputs points are spaced")
     if function is not None:
-        output_shape(function, product)
+        output_shape(function, ends[0][(0,) * (ends[0].ndim - len(product.shape))])
     flat = [jnp.broadcast_to(end, (*pairs, *product.shape)).reshape(-1, *product.shape) for end in ends]
+    in_scores = prior is not None and along != "linear"
+    scores = [product.normal_scores(end) if in_scores else end.reshape(len(end), -1) for end in flat]
+
+    def between(weights: np.ndarray) -> Array:
+        points = _points(*scores, jnp.asarray(weights, dtype), along == "slerp")
+        z = product.from_normal_scores(points) if in_scores else points.reshape(*weights.shape, *product.shape)
+        return jnp.concatenate([flat[0][:, None], z[:, 1:-1], flat[1][:, None]], axis=1)
+
     weights = np.tile(np.linspace(0.0, 1.0, num_points), (len(flat[0]), 1))
-    scored = prior is not None
     if even:
-        fine = jnp.linspace(0.0, 1.0, _FINE * (num_points - 1) + 1)
-        lengths, is_bad = map(np.asarray, _path_lengths(function, product, *flat, fine, along, scored))
+        fine = np.tile(np.linspace(0.0, 1.0, _FINE * (num_points - 1) + 1), (len(flat[0]), 1))
+        z = between(fine)
+        lengths, is_bad = map(np.asarray, _path_lengths(function, z))
         if is_bad.any():
-            pair, point = np.argwhere(is_bad)[0]
-            ends = (end[pair] for end in flat)
-            raise_not_finite(np.asarray(_one_path(product, *ends, fine[point : point + 1], along, scored))[0])
-        weights = np.stack([_at_lengths(length, weights[0]) for length in lengths])
-    z = np.asarray(_between(product, *flat, jnp.asarray(weights, dtype), along, scored))
+            raise_not_finite(np.asarray(z)[tuple(np.argwhere(is_bad)[0])])
+        weights = np.stack([_at_lengths(length, num_points) for length in lengths])
+    z = np.asarray(between(weights))
     outputs = None
     if function is not None:
         points = z.reshape(-1, *product.shape)
@@ -286,27 +295,27 @@ def _checked_ends(ends: list[Array], product: Product, in_support: bool) -> tupl
 # Traversals -----------------------------------------------------------------------------------------------------------
 
 
-def _path_of(product: Product, held: Array, number: Array, u: Array) -> Array:
-    """The held latent with one coordinate at its quantiles."""
-    moved = product.icdf(jnp.broadcast_to(u[:, None], (len(u), product.size)))
-    return jnp.where((jnp.arange(product.size) == number).reshape(product.shape), moved, held)
+def _with(held: Array, number: Array | np.integer, values: Float[Array, " n"]) -> Float[Array, "n ..."]:
+    """The held latent with values of one coordinate."""
+    moves = (jnp.arange(held.size) == number).reshape(held.shape)
+    return jnp.where(moves, values.reshape(-1, *[1] * held.ndim), held)
 
 
 @jit_by_program
-def _lengths(function: Callable, product: Product, held: Array, numbers: Int[Array, " C"], u: Float[Array, " F"]):
-    """How long the path of outputs of every coordinate is up to each of its points, of shape (C, F)."""
-    return jax.lax.map(lambda d: _length(outputs_at(function, _path_of(product, held, d, u))), numbers)
+def _lengths(function: Callable, held: Array, numbers: Int[Array, " C"], values: Float[Array, "C F"]):
+    """How long the paths of outputs are up to each of their points, and where they are not finite, both (C, F)."""
+    return jax.lax.map(lambda path: _length(outputs_at(function, _with(held, *path))), (numbers, values))
 
 
 @jit_by_program
-def _slid(function: Callable, product: Product, held: Array, numbers: Int[Array, " C"], u: Float[Array, "C T"]):
+def _slid(function: Callable, held: Array, numbers: Int[Array, " C"], values: Float[Array, "C T"]):
     """Latents and outputs of the paths of coordinates."""
 
-    def slid(number_and_u):
-        z = _path_of(product, held, *number_and_u)
+    def slid(path):
+        z = _with(held, *path)
         return z, outputs_at(function, z)
 
-    return jax.lax.map(slid, (numbers, u.astype(held.dtype)))
+    return jax.lax.map(slid, (numbers, values))
 
 
 def _length(outputs: Float[Array, "F ..."]) -> tuple[Float[Array, " F"], Bool[Array, " F"]]:
@@ -316,12 +325,11 @@ def _length(outputs: Float[Array, "F ..."]) -> tuple[Float[Array, " F"], Bool[Ar
     return jnp.concatenate([jnp.zeros_like(steps[:1]), jnp.cumsum(steps)]), ~jnp.isfinite(outputs).all(axis=1)
 
 
-def _at_lengths(lengths: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Where a path, from 0 to 1, has these shares of its length; as it is where it has none."""
-    positions = np.linspace(0.0, 1.0, len(lengths))
-    if not lengths[-1] > 0:
-        return shares
-    return np.interp(shares * lengths[-1], lengths, positions)
+def _at_lengths(lengths: np.ndarray, num_points: int) -> np.ndarray:
+    """Where on a path, from 0 to 1, points are evenly spaced along it; even places on a path that does not move."""
+    even = np.linspace(0.0, 1.0, num_points)
+    places = np.linspace(0.0, 1.0, len(lengths))
+    return np.interp(even * lengths[-1], lengths, places) if lengths[-1] > 0 else even
 
 
 def _onto(probabilities: np.ndarray, found: list) -> np.ndarray:
@@ -336,15 +344,11 @@ def _onto(probabilities: np.ndarray, found: list) -> np.ndarray:
 # Interpolations -------------------------------------------------------------------------------------------------------
 
 
-def _one_path(product: Product, z_a: Array, z_b: Array, weights: Array, along: str, scored: bool) -> Array:
-    """Points between two latents, of shape (T, *latent)."""
-    in_scores = scored and along != "linear"
-    ends = [product.normal_scores(z) if in_scores else z.reshape(product.size) for z in (z_a, z_b)]
-    t = weights[:, None]
-    points = _slerp(*ends, t) if along == "slerp" else (1.0 - t) * ends[0] + t * ends[1]
-    z = product.from_normal_scores(points) if in_scores else points.reshape(-1, *product.shape)
-    lead = (-1, *[1] * len(product.shape))
-    return jnp.where(weights.reshape(lead) <= 0, z_a, jnp.where(weights.reshape(lead) >= 1, z_b, z))
+@partial(jax.jit, static_argnums=3)
+def _points(a: Float[Array, "N D"], b: Float[Array, "N D"], weights: Float[Array, "N T"], on_circle: bool) -> Array:
+    """Points between pairs of points, of shape (N, T, D)."""
+    between = _slerp if on_circle else lambda a, b, t: (1.0 - t) * a + t * b
+    return jax.vmap(between)(a, b, weights[..., None])
 
 
 def _slerp(a: Float[Array, " D"], b: Float[Array, " D"], t: Float[Array, "T 1"]) -> Float[Array, "T D"]:
@@ -369,17 +373,9 @@ def _slerp(a: Float[Array, " D"], b: Float[Array, " D"], t: Float[Array, "T 1"])
 
 
 @jit_by_program
-def _path_lengths(function, product: Product, z_a: Array, z_b: Array, weights: Array, along: str, scored: bool):
-    """How long the path of outputs is up to each of its points, for every pair."""
-    return jax.lax.map(
-        lambda ends: _length(outputs_at(function, _one_path(product, *ends, weights, along, scored))), (z_a, z_b)
-    )
-
-
-@jit_by_program
-def _between(product: Product, z_a: Array, z_b: Array, weights: Float[Array, "N T"], along: str, scored: bool):
-    """Points of all pairs."""
-    return jax.vmap(lambda *one: _one_path(product, *one, along, scored))(z_a, z_b, weights)
+def _path_lengths(function: Callable, z: Float[Array, "N F ..."]):
+    """How long the paths of outputs of all pairs are up to each of their points, and where they are not finite."""
+    return jax.lax.map(lambda z: _length(outputs_at(function, z)), z)
 
 
 @jit_by_program

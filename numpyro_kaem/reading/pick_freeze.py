@@ -42,22 +42,24 @@ class Swaps(NamedTuple):
     is_bad: Array
 
 
-def points(seed: int, num_coordinates: int, num_samples: int, rows: int) -> Iterator[Float[np.ndarray, "rows 2 D"]]:
-    """Scrambled Sobol points in the open cube, chunk by chunk: rows of pairs of points, whose numbers are no 0 or 1."""
+def design(product: Product, seed: int, num_samples: int, rows: int) -> Iterator[tuple[Array, Array]]:
+    """Both points of every row, as latents, chunk by chunk: Sobol points, scrambled, through the quantile functions."""
     from scipy.stats.qmc import Sobol
 
-    sobol = Sobol(2 * num_coordinates, scramble=True, seed=np.random.default_rng(seed))
+    sobol = Sobol(2 * product.size, scramble=True, seed=np.random.default_rng(seed))
     dtype = np.dtype(jnp.result_type(float))
     for _ in range(num_samples // rows):
-        # Neighbouring dimensions of the sequence, the most even ones, are the two values of a coordinate.
-        u = sobol.random(rows).reshape(rows, num_coordinates, 2).swapaxes(1, 2)
-        yield np.minimum((u + 2.0**-31).astype(dtype), 1 - np.finfo(dtype).eps / 2).astype(dtype)
+        # Neighbouring dimensions of the sequence, the most even ones, are the two values of a coordinate. They are
+        # multiples of 2^-30: half a step further in, and in fewer digits below one, none is at an end of the support.
+        u = sobol.random(rows).reshape(rows, product.size, 2).swapaxes(1, 2) + 2.0**-31
+        z = product.icdf(jnp.asarray(np.minimum(u, 1 - np.finfo(dtype).eps / 2), dtype))
+        yield z[:, 0], z[:, 1]
 
 
 @jit_by_program
-def ranges(function: Callable, product: Product, u: Float[Array, "m 2 D"]) -> Float[Array, " P"]:
+def ranges(function: Callable, z: Float[Array, "m ..."]) -> Float[Array, " P"]:
     """How far every output moves: what it is divided by, so that its fourth powers neither over- nor underflow."""
-    values = outputs_at(function, product.icdf(u[:, 0])).reshape(len(u), -1)
+    values = outputs_at(function, z).reshape(len(z), -1)
     width = jnp.max(values, axis=0) - jnp.min(values, axis=0)
     width = jnp.where(jnp.isfinite(width), width, 0.0)
     largest = jnp.max(width)
@@ -65,58 +67,61 @@ def ranges(function: Callable, product: Product, u: Float[Array, "m 2 D"]) -> Fl
 
 
 @jit_by_program
-def swap_one(function: Callable, product: Product, u: Float[Array, "m 2 D"], scale: Float[Array, " P"]) -> Swaps:
+def swap_one(
+    function: Callable, z_a: Float[Array, "m ..."], z_b: Float[Array, "m ..."], scale: Float[Array, " P"]
+) -> Swaps:
     """First-order and total effects of every coordinate. Numerators are of shape (D, 2, P + 1)."""
-    of, z_a, z_b, a, b = _values(function, product, u, scale)
+    of = _scaled(function, scale)
+    a, b = of(z_a, z_b)
+    number = jnp.arange(z_a[0].size)
 
     def swapped(i):
-        a_swapped, b_swapped = of(*_exchange(product, z_a, z_b, jnp.arange(product.size) == i))
+        a_swapped, b_swapped = of(*_exchanged(z_a, z_b, number == i))
         first_order = 0.5 * (a - a_swapped) * (b_swapped - b)
         total = 0.25 * ((a - a_swapped) ** 2 + (b_swapped - b) ** 2)
         return _moments(scale, (first_order, total), a, b, a_swapped, b_swapped)
 
-    return _with_means(jax.lax.map(swapped, jnp.arange(product.size)), scale, a, b)
+    return _with_means(jax.lax.map(swapped, number), a, b)
 
 
 @jit_by_program
 def swap_two(
     function: Callable,
-    product: Product,
-    u: Float[Array, "m 2 D"],
+    z_a: Float[Array, "m ..."],
+    z_b: Float[Array, "m ..."],
     scale: Float[Array, " P"],
     coordinates: Int[Array, " k"],
     pairs: Int[Array, "num_pairs 2"],
 ) -> Swaps:
     """Second-order effects of pairs of places in `coordinates`. Numerators are of shape (num_pairs, 1, P + 1)."""
-    of, z_a, z_b, a, b = _values(function, product, u, scale)
-    number = jnp.arange(product.size)
-    alone = jax.lax.map(lambda i: of(*_exchange(product, z_a, z_b, number == i)), coordinates)
+    of = _scaled(function, scale)
+    a, b = of(z_a, z_b)
+    number = jnp.arange(z_a[0].size)
+    alone = jax.lax.map(lambda i: of(*_exchanged(z_a, z_b, number == i)), coordinates)
 
     def swapped(pair):
         i, j = coordinates[pair]
-        a_swapped, b_swapped = of(*_exchange(product, z_a, z_b, (number == i) | (number == j)))
-        (a_i, b_i), (a_j, b_j) = ((side[place] for side in alone) for place in pair)
+        a_swapped, b_swapped = of(*_exchanged(z_a, z_b, (number == i) | (number == j)))
+        (a_i, b_i), (a_j, b_j) = ([side[place] for side in alone] for place in pair)
         numerator = 0.25 * ((a - a_i) - (a_j - a_swapped)) * ((b - b_i) - (b_j - b_swapped))
         return _moments(scale, (numerator,), a, b, a_swapped, b_swapped)
 
-    return _with_means(jax.lax.map(swapped, pairs), scale, a, b)
+    return _with_means(jax.lax.map(swapped, pairs), a, b)
 
 
-def collect(
-    program: Callable, function: Callable, product: Product, design: Iterator, scale: Array, *others: Array
-) -> Ratios:
+def collect(program: Callable, function: Callable, chunks: Iterator, scale: Array, *others: Array) -> Ratios:
     """Run one of the above on all chunks of a design, and divide.
 
     With numerators n_k and variances v_k of the rows k the share is sum n / sum v, whose standard error is that of the
     mean of n_k - share v_k, over the mean of v_k: as if rows were independent.
     """
     sums, num_chunks, compiled = None, 0, None
-    for u in design:
-        u = jnp.asarray(u)
-        compiled = compiled or program.compiled(function, product, u, scale, *others)
-        chunk = jax.tree.map(np.asarray, compiled(function, product, u, scale, *others))
+    for z_a, z_b in chunks:
+        args = (function, z_a, z_b, scale, *others)
+        compiled = compiled or program.compiled(*args)
+        chunk = jax.tree.map(np.asarray, compiled(*args))
         if chunk.is_bad.any():
-            _raise_at(product, u, chunk.is_bad, others)
+            _raise_at(np.asarray(z_a), np.asarray(z_b), chunk.is_bad)
         moments = [np.asarray(moment, np.float64) for moment in chunk[:-1]]
         sums = moments if sums is None else [sum_ + moment for sum_, moment in zip(sums, moments, strict=True)]
         num_chunks += 1
@@ -129,7 +134,7 @@ def collect(
     some = np.where(v > 0, v, 1.0)[:, None]
     shares = np.where(v[:, None] > 0, n / some, 0.0)
     residual = n_squared - 2 * shares * n_v + shares**2 * v_squared[:, None]
-    errors = np.sqrt(np.maximum(residual, 0.0) / (num_chunks * len(u))) / some
+    errors = np.sqrt(np.maximum(residual, 0.0) / (num_chunks * len(z_a))) / some
     return Ratios(
         np.moveaxis(shares, 1, 0),
         np.moveaxis(np.where(v[:, None] > 0, errors, 0.0), 1, 0),
@@ -138,20 +143,19 @@ def collect(
     )
 
 
-def _values(function, product, u, scale):
-    """The function of both sides of pairs of latents, the latents, and their values."""
+def _scaled(function: Callable, scale: Array) -> Callable:
+    """The function of both points of rows, divided by the scale, as two arrays of shape (m, P)."""
 
     def of(z_a, z_b):
         values = outputs_at(function, jnp.concatenate([z_a, z_b]))
         return jnp.split(values.reshape(len(values), -1) / scale, 2)
 
-    z_a, z_b = product.icdf(u[:, 0]), product.icdf(u[:, 1])
-    return of, z_a, z_b, *of(z_a, z_b)
+    return of
 
 
-def _exchange(product: Product, z_a: Array, z_b: Array, chosen: Array) -> tuple[Array, Array]:
+def _exchanged(z_a: Array, z_b: Array, chosen: Array) -> tuple[Array, Array]:
     """Both latents with the values of the chosen coordinates exchanged."""
-    chosen = chosen.reshape(product.shape)
+    chosen = chosen.reshape(z_a.shape[1:])
     return jnp.where(chosen, z_b, z_a), jnp.where(chosen, z_a, z_b)
 
 
@@ -170,19 +174,16 @@ def _moments(scale: Array, numerators: tuple[Array, ...], a: Array, b: Array, a_
     return *(jnp.mean(moment, axis=0) for moment in moments), is_bad
 
 
-def _with_means(swaps: tuple, scale: Array, a: Array, b: Array) -> Swaps:
-    """With the mean of the outputs, and a row before the swaps for values without one."""
+def _with_means(swaps: tuple, a: Array, b: Array) -> Swaps:
+    """With the mean of the outputs, and first a row of `is_bad` for the points before they are swapped."""
     *moments, is_bad = swaps
     both = jnp.concatenate([a, b])
-    is_bad = jnp.concatenate([~jnp.isfinite(both).all(axis=1)[None], is_bad])
-    return Swaps(*moments, jnp.mean(both, axis=0), is_bad)
+    return Swaps(*moments, jnp.mean(both, axis=0), jnp.concatenate([~jnp.isfinite(both).all(axis=1)[None], is_bad]))
 
 
-def _raise_at(product: Product, u: Array, is_bad: np.ndarray, others: tuple) -> None:
-    """Raise the error that names the first latent whose output is not finite."""
-    swap, row = (int(place[0]) for place in np.nonzero(is_bad))
-    chosen = np.zeros(product.size, bool)
-    if swap:
-        chosen[np.asarray(others[0])[np.asarray(others[1])[swap - 1]] if others else swap - 1] = True
-    z_a, z_b = _exchange(product, product.icdf(u[:, 0]), product.icdf(u[:, 1]), jnp.asarray(chosen))
-    raise_not_finite(np.asarray(jnp.concatenate([z_a, z_b])[row]))
+def _raise_at(z_a: np.ndarray, z_b: np.ndarray, is_bad: np.ndarray) -> None:
+    """Raise the error that names the first latent whose output is not finite, of points that swap one coordinate."""
+    swap, row = np.argwhere(is_bad)[0]
+    z = np.concatenate([z_a, z_b])
+    other = np.concatenate([z_b, z_a])
+    raise_not_finite(np.where(np.arange(z[0].size).reshape(z[0].shape) == swap - 1, other[row], z[row]))
