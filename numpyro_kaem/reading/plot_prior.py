@@ -109,9 +109,8 @@ def _quantiles_and_points(every: Product, one: Product, quantiles: Sequence[floa
     These are evenly spaced, and where there is mass, inside of the support. With draws quantiles are medians of theirs.
     """
     u = np.linspace(_ENDS, 1.0 - _ENDS, _POINTS)
-    z = np.asarray(_grid(every, jnp.asarray([0.0, *u, 1.0, *quantiles])), float).reshape(
-        -1, every.size // one.size, one.size
-    )
+    z = np.asarray(_grid(every, jnp.asarray([0.0, *u, 1.0, *quantiles])), float)
+    z = z.reshape(len(z), -1, one.size)
     dense, marks = z[: _POINTS + 2], z[_POINTS + 2 :]
     start, low, high, end = dense[0].min(0), dense[1].min(0), dense[-2].max(0), dense[-1].max(0)
     margin = 0.15 * (high - low)
