@@ -42,7 +42,7 @@ prior = KAPrior.from_samples(z, reference=dist.LogNormal(log_z.mean(0), log_z.st
 axes = plot_densities(prior, num_columns=5, figsize=(11, 4.2))
 for axis, values, name in zip(axes, z.T, names, strict=True):
     bins = np.linspace(values.min(), np.quantile(values, 0.995), 36)
-    axis.hist(values, bins, density=True, color="C1", alpha=0.5, zorder=0, label="569 tumours")
+    axis.hist(values, bins, density=True, histtype="step", color="black", lw=0.7, label="569 tumours")
     axis.set_title(name, fontsize=9)
     axis.tick_params(labelsize=7)
 figure = axes[0].figure

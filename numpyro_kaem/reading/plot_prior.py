@@ -94,11 +94,15 @@ def plot_densities(
             at.fill_between(z, behind[:, d], color=GREY, alpha=0.4, linewidth=0, label="reference")
         if draws:
             at.fill_between(z, low[:, d], high[:, d], color=BLUE, alpha=0.3, linewidth=0, label=f"{level:.0%} band")
-        at.plot(z, middle[:, d], color=BLUE, label="median of the densities" if draws else "learned density")
+        (line,) = at.plot(z, middle[:, d], color=BLUE, label="median of the densities" if draws else "learned density")
         if len(marks):
             at.plot(marks[:, d], np.interp(marks[:, d], z, middle[:, d]), "o", color=BLUE, markersize=3.5)
         at.set_title(one.names[d], fontsize=10)
-        at.set(yticks=[], ylim=(0.0, None))
+        at.set_yticks([])
+        # From zero up to whatever else is drawn on these axes later.
+        at.update_datalim([(z[0], 0.0)])
+        line.sticky_edges.y.append(0.0)
+        at.autoscale_view()
         at.spines[["left", "right", "top"]].set_visible(False)
     return axes
 
