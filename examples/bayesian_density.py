@@ -21,7 +21,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.reparam import TransformReparam
 from sklearn.datasets import load_breast_cancer
 
-from numpyro_kaem import BSpline, KAPrior, UnivariateEnergy
+from numpyro_kaem import BSpline, KAPrior, UnivariateEnergy, plot_densities
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_warmup, num_samples = (20, 20) if smoke else (500, 1_000)
@@ -102,30 +102,16 @@ print(f"{int(mcmc.get_extra_fields()['diverging'].sum())} divergent transitions"
 # malignant tumours are, of which the model knows nothing.
 
 # %%
-grid = jnp.linspace(-2.5, 5.0, 301)
-
-
-@jax.jit
-@jax.vmap
-def density(coefficients):
-    prior = KAPrior(UnivariateEnergy(energy.base_weight, energy.spline_weight, coefficients, basis), reference)
-    return jnp.exp(prior.log_prob(grid))
-
-
-low, middle, high = np.quantile(density(draws["energy/coefficients"]), [0.05, 0.5, 0.95], axis=0)
-
-# %%
+coefficients = draws["energy/coefficients"]
+weights = (jnp.broadcast_to(weight, len(coefficients)) for weight in (energy.base_weight, energy.spline_weight))
+prior = KAPrior(UnivariateEnergy(*weights, coefficients, basis), reference)
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-position = center + unit * np.asarray(grid)
-left.hist(measured, bins=40, density=True, color="0.85", label="measurements")
-left.plot(position, np.exp(reference.log_prob(grid)) / unit, color="0.5", ls="--", lw=1, label="reference")
-left.plot(position, middle / unit, color="C0", label="density of the true values")
-left.fill_between(position, low / unit, high / unit, color="C0", alpha=0.3, lw=0, label="90 % credible band")
-left.set(xlabel="mean compactness of the nuclei", ylabel="density", xlim=(0.0, 0.35))
-for diagnosis, color in (("malignant", "C3"), ("benign", "C2")):
+plot_densities(prior, draws=True, ax=left)
+left.hist(x, bins=40, density=True, histtype="step", color="black", lw=0.7, label="measurements")
+left.set(title="", xlabel="mean compactness of the nuclei, standardised", xlim=(-2.0, 4.5))
+for diagnosis, style in (("malignant", ":"), ("benign", "--")):
     chosen = data.target == list(data.target_names).index(diagnosis)
-    median = np.median(measured[chosen])
-    left.axvline(median, color=color, ls=":", lw=1, label=f"median of the {diagnosis} (not used)")
+    left.axvline(np.median(x[chosen]), color="C1", ls=style, label=f"median of the {diagnosis} (not used)")
 left.legend(fontsize=8)
 
 z = center + unit * np.asarray(draws["z"])

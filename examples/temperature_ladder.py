@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from scipy.special import logsumexp
 from sklearn.datasets import load_iris
 
-from numpyro_kaem import KAPrior, Ladder, Langevin, ParallelTempering, TemperedSMC
+from numpyro_kaem import KAPrior, Ladder, Langevin, ParallelTempering, TemperedSMC, plot_ladder
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
 num_steps = 200 if smoke else 3_000
@@ -147,7 +147,7 @@ for name, run in runs.items():
 
 # %% [markdown]
 # How often two rungs should swap follows from their densities alone: it is the mean of $\min(1, e^{(t' - t)(\ell -
-# \ell')})$ over log-likelihoods $\ell$ and $\ell'$ of the two. The lines below are that mean over grids.
+# \ell')})$ over log-likelihoods $\ell$ and $\ell'$ of the two. The black dashes below are that mean over grids.
 
 
 # %%
@@ -164,33 +164,30 @@ def exact_swap_rate(low, high):
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained", sharey=True)
 for axis, (name, run) in zip(axes, runs.items(), strict=True):
-    t = ladders[name].temperatures
-    exact = [exact_swap_rate(low, high) for low, high in pairwise(t)]
-    axis.bar(np.arange(8), run.rungs.swap_acceptance[0], color="0.8", label="measured")
-    axis.plot(np.arange(8), exact, "_", color="C0", ms=18, mew=2, label="quadrature")
-    axis.set(title=name, xlabel="pair of rungs", ylim=(0.0, 1.05), xticks=range(8))
-axes[0].set_ylabel("swap rate")
-axes[0].legend(loc="lower right", fontsize=8)
+    plot_ladder(run, datum=0, panels=["rates"], ax=axis)
+    exact = [exact_swap_rate(low, high) for low, high in pairwise(ladders[name].temperatures)]
+    axis.plot(np.arange(8) + 0.5, exact, "_", color="black", ms=14, label="swaps, by quadrature")
+    axis.set(title=name, ylabel="")
+    axis.get_legend().remove()
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
 figure.savefig(outputs / "temperature_ladder_swaps.png", dpi=120)
 
 # %% [markdown]
 # ## The evidence is an area
 #
 # $\log p(x) = \int_0^1 E_t[\log p(x \mid z)]\, dt$. Thermodynamic integration joins the means at the rungs by straight
-# lines, and where the curve is bent and rungs are far apart it cuts the corner: the shaded area is its error. (Beyond
-# t = 0.2 the curve is nearly flat.)
+# lines, and where the curve is bent and rungs are far apart it cuts the corner: what lies between the lines and the
+# curve is its error. The curve increases, so that it runs through the grey boxes, large ones where rungs are missing;
+# these are known without quadrature. (Beyond t = 0.2 the curve is nearly flat.)
 
 # %%
 curve_t = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 1_000)])
 curve = np.array([power_posterior(t) @ log_likelihood[0] * width for t in curve_t])
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
 for axis, name in zip(axes, ["equally spaced", "adapted twice", "power law, exponent 5"], strict=True):
-    t, mean = runs[name].rungs.temperatures[0], runs[name].rungs.log_likelihood_mean[0]
-    axis.fill_between(curve_t, curve, np.interp(curve_t, t, mean), color="C1", alpha=0.3, lw=0)
-    axis.plot(curve_t, curve, color="C0", label="quadrature")
-    axis.plot(t, mean, "o-", ms=4, lw=1, color="C1", label="means at the rungs")
-    axis.set(title=name, xlabel="temperature t", xlim=(-0.004, 0.2), ylim=(-97.0, 5.0))
-axes[0].set_ylabel("mean of log p(x | z) under $p_t$")
+    plot_ladder(runs[name], datum=0, panels=["integrand"], ax=axis)
+    axis.plot(curve_t, curve, color="black", label="quadrature")
+    axis.set(title=name, xlim=(-0.004, 0.2), ylim=(-97.0, 5.0))
 axes[0].legend(fontsize=8, loc="lower right")
 figure.savefig(outputs / "temperature_ladder_evidence.png", dpi=120)
 

@@ -15,7 +15,6 @@ import time
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
@@ -34,6 +33,8 @@ from numpyro_kaem import (
     ThermodynamicMLE,
     UnivariateEnergy,
     fit,
+    plot_samples,
+    plot_training,
 )
 
 smoke = bool(os.environ.get("NUMPYRO_KAEM_SMOKE"))
@@ -106,33 +107,13 @@ for name, score in scores.items():
 # log-evidence that the ladder estimates beside the held-out score.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-for name, result in results.items():
-    history = result.history
-    axes[0].plot(history["held_out_epoch"], history["held_out_log_likelihood"], label=name)
-axes[0].set(xlabel="epoch", ylabel="held-out log-likelihood, nats", title="Score", ylim=(-26, -15))
-axes[0].legend(fontsize=8)
-
-
-def by_epoch(name, metric):
-    history = results[name].history
-    return np.asarray(history[metric]).reshape(len(history["seconds"]), -1).mean(1)
-
-
-for name in list(objectives)[:2]:
-    axes[1].semilogy(1 + np.arange(epochs), by_epoch(name, "ess"), label=name)
-axes[1].set(xlabel="epoch", ylabel="effective sample size", title="Draws that carry the gradient")
-axes[1].legend(fontsize=8)
-
+metrics = ["held_out_log_likelihood", "ess", "log_evidence_steppingstone"]
+score, draws, ladder = plot_training(results, metrics=metrics)
+score.set_ylim(-26, -15)
 history = results["thermodynamic"].history
-for metric, label in {
-    "log_evidence_steppingstone": "steppingstone",
-    "log_evidence_thermodynamic": "thermodynamic integration",
-}.items():
-    axes[2].plot(1 + np.arange(epochs), by_epoch("thermodynamic", metric), label=f"{label}, training digits")
-axes[2].plot(history["held_out_epoch"], history["held_out_log_likelihood"], "k--", label="held-out score")
-axes[2].set(xlabel="epoch", ylabel="log-evidence, nats", title="What the ladder estimates", ylim=(-26, -10))
-axes[2].legend(fontsize=8)
+ladder.plot(history["held_out_epoch"], history["held_out_log_likelihood"], "k--", label="held-out score")
+ladder.set_ylim(-26, -10)
+ladder.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -149,7 +130,5 @@ for name, result in results.items():
     rows[name] = jax.nn.sigmoid(generator(z)).reshape(16, 8, 8)
 figure, axes = plt.subplots(len(rows), 1, figsize=(9, 1.0 * len(rows) + 0.4), layout="constrained")
 for axis, (name, images) in zip(axes, rows.items(), strict=True):
-    axis.imshow(np.concatenate(images, 1), cmap="gray_r", vmin=0, vmax=1)
-    axis.set_title(name, fontsize=9, loc="left")
-    axis.axis("off")
+    plot_samples(images, num_columns=16, ax=axis).set_title(name, fontsize=9, loc="left")
 plt.show()

@@ -31,6 +31,7 @@ from numpyro_kaem import (
     ParallelTempering,
     TemperedSMC,
     fit,
+    plot_training,
 )
 
 smoke = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"  # a few seconds, to see that everything runs
@@ -316,7 +317,6 @@ objectives = {
     "one step size, 0.5": LangevinMLE(MALA(step_size=0.5), num_steps=10, start="prior", persistent=False),
     "by datum (default)": LangevinMLE(),
 }
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
 results, messages = {}, {}
 for name, objective in objectives.items():
     results[name], messages[name] = told(
@@ -326,16 +326,9 @@ for name, objective in objectives.items():
             held_out=HeldOut(load_digits().data.astype(np.float32)[1_000:1_300], num_samples=2_000),
         )
     )  # fmt: skip
-    history = results[name].history
     print(f"{name}:", *messages[name], sep="\n  ")
-    left.plot(history["held_out_epoch"], history["held_out_log_likelihood"], label=name)
-    middle.plot(history["stuck"])
-    right.plot(history["importance_gap"])
-left.set(xlabel="epoch", title="held-out log-likelihood, nats per datum")
-middle.set(xlabel="step", title="share of chains that did not move")
-right.set(xlabel="step", title="importance gap, nats")
-left.legend()
-figure.savefig(outputs / "stuck_chains.png", dpi=120)
+axes = plot_training(results, metrics=["held_out_log_likelihood", "stuck", "importance_gap"])
+axes[0].figure.savefig(outputs / "stuck_chains.png", dpi=120)
 
 # %% tags=["checks"]
 assert messages["one step size, 0.5"] and not messages["by datum (default)"]

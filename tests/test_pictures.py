@@ -21,6 +21,8 @@ from numpyro_kaem import (
     KAMixture,
     KAPrior,
     UnivariateEnergy,
+    effects,
+    interpolate,
     plot_densities,
     plot_effects,
     plot_evidence,
@@ -30,6 +32,7 @@ from numpyro_kaem import (
     plot_samples,
     plot_training,
     plot_traversals,
+    traverse,
 )
 from numpyro_kaem.posterior.result import Rungs
 
@@ -482,6 +485,19 @@ def test_paths_that_cannot_be_drawn():
         plot_interpolation(IMAGES)
     with pytest.raises(ValueError, match="give `interpolate` the function"):
         plot_interpolation(SimpleNamespace(outputs=None, weights=np.zeros(3)))
+
+
+def test_what_traverse_interpolate_and_effects_return_is_drawn():
+    prior = dist.Normal(jnp.zeros(2), jnp.array([1.0, 3.0])).to_event(1)
+
+    def outer(z):
+        return z[..., None] * z[..., None, :]
+
+    axes = plot_traversals(traverse(prior, outer))
+    assert [at.get_yticklabels()[0].get_text() for at in axes] == ["z[1]", "z[0]"]
+    assert len(plot_interpolation(interpolate(jnp.zeros(2), jnp.ones(2), prior=prior, function=outer))) == 1
+    bars, _ = plot_effects(effects(jax.random.key(0), prior, outer, num_samples=64), num_maps=1)
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["z[1]", "z[0]"]
 
 
 # Effects -------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def plot_effects(
         from numpyro_kaem import effects, plot_effects
 
         prior = dist.Normal(jnp.zeros(3), jnp.array([1.0, 2.0, 3.0])).to_event(1)
-        found = effects(jax.random.key(0), prior, lambda z: jnp.outer(z, z), num_samples=256)
+        found = effects(jax.random.key(0), prior, lambda z: z[..., None] * z[..., None, :], num_samples=256)
         bars, first_map, second_map = plot_effects(found, num_maps=2)
         assert first_map.get_title() == "z[2]"
         ```

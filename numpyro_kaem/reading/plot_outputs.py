@@ -198,7 +198,7 @@ def plot_traversals(
         from numpyro_kaem import plot_traversals, traverse
 
         prior = dist.Normal(jnp.zeros(3), jnp.array([1.0, 2.0, 3.0])).to_event(1)
-        axes = plot_traversals(traverse(prior, lambda z: jnp.outer(z, z)))
+        axes = plot_traversals(traverse(prior, lambda z: z[..., None] * z[..., None, :]))
         assert [ax.get_yticklabels()[0].get_text() for ax in axes] == ["z[2]", "z[1]", "z[0]"]
         ```
     """
@@ -253,8 +253,8 @@ def plot_interpolation(
         from numpyro_kaem import interpolate, plot_interpolation
 
         prior = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
-        ways = interpolate(prior, jnp.zeros(3), jnp.ones(3), function=lambda z: jnp.outer(z, z))
-        (ax,) = plot_interpolation(ways)
+        way = interpolate(jnp.zeros(3), jnp.ones(3), prior=prior, function=lambda z: z[..., None] * z[..., None, :])
+        (ax,) = plot_interpolation(way)
         ```
     """
     outputs, weights = taken("interpolation", interpolation, "`interpolate`", "outputs", "weights")

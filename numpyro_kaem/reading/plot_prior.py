@@ -94,11 +94,15 @@ def plot_densities(
             at.fill_between(z, behind[:, d], color=GREY, alpha=0.4, linewidth=0, label="reference")
         if draws:
             at.fill_between(z, low[:, d], high[:, d], color=BLUE, alpha=0.3, linewidth=0, label=f"{level:.0%} band")
-        at.plot(z, middle[:, d], color=BLUE, label="median of the densities" if draws else "learned density")
+        (line,) = at.plot(z, middle[:, d], color=BLUE, label="median of the densities" if draws else "learned density")
         if len(marks):
             at.plot(marks[:, d], np.interp(marks[:, d], z, middle[:, d]), "o", color=BLUE, markersize=3.5)
         at.set_title(one.names[d], fontsize=10)
-        at.set(yticks=[], ylim=(0.0, None))
+        at.set_yticks([])
+        # From zero up to whatever else is drawn on these axes later.
+        at.update_datalim([(z[0], 0.0)])
+        line.sticky_edges.y.append(0.0)
+        at.autoscale_view()
         at.spines[["left", "right", "top"]].set_visible(False)
     return axes
 
@@ -109,9 +113,8 @@ def _quantiles_and_points(every: Product, one: Product, quantiles: Sequence[floa
     These are evenly spaced, and where there is mass, inside of the support. With draws quantiles are medians of theirs.
     """
     u = np.linspace(_ENDS, 1.0 - _ENDS, _POINTS)
-    z = np.asarray(_grid(every, jnp.asarray([0.0, *u, 1.0, *quantiles])), float).reshape(
-        -1, every.size // one.size, one.size
-    )
+    z = np.asarray(_grid(every, jnp.asarray([0.0, *u, 1.0, *quantiles])), float)
+    z = z.reshape(len(z), -1, one.size)
     dense, marks = z[: _POINTS + 2], z[_POINTS + 2 :]
     start, low, high, end = dense[0].min(0), dense[1].min(0), dense[-2].max(0), dense[-1].max(0)
     margin = 0.15 * (high - low)
