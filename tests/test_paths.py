@@ -197,7 +197,7 @@ def test_a_traversal_s_wrong_arguments_are_named(options, message):
 
 
 def test_functions_that_do_not_fit_or_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="use jax.vmap"):
+    with pytest.raises(ValueError, match=r"use jax\.vmap"):
         traverse(TWO, lambda z: z.sum())
     with pytest.raises(ValueError, match=r"of the latent z = \[-2\.0"):
         traverse(TWO, lambda z: jnp.log(z + 2.0))

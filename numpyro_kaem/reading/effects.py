@@ -35,13 +35,13 @@ class Pair(NamedTuple):
     Attributes:
         names: of the two.
         coordinates: their numbers.
-        index: their second-order index, the share of the variance of the whole output.
-        standard_error: of the index.
+        value: their second-order index, the share of the variance of the whole output.
+        standard_error: of the value.
     """
 
     names: tuple[str, str]
     coordinates: tuple[int, int]
-    index: float
+    value: float
     standard_error: float
 
 
@@ -107,7 +107,7 @@ class Effects:
                 left > 0
             )
         for pair in self.pairs:
-            lines.append(f"{' with '.join(pair.names)}: {pair.index:.3f} +- {pair.standard_error:.3f}")
+            lines.append(f"{' with '.join(pair.names)}: {pair.value:.3f} +- {pair.standard_error:.3f}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -221,7 +221,7 @@ def effects(
         whole_total_se=total_se[:, -1],
         ranking=tuple(map(int, np.argsort(-total[:, -1], kind="stable"))),
         names=product.names,
-        pairs=tuple(sorted(pairs, key=lambda pair: -pair.index)),
+        pairs=tuple(sorted(pairs, key=lambda pair: -pair.value)),
         num_samples=num_samples,
     )
 

@@ -109,7 +109,7 @@ def swap_two(
     return _with_means(jax.lax.map(swapped, pairs), a, b)
 
 
-def collect(program: Callable, function: Callable, chunks: Iterator, scale: Array, *others: Array) -> Ratios:
+def collect(program: jit_by_program, function: Callable, chunks: Iterator, scale: Array, *others: Array) -> Ratios:
     """Run one of the above on all chunks of a design, and divide.
 
     With numerators n_k and variances v_k of the rows k the share is sum n / sum v, whose standard error is that of the
@@ -178,7 +178,8 @@ def _with_means(swaps: tuple, a: Array, b: Array) -> Swaps:
     """With the mean of the outputs, and first a row of `is_bad` for the points before they are swapped."""
     *moments, is_bad = swaps
     both = jnp.concatenate([a, b])
-    return Swaps(*moments, jnp.mean(both, axis=0), jnp.concatenate([~jnp.isfinite(both).all(axis=1)[None], is_bad]))
+    is_bad = jnp.concatenate([~jnp.isfinite(both).all(axis=1)[None], is_bad])
+    return Swaps._make([*moments, jnp.mean(both, axis=0), is_bad])
 
 
 def _raise_at(z_a: np.ndarray, z_b: np.ndarray, is_bad: np.ndarray) -> None:
