@@ -64,6 +64,7 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
+from numpyro_kaem.reading import Formula, KANFormula, formula
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -106,6 +107,7 @@ __all__ = [
     "EmpiricalBayes",
     "Evaluation",
     "FitResult",
+    "Formula",
     "Fourier",
     "GaussLegendre",
     "GridAdaptation",
@@ -116,6 +118,7 @@ __all__ = [
     "IndexedBatch",
     "IntervalCensoredPrior",
     "KAMixture",
+    "KANFormula",
     "KAPrior",
     "Ladder",
     "Langevin",
@@ -147,6 +150,7 @@ __all__ = [
     "empirical_bayes",
     "energy_module",
     "fit",
+    "formula",
     "frechet_distance",
     "kernel_distance",
     "kernels",

@@ -33,6 +33,7 @@ PUBLIC_NAMES = [
     "EmpiricalBayes",
     "Evaluation",
     "FitResult",
+    "Formula",
     "Fourier",
     "GaussLegendre",
     "HeldOut",
@@ -44,6 +45,7 @@ PUBLIC_NAMES = [
     "KAEM",
     "KAMixture",
     "KAN",
+    "KANFormula",
     "KAPrior",
     "Ladder",
     "Langevin",
@@ -74,6 +76,7 @@ PUBLIC_NAMES = [
     "empirical_bayes",
     "energy_module",
     "fit",
+    "formula",
     "frechet_distance",
     "kernel_distance",
     "kernels",
@@ -215,7 +218,7 @@ def test_import_starts_no_jax_backend():
     assert run_python(code) == "False"
 
 
-@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax"])
+@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax"])
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -287,5 +290,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
-    optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "tensorboardX"}
+    optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "sympy", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime
