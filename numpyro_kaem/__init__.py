@@ -84,6 +84,7 @@ from numpyro_kaem.reading import (
     plot_traversals,
     traverse,
 )
+from numpyro_kaem.reading import Formula, KANFormula, formula
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -128,6 +129,7 @@ __all__ = [
     "Evaluation",
     "ExplorerServer",
     "FitResult",
+    "Formula",
     "Fourier",
     "GaussLegendre",
     "GridAdaptation",
@@ -139,6 +141,7 @@ __all__ = [
     "Interpolation",
     "IntervalCensoredPrior",
     "KAMixture",
+    "KANFormula",
     "KAPrior",
     "Ladder",
     "Langevin",
@@ -173,6 +176,7 @@ __all__ = [
     "energy_module",
     "explore",
     "fit",
+    "formula",
     "frechet_distance",
     "interpolate",
     "kernel_distance",

@@ -35,6 +35,7 @@ PUBLIC_NAMES = [
     "Evaluation",
     "ExplorerServer",
     "FitResult",
+    "Formula",
     "Fourier",
     "GaussLegendre",
     "HeldOut",
@@ -47,6 +48,7 @@ PUBLIC_NAMES = [
     "KAEM",
     "KAMixture",
     "KAN",
+    "KANFormula",
     "KAPrior",
     "Ladder",
     "Langevin",
@@ -80,6 +82,7 @@ PUBLIC_NAMES = [
     "energy_module",
     "explore",
     "fit",
+    "formula",
     "frechet_distance",
     "interpolate",
     "kernel_distance",
@@ -234,6 +237,7 @@ def test_import_starts_no_jax_backend():
 
 
 @pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax", "panel", "bokeh"])
+@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax"])
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -306,4 +310,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
     optional = {"clu", "flatbuffers", "flax", "matplotlib", "panel", "param", "sklearn", "tensorboardX"}
+    optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "sympy", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime
