@@ -77,7 +77,7 @@ docs: $(VENV)/installed-examples,docs
 docs-serve: $(VENV)/installed-examples,docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
-bench: $(VENV)/installed-examples
+bench: $(VENV)/installed-examples,test
 	@$(BIN)/python -m benchmarks
 
 # What a release is built by; RELEASE is its tag.

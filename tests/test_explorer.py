@@ -80,6 +80,12 @@ def test_tables_of_a_mixture_have_every_component_with_its_reference(clusters, o
     assert abs(np.trapezoid(tables.density, tables.points, axis=2) - 0.998).max() < 4e-3
 
 
+def test_a_prior_that_was_expanded_is_a_product():
+    product = as_product(dist.Normal(0.0, 2.0).expand([3]).to_event(1))
+    np.testing.assert_allclose(product.icdf(jnp.array([0.5, 0.9, 0.1])), norm.ppf([0.5, 0.9, 0.1], 0, 2), atol=1e-5)
+    assert product.log_prob(jnp.zeros((4, 3))).shape == (4, 3)
+
+
 def test_a_handle_moves_its_coordinate_and_no_other(linear):
     position = Position(linear)
     np.testing.assert_allclose(position.z, LOC, atol=1e-5)
@@ -121,11 +127,11 @@ def test_the_most_probable_component_comes_first_and_another_one_keeps_the_proba
 def test_an_encoded_datum_is_a_draw_from_its_posterior(linear):
     posterior = exact_encoder(linear.x[2])
     mean, deviation = np.asarray(posterior[:3]), np.exp(np.asarray(posterior[3:]))
-    encoded = [linear.encode(2, attempt) for attempt in range(30)]
+    encoded = [linear.encode(2, attempt) for attempt in range(6)]
     assert {(one.index, one.component) for one in encoded} == {(2, 0)}
     scores = (np.array([one.z for one in encoded]) - mean) / deviation
-    assert np.abs(scores.mean(axis=0)).max() < 5 / 30**0.5
-    assert scores.std(axis=0).min() > 0.3 and scores.std(axis=0).max() < 2.0
+    # What 18 draws from a normal distribution have all but certainly.
+    assert np.abs(scores).max() < 6 and 0.1 < np.mean(scores**2) < 4.5
     assert "importance sampling from the encoder" in encoded[0].says
     np.testing.assert_array_equal(linear.encode(2, 0).z, encoded[0].z)
 
@@ -155,7 +161,7 @@ def test_effects_are_shares_of_the_variance_and_order_the_coordinates(linear):
     whole, maps = linear.effects(0)
     variances = (WEIGHTS * SCALE[:, None]) ** 2
     np.testing.assert_allclose(whole, variances.sum(1) / variances.sum(), atol=0.02)
-    np.testing.assert_allclose(maps, variances / variances.sum(0), atol=0.05)
+    np.testing.assert_allclose(maps, variances, atol=0.05 * variances.max())
     np.testing.assert_array_equal(position.order(), [2, 1, 0])
 
 

@@ -25,6 +25,8 @@ from numpyro_kaem.reading.product import Product, as_product
 PROBABILITIES = np.arange(1, 1000) / 1000
 # Of a density that is drawn; draws by whose range pictures have their scale; draws from an encoder; steps of a morph.
 NUM_POINTS, NUM_EXAMPLES, NUM_DRAWS, NUM_STEPS = 161, 64, 2_000, 51
+# Of the design of effects, whose standard errors are then a percent or two.
+NUM_ROWS = 1_024
 # With a smaller effective sample size a draw is no fair one from the posterior.
 FEW = 20
 
@@ -154,7 +156,11 @@ class Explorer:
         return path.z.reshape(NUM_STEPS, -1)
 
     def effects(self, component: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Total effects of the coordinates of a component, on the whole output, (D,); and maps, (D, *shape)."""
+        """Total effects of the coordinates of a component: shares of the variance of the whole output, (D,), and maps.
+
+        A map, of shape (D, *shape) for all, has the variance of every number of the output that goes with a coordinate:
+        where nothing varies, shares would be noise. It is None for categories.
+        """
         with self._lock:
             if component not in self._effects:
                 self._effects[component] = self._computed_effects(component)
@@ -179,9 +185,9 @@ class Explorer:
             def function(z: Array) -> Array:
                 return jax.nn.one_hot(self.kaem.decode(z), self.num_categories)
 
-        result = effects(self.key, self.prior, function, component=component if self.is_mixture else None)
-        maps = None if self.num_categories is not None else np.asarray(result.total)
-        return np.asarray(result.whole_total), maps
+        component = component if self.is_mixture else None
+        result = effects(self.key, self.prior, function, NUM_ROWS, component=component, num_pairs=0)
+        return result.whole_total, None if self.num_categories is not None else result.total * result.variance
 
 
 class Position:

@@ -25,6 +25,7 @@ _HERE = Path(__file__).parent
 _STYLE = (_HERE / "explorer.css").read_text()
 # Shared by all sessions: the page must not ask another server for a font.
 _TEXT = {"font-family": "system-ui, sans-serif", "color": "#1f2933", "font-size": "14px", "line-height": "1.45"}
+_WHOLE: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (4, 0)}
 
 
 class Handles(JSComponent):
@@ -62,14 +63,15 @@ class Picture(JSComponent):
     _stylesheets = [_STYLE]
 
 
-class Slider(JSComponent):
-    """A slider of whole numbers from 0, which is the browser's own."""
+class Number(JSComponent):
+    """A whole number from 0, in the browser's own box or slider."""
 
-    value = param.Integer(default=0, doc="Where it is.")
+    kind = param.Selector(default="range", objects=["range", "number"], doc="Slider or box.")
+    value = param.Integer(default=0, doc="What it is.")
     end = param.Integer(default=1, doc="The last number.")
-    is_off = param.Boolean(default=False, doc="Whether it cannot be moved.")
+    is_off = param.Boolean(default=False, doc="Whether it cannot be changed.")
     says = param.String(doc="Its name.")
-    _esm = (_HERE / "explorer_slider.js").read_text()
+    _esm = (_HERE / "explorer_number.js").read_text()
     _stylesheets = [_STYLE]
 
 
@@ -90,7 +92,7 @@ class Page:
         self._follows = True
         self.handles = Handles(self._moved, self._resampled, sizing_mode="stretch_width")
         self.picture = Picture(shown=_json(self.position.picture()), says="What the generator makes", width=300)
-        self.status = pn.pane.HTML("", styles=_TEXT, sizing_mode="stretch_width", min_height=44)
+        self.status = pn.pane.HTML("", styles=_TEXT, min_height=44, **_WHOLE)
         self.tell("Drag an orange handle, or focus a slider and press the arrow keys.")
         self._make_widgets()
         self._deal()
@@ -98,44 +100,44 @@ class Page:
     # What is on the page ----------------------------------------------------------------------------------------------
 
     def _make_widgets(self) -> None:
-        explorer, whole = self.explorer, {"sizing_mode": "stretch_width", "margin": (4, 0)}
+        explorer = self.explorer
         weights = [f"Cluster {k}, weight {weight:.3f}" for k, weight in enumerate(explorer.weights)]
         self.component = pn.widgets.Select(
             name="Cluster of the prior",
             options={name: k for k, name in enumerate(weights)},
             value=self.position.component,
             visible=explorer.is_mixture,
-            **whole,
+            **_WHOLE,
         )
         self.component.param.watch(self._chosen, "value")
         size = len(explorer.names)
         starts = {
             f"{start + 1} to {min(start + NUM_CARDS, size)} of {size}": start for start in range(0, size, NUM_CARDS)
         }
-        self.cards_from = pn.widgets.Select(name="Coordinates", options=starts, visible=size > NUM_CARDS, **whole)
+        self.cards_from = pn.widgets.Select(name="Coordinates", options=starts, visible=size > NUM_CARDS, **_WHOLE)
         self.cards_from.param.watch(lambda _: self._deal(), "value")
-        self.resample = pn.widgets.Button(name="Resample all", button_type="primary", **whole)
+        self.resample = pn.widgets.Button(name="Resample all", button_type="primary", **_WHOLE)
         self.resample.on_click(lambda _: self._resampled(None))
-        self.measure = pn.widgets.Button(name="Compute effects", **whole)
+        self.measure = pn.widgets.Button(name="Compute effects", **_WHOLE)
         self.measure.on_click(self._measured)
         self.save_json = pn.widgets.FileDownload(
-            callback=self._json_file, filename="latent.json", label="Save latent, JSON", button_type="default", **whole
+            callback=self._json_file, filename="latent.json", label="Save latent, JSON", button_type="default", **_WHOLE
         )
         self.save_npy = pn.widgets.FileDownload(
-            callback=self._npy_file, filename="latent.npy", label="Save latent, .npy", button_type="default", **whole
+            callback=self._npy_file, filename="latent.npy", label="Save latent, .npy", button_type="default", **_WHOLE
         )
         self.slow = [self.measure]
         if explorer.x is None:
             return
         last = len(explorer.x) - 1
         self.index = {
-            end: pn.widgets.IntInput(name=f"Datum {end}", start=0, end=last, value=min(number, last), **whole)
+            end: Number(kind="number", says=f"Datum {end}", end=last, value=min(number, last), **_WHOLE)
             for number, end in enumerate(self.ends)
         }
-        self.encode = {end: pn.widgets.Button(name=f"Encode {end}", **whole) for end in self.ends}
+        self.encode = {end: pn.widgets.Button(name=f"Encode {end}", **_WHOLE) for end in self.ends}
         self.slow += self.encode.values()
         self.datum = {end: Picture(says=f"Datum {end}", width=140) for end in self.ends}
-        self.morph = Slider(end=NUM_STEPS - 1, says="Morph from a to b", is_off=True, **whole)
+        self.morph = Number(end=NUM_STEPS - 1, says="Morph from a to b", is_off=True, **_WHOLE)
         self.morph.param.watch(self._morphed, "value")
         for end in self.ends:
             self._show_datum(end)
