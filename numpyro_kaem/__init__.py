@@ -64,6 +64,7 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
+from numpyro_kaem.reading import Effects, Interpolation, Traversal, effects, interpolate, modes, traverse
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -102,6 +103,7 @@ __all__ = [
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
+    "Effects",
     "EllipticalSlice",
     "EmpiricalBayes",
     "Evaluation",
@@ -114,6 +116,7 @@ __all__ = [
     "ImportanceMLE",
     "ImportanceSampling",
     "IndexedBatch",
+    "Interpolation",
     "IntervalCensoredPrior",
     "KAMixture",
     "KAPrior",
@@ -136,6 +139,7 @@ __all__ = [
     "ThermodynamicMLE",
     "TrainingFailed",
     "Trapezoid",
+    "Traversal",
     "TruncatedPrior",
     "UnivariateEnergy",
     "Wavelet",
@@ -144,13 +148,17 @@ __all__ = [
     "clear_caches",
     "compare_evidence",
     "cyclic_schedule",
+    "effects",
     "empirical_bayes",
     "energy_module",
     "fit",
     "frechet_distance",
+    "interpolate",
     "kernel_distance",
     "kernels",
+    "modes",
     "pairwise_log_likelihood",
+    "traverse",
 ]
 
 # It stands on scikit-learn, which is optional and takes long to import: it is imported when it is asked for, and a

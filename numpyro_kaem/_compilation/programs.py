@@ -140,11 +140,14 @@ class jit_by_value(_Reusable):
     """A module's function compiled once for all arguments that are equal, as `equinox.filter_jit` does it.
 
     Where one may be equal to what it was and yet compute something else, as a function does that reads a global
-    variable, the program that was traced is compared, as `jit_by_program` does it; `SameProgram` spares that.
+    variable, the program that was traced is compared, as `jit_by_program` does it; `SameProgram` spares that. Where an
+    argument is traced, the function becomes a part of the larger program.
     """
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, compiled now or earlier."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+            return self.function(*args)
         return self._call(args, [_Flat(arg) for arg in args])
 
     def of(self, first: Any) -> Callable:

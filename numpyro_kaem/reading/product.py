@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.distributions.factors import univariate_factors
+from numpyro_kaem.distributions.reparam import normal_of_quantile, quantile_of_normal
 
 
 class Product(eqx.Module):
@@ -47,6 +48,15 @@ class Product(eqx.Module):
         """Probabilities below the coordinates of latents."""
         return self._flat(self._chosen(self.factors.cdf(self._spread(z))))
 
+    def normal_scores(self, z: Float[Array, "*batch ..."]) -> Float[Array, "*batch D"]:
+        """The numbers at which a standard normal has the probabilities of the coordinates, Phi^{-1}(F(z))."""
+        return self._flat(self._chosen(normal_of_quantile(self.factors, self._spread(z))))
+
+    def from_normal_scores(self, scores: Float[Array, "*batch D"]) -> Float[Array, "*batch ..."]:
+        """Latents at normal scores, F^{-1}(Phi(score)), each tail from its own side."""
+        scores = jnp.reshape(scores, (*scores.shape[:-1], *self.shape))
+        return self._chosen(quantile_of_normal(self.factors, self._spread(scores)))
+
     def log_prob(self, z: Float[Array, "*batch ..."]) -> Float[Array, "*batch D"]:
         """Log-densities of the coordinates, one by one."""
         return self._flat(self._chosen(self.factors.log_prob(self._spread(z))))
@@ -67,8 +77,9 @@ class Product(eqx.Module):
         if isinstance(coordinate, (int, np.integer)) and not isinstance(coordinate, bool):
             if 0 <= coordinate < self.size:
                 return int(coordinate)
-        elif isinstance(coordinate, Sequence) and not isinstance(coordinate, str) and len(coordinate) == len(self.shape):
-            if all(0 <= place < size for place, size in zip(coordinate, self.shape, strict=True)):
+        elif isinstance(coordinate, Sequence) and not isinstance(coordinate, str):
+            inside = [0 <= place < size for place, size in zip(coordinate, self.shape, strict=False)]
+            if len(coordinate) == len(self.shape) and all(inside):
                 return int(np.ravel_multi_index(tuple(coordinate), self.shape)) if self.shape else 0
         raise ValueError(
             f"coordinate must be one of the {self.size} of a latent of shape {self.shape}, "
