@@ -64,7 +64,7 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.reading import Effects, Interpolation, Traversal, effects, interpolate, modes, traverse
+from numpyro_kaem.reading import Doubt, Effects, Interpolation, Traversal, effects, interpolate, modes, report, traverse
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -103,6 +103,7 @@ __all__ = [
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
+    "Doubt",
     "Effects",
     "EllipticalSlice",
     "EmpiricalBayes",
@@ -158,6 +159,7 @@ __all__ = [
     "kernels",
     "modes",
     "pairwise_log_likelihood",
+    "report",
     "traverse",
 ]
 

@@ -29,6 +29,7 @@ PUBLIC_NAMES = [
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
+    "Doubt",
     "Effects",
     "EllipticalSlice",
     "EmpiricalBayes",
@@ -84,6 +85,7 @@ PUBLIC_NAMES = [
     "kernels",
     "modes",
     "pairwise_log_likelihood",
+    "report",
     "traverse",
 ]
 
@@ -222,7 +224,7 @@ def test_import_starts_no_jax_backend():
     assert run_python(code) == "False"
 
 
-@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax"])
+@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax", "jinja2"])
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -294,5 +296,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
-    optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "tensorboardX"}
+    optional = {"clu", "flatbuffers", "flax", "jinja2", "matplotlib", "sklearn", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

@@ -1,4 +1,4 @@
-"""All that is read of the coordinates of a prior, in the order of their effects: densities, formulas, maps, paths."""
+"""All that is read of the coordinates of a prior, ranked by effect: densities, formulas, maps and paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_kaem.reading.effects import effects
-from numpyro_kaem.reading.formulas import formula
+from numpyro_kaem.reading.formula import formula
 from numpyro_kaem.reading.paths import traverse
 from numpyro_kaem.reading.product import Product, as_product
 
@@ -179,19 +179,22 @@ def _by_place(variance: np.ndarray, rank: int) -> np.ndarray:
 def _in_short(formulas: Any, d: int) -> str | None:
     """The pick of the formula of a coordinate."""
     pick = formulas.coordinates[d].pick
-    return None if pick is None else str(pick)
+    return None if pick is None else pick.expression
 
 
 def _densities(product: Product) -> list[Density]:
     """Of every coordinate, where it has mass and a little around that."""
-    u = np.linspace(_TAIL, 1.0 - _TAIL, _NUM_POINTS)
-    start, low, high, end = np.asarray(product.grid(np.array([0.0, _TAIL, 1.0 - _TAIL, 1.0])), float)
+    u = jnp.linspace(_TAIL, 1.0 - _TAIL, _NUM_POINTS)
+    start, low, high, end = np.asarray(product.grid(jnp.array([0.0, _TAIL, 1.0 - _TAIL, 1.0])), float)
     margin = 0.15 * (high - low)
     low, high = np.maximum(low - margin, start), np.minimum(high + margin, end)
-    z = np.sort(np.concatenate([low + (high - low) * u[:, None], np.asarray(product.grid(u), float)]), axis=0)
+    even = low + (high - low) * np.linspace(0.0, 1.0, _NUM_POINTS)[:, None]
+    z = np.sort(np.concatenate([even, np.asarray(product.grid(u), float)]), axis=0)
+    points = jnp.asarray(z, u.dtype).reshape(-1, *product.shape)
 
     def at(product: Product) -> np.ndarray:
-        return np.exp(np.asarray(jax.vmap(product.log_prob)(jnp.asarray(z, jnp.result_type(float)).reshape(-1, *product.shape))))
+        # One that is infinite at an end of its support is not drawn there.
+        return np.nan_to_num(np.exp(np.asarray(jax.vmap(product.log_prob)(points), float)), posinf=0.0)
 
     behind = None
     if (reference := getattr(product.factors, "reference", None)) is not None:

@@ -14,9 +14,9 @@ _ERRORS = 4.0
 # Nine in ten posteriors should have more effective draws, and the cheap scores more.
 _MIN_ESS, _MIN_CHEAP_ESS = 20.0, 100.0
 # Data below which figures of them say little.
-_FEW_TRAIN, _FEW_HELD_OUT = 200, 100
+_FEW_TRAIN, _FEW_HELD_OUT, _FEW_SCORED = 200, 100, 30
 # Share of the prior's spread above which a posterior is the prior, and of the variance that is told one by one.
-_AS_PRIOR, _ADDITIVE = 0.95, 0.5
+_AS_PRIOR, _ADDITIVE = 0.9, 0.5
 # How far beyond what is expected of draws that copy nothing, apart from its error.
 _MOST_SHARE, _MOST_COPIES = 0.6, 0.15
 
@@ -47,8 +47,8 @@ def _training(findings: Findings) -> Iterator[Doubt]:
     if not findings.is_trained:
         yield Doubt(
             "Not trained",
-            "All parameters have their initial values: what is drawn is noise, and what coordinates do is chance. Train "
-            "it by kaem = kaem.fit(key, x).",
+            "All parameters have their initial values: what is drawn is noise, and what coordinates do is chance. "
+            "Train it by kaem = kaem.fit(key, x).",
         )
     history = findings.history or {}
     skipped = int(np.sum(history.get("non_finite_steps", 0)))
@@ -123,8 +123,8 @@ def _coordinates(findings: Findings) -> Iterator[Doubt]:
     if findings.components and additive < _ADDITIVE:
         yield Doubt(
             "Coordinates act together",
-            f"One by one they explain {max(additive, 0.0):.0%} of the variance: what a slider does depends on where the "
-            "others are. The paths here are those through the medians.",
+            f"One by one they explain {max(additive, 0.0):.0%} of the variance: what a slider does depends on where "
+            "the others are. The paths here are those through the medians.",
             is_grave=False,
         )
 
@@ -150,7 +150,7 @@ def _posteriors(findings: Findings) -> Iterator[Doubt]:
 
 
 def _scores(findings: Findings) -> Iterator[Doubt]:
-    if findings.scores is not None and findings.scores["num_data"] < _FEW_HELD_OUT:
+    if findings.scores is not None and findings.scores["num_data"] < _FEW_SCORED:
         yield Doubt(
             "Few data were scored",
             f"The scores are of {findings.scores['num_data']} held-out data: see their errors. num_scored=... is more.",
@@ -165,7 +165,9 @@ def _data(findings: Findings) -> Iterator[Doubt]:
     ):
         what = "training" if name == "x" else "held-out"
         if number is None:
-            says = "draws copy them, or the model overfits" if name == "x" else "the model is good for data it never saw"
+            says = (
+                "draws copy them, or the model overfits" if name == "x" else "the model is good for data it never saw"
+            )
             yield Doubt(f"No {what} data", f"Whether {says} is not examined: hand in {name}=...", is_grave=False)
         elif number < least:
             yield Doubt(

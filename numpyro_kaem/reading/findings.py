@@ -26,7 +26,7 @@ from numpyro_kaem.reading.product import Product, as_product
 _logger = logging.getLogger("numpyro_kaem")
 _PACKAGES = ("numpyro_kaem", "jax", "jaxlib", "numpyro", "blackjax", "equinox", "optax", "numpy", "scipy")
 # Draws that are compared with training data, data whose posteriors are looked at, and draws from each.
-_NUM_DRAWS, _NUM_POSTERIORS, _NUM_POSTERIOR_DRAWS = 500, 64, 128
+_NUM_DRAWS, _NUM_POSTERIORS, _NUM_POSTERIOR_DRAWS = 500, 24, 128
 # Draws of the prior that give ranks to posterior ones, and posterior draws behind a reconstruction.
 _NUM_RANKS, _NUM_SHOWN = 4_000, 32
 
@@ -89,7 +89,7 @@ class Findings:
     draws: Num[np.ndarray, "n ..."]
     means: Num[np.ndarray, "n ..."]
     nearest: Nearest | None
-    train_nearest: Shaped[np.ndarray, "n ..."] | None
+    train_nearest: Shaped[np.ndarray, "k ..."] | None
     posteriors: Posteriors | None
     components: tuple[Component, ...]
     unreadable: str | None
@@ -127,7 +127,7 @@ def find(
         scores = None
         if held_out is not None:
             _logger.info("report: scoring %d of %d held-out data", min(num_scored, len(held_out)), len(held_out))
-            scores = _scores(kaem.evaluate(score_key, held_out, sampler, num_scored=num_scored))
+            scores = _scores(kaem.evaluate(score_key, _some(held_out, len(held_out)), sampler, num_scored=num_scored))
     train_score = None
     if x is not None:
         _logger.info("report: scoring %d of %d training data", min(num_scored, len(x)), len(x))

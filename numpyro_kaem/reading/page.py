@@ -81,8 +81,8 @@ def _each(display: Display, data: np.ndarray) -> list[Any]:
 def _use(findings: Findings) -> str:
     """For what the model is meant, as far as its parts tell."""
     return (
-        "It draws data like those it was trained on, scores how probable data are, and finds their latents. It is of no "
-        "use for data of another kind: it gives these a score and latents all the same."
+        "It draws data like those it was trained on, scores how probable data are, and finds their latents. It is of "
+        "no use for data of another kind: it gives these a score and latents all the same."
         + ("" if findings.is_trained else " It is not trained, and of no use yet.")
     )
 
@@ -155,7 +155,9 @@ def _training(history: dict[str, np.ndarray] | None) -> dict[str, Any] | None:
         return None
     lines = {"loss": (epochs[kept], loss[kept])}
     scores, at = np.asarray(history["held_out_log_likelihood"], float), np.asarray(history["held_out_epoch"])
-    label = f"The loss a datum went from {_figure(loss[kept][0], 4)} to {_figure(loss[kept][-1], 4)} in {len(loss)} epochs."
+    label = (
+        f"The loss a datum went from {_figure(loss[kept][0], 4)} to {_figure(loss[kept][-1], 4)} in {len(loss)} epochs."
+    )
     if (good := np.isfinite(scores)).any():
         lines["minus the held-out log-likelihood"] = (at[good], -scores[good])
         label += f" The last held-out log-likelihood is {_figure(scores[good][-1], 4)}."
@@ -230,8 +232,8 @@ def _near(findings: Findings, near: Nearest, display: Display) -> dict[str, Any]
         for name, values in (("draws", near.distance), (others, near.other))
     }
     label = (
-        f"Distances to the nearest training example: of draws {_figure(float(np.median(near.distance)))} in the middle, "
-        f"of {others} {_figure(float(np.median(near.other)))}."
+        f"Distances to the nearest training example: of draws {_figure(float(np.median(near.distance)))} in the "
+        f"middle, of {others} {_figure(float(np.median(near.other)))}."
     )
     return {
         "share": _with_error(near.share, near.share_error),

@@ -28,7 +28,7 @@ def report(
     held_out: Any = None,
     show: Callable | None = None,
     sampler: Any = None,
-    num_scored: int = 100,
+    num_scored: int = 32,
     num_paths: int = 48,
     title: str = "Report of a KAEM",
 ) -> tuple[Doubt, ...]:
@@ -78,7 +78,7 @@ def report(
         x = kaem.sample(jax.random.key(0), 300)
         sampler = ImportanceSampling(500, progress=False)
         found = report(kaem, "report.html", x=x[:200], held_out=x[200:], sampler=sampler)
-        print(*found, sep="\\n")
+        print([doubt.title for doubt in found])
         ```
     """
     template = _template(path)
