@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import time
 import zlib
 from html.parser import HTMLParser
@@ -20,9 +21,9 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from numpyro_kaem import KAEM, BSpline, ClusterPrior, ImportanceSampling, KAPrior, Score, UnivariateEnergy, report
-from numpyro_kaem.reading import findings as findings_module
 from numpyro_kaem.reading.display import Display, line, png
 from numpyro_kaem.reading.distrust import doubts
+from numpyro_kaem.reading.findings import find
 from numpyro_kaem.reading.memorisation import nearest
 
 KEY = jax.random.key(0)
@@ -80,18 +81,23 @@ def options(data):
 
 
 @pytest.fixture(scope="module")
-def written(kaem, options, tmp_path_factory):
-    """The page, and what `report` returned."""
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    found = report(kaem, path, **options)
-    return path.read_text(encoding="utf-8"), found
+def found(kaem, options):
+    """What page and card are made of."""
+    arguments = {name: options[name] for name in ("x", "held_out", "sampler", "num_scored")}
+    return find(kaem, KEY, num_paths=48, **arguments)
+
+
+def write(kaem, path, found, options):
+    """A report of what was found before; its text, and what `report` returned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["numpyro_kaem.reading.report"], "find", lambda *_, **__: found)
+        doubts = report(kaem, path, **options)
+    return path.read_text(encoding="utf-8"), doubts
 
 
 @pytest.fixture(scope="module")
-def found(kaem, options):
-    """What the page is made of, without a page."""
-    arguments = {name: options[name] for name in ("x", "held_out", "sampler", "num_scored")}
-    return findings_module.find(kaem, KEY, num_paths=48, **arguments)
+def written(kaem, options, found, tmp_path_factory):
+    return write(kaem, tmp_path_factory.mktemp("report") / "report.html", found, options)
 
 
 class Page(HTMLParser):
@@ -157,19 +163,20 @@ def test_what_a_user_writes_is_shown_and_not_run(written):
 
 
 def test_the_same_key_gives_the_same_file_and_another_one_another(kaem, options, written, tmp_path):
-    report(kaem, tmp_path / "report.html", key=jax.random.key(0), **options)
+    report(kaem, tmp_path / "report.html", **options)
     again = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert again == written[0]
+    report(kaem, tmp_path / "report.html", key=jax.random.key(1), **options)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") != again
     assert os.listdir(tmp_path) == ["report.html"]
 
 
-def test_the_card_has_the_numbers_of_the_page(kaem, options, written, tmp_path):
-    found = report(kaem, tmp_path / "card.md", **options)
-    card, page = (tmp_path / "card.md").read_text(encoding="utf-8"), written[0]
-    assert found == written[1] and card.startswith(r"# Model \<script\>")
+def test_the_card_has_the_numbers_of_the_page(kaem, options, found, written, tmp_path):
+    (card, told), (page, told_before) = write(kaem, tmp_path / "card.md", found, options), written
+    assert told == told_before and card.startswith(r"# Model \<script\>")
     numbers = re.findall(r"[\d.,]+ ± [\d.,]+", card)
     assert len(numbers) > 12 and [number for number in numbers if number not in page] == []
-    assert [doubt.title for doubt in found if doubt.title not in card] == []
+    assert [doubt.title for doubt in told if doubt.title not in card] == []
     rows = [line for line in card.splitlines() if line.startswith("|")]
     # Every table has as many columns in each row: pipes of a text do not make cells.
     tables = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
@@ -314,13 +321,13 @@ def test_each_trouble_is_told_where_it_is_and_only_there(found):
         "Overfit": {"scores": scores, "train_log_likelihood": (-7.0, 0.5)},
         "Draws copy training data": {"nearest": copied},
         "Coordinates act together": {"components": (whole,)},
-        "Few data were scored": {"scores": found.scores | {"num_data": 29}},
+        "Few data were scored": {"scores": found.scores | {"num_data": 19}},
         "Few training data": {"num_train": 199},
         "Few held-out data": {"num_held_out": 99},
         "No training data": {"num_train": None, "nearest": None, "train_log_likelihood": None},
         "No held-out data": {"num_held_out": None, "scores": None},
         "Few effective draws from posteriors": {
-            "posteriors": dataclasses.replace(found.posteriors, ess=np.full(24, 19.0))
+            "posteriors": dataclasses.replace(found.posteriors, ess=np.full(64, 19.0))
         },
     }
     for title, changes in cases.items():
@@ -495,7 +502,7 @@ def test_a_model_whose_draws_are_not_finite_is_named(tmp_path):
 
 
 def test_without_jinja2_it_is_told_what_to_install(kaem, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"pip install 'numpyro_kaem\[reading\]'"):
         report(kaem, "report.html")
 

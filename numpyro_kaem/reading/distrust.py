@@ -14,7 +14,7 @@ _ERRORS = 4.0
 # Nine in ten posteriors should have more effective draws, and the cheap scores more.
 _MIN_ESS, _MIN_CHEAP_ESS = 20.0, 100.0
 # Data below which figures of them say little.
-_FEW_TRAIN, _FEW_HELD_OUT, _FEW_SCORED = 200, 100, 30
+_FEW_TRAIN, _FEW_HELD_OUT, _FEW_SCORED = 200, 100, 20
 # Share of the prior's spread above which a posterior is the prior, and of the variance that is told one by one.
 _AS_PRIOR, _ADDITIVE = 0.9, 0.5
 # How far beyond what is expected of draws that copy nothing, apart from its error.

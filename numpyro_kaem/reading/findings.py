@@ -19,14 +19,16 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num, PRNGKeyArray, Shaped
 
+from numpyro_kaem.posterior import TemperedSMC
 from numpyro_kaem.reading.coordinates import Component, read_components
 from numpyro_kaem.reading.memorisation import Nearest, nearest
 from numpyro_kaem.reading.product import Product, as_product
 
 _logger = logging.getLogger("numpyro_kaem")
+_SMC = {"num_particles": 100, "num_mcmc_steps": 10, "num_runs": 2, "chunk_size": 20_000, "progress": False}
 _PACKAGES = ("numpyro_kaem", "jax", "jaxlib", "numpyro", "blackjax", "equinox", "optax", "numpy", "scipy")
 # Draws that are compared with training data, data whose posteriors are looked at, and draws from each.
-_NUM_DRAWS, _NUM_POSTERIORS, _NUM_POSTERIOR_DRAWS = 500, 24, 128
+_NUM_DRAWS, _MOST_POSTERIORS, _NUM_POSTERIOR_DRAWS = 500, 64, 128
 # Draws of the prior that give ranks to posterior ones, and posterior draws behind a reconstruction.
 _NUM_RANKS, _NUM_SHOWN = 4_000, 32
 
@@ -112,10 +114,12 @@ def find(
         key: JAX random key.
         x: training data, checked; None for none.
         held_out: others; None for none.
-        sampler: of scores and posteriors; None for those that the model chooses.
+        sampler: of scores and posteriors; None for tempered SMC, by which `KAEM.evaluate` scores.
         num_scored: data whose log-likelihood is taken.
         num_paths: coordinates of all components together that have a path.
     """
+    # As scores are taken where nothing is said.
+    sampler = TemperedSMC(**_SMC) if sampler is None else sampler
     draw_key, score_key, train_key, posterior_key, effect_key = jax.random.split(key, 5)
     with warnings.catch_warnings():
         # That it is not trained is said in the report.
@@ -149,7 +153,7 @@ def find(
         means=means,
         nearest=near,
         train_nearest=None if near is None else np.asarray(x)[near.index[near.closest]],
-        posteriors=_posteriors(kaem, posterior_key, x if held_out is None else held_out, sampler),
+        posteriors=_posteriors(kaem, posterior_key, x if held_out is None else held_out, sampler, num_scored),
         components=components,
         unreadable=unreadable,
         origin=_origin(kaem, key, x, held_out),
@@ -184,13 +188,15 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def _posteriors(kaem: Any, key: PRNGKeyArray, data: np.ndarray | None, sampler: Any) -> Posteriors | None:
+def _posteriors(
+    kaem: Any, key: PRNGKeyArray, data: np.ndarray | None, sampler: Any, num_scored: int
+) -> Posteriors | None:
     if data is None:
         return None
-    choice_key, sample_key, draw_key, prior_key = jax.random.split(key, 4)
-    rows = _some(data, _NUM_POSTERIORS)
+    sample_key, draw_key, prior_key = jax.random.split(key, 3)
+    # As many as were scored, if they are few: then nothing is compiled again.
+    rows = _some(data, min(num_scored, _MOST_POSTERIORS))
     _logger.info("report: posteriors of %d data", len(rows))
-    sampler = kaem.choose_sampler(choice_key, rows).sampler if sampler is None else sampler
     posterior = kaem.posterior(sample_key, rows, sampler)
     draws = posterior.resample(draw_key, _NUM_POSTERIOR_DRAWS).latents["z"]
     ranked = np.sort(np.asarray(kaem.prior.sample(prior_key, (_NUM_RANKS,))).reshape(_NUM_RANKS, -1), axis=0)

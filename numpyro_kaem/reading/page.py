@@ -37,9 +37,9 @@ def content(
     about = findings.about
     return {
         "title": title,
-        "lead": f"A Kolmogorov-Arnold energy model of data of shape {about['datum']}: latents of shape "
-        f"{about['latents']} with a prior of {about['prior']}, the generator {about['generator']} and the likelihood "
-        f"{about['likelihood']}; {about['parameters']} parameters, {'' if findings.is_trained else 'not '}trained.",
+        "lead": f"A Kolmogorov-Arnold energy model of data of shape {about['datum']}. Latents: {about['latents']}. Prior: "
+        f"{about['prior']}. Generator: {about['generator']}. Likelihood: {about['likelihood']}. It has "
+        f"{about['parameters']} parameters and is {'' if findings.is_trained else 'not '}trained.",
         "use": _use(findings),
         "findings": findings,
         "doubts": doubts,
@@ -102,7 +102,7 @@ def _keys(findings: Findings, doubts: Sequence[Doubt]) -> list[tuple[str, str]]:
         name = f"{first.name}" + (f" of {findings.components[0].name}" if findings.components[0].name else "")
         keys.append(("most effective coordinate", f"{name}: {first.total:.0%}"))
     grave = sum(doubt.is_grave for doubt in doubts)
-    keys.append(("to distrust", f"{grave} things, {len(doubts) - grave} notes" if doubts else "nothing found"))
+    keys.append(("to distrust", f"{grave} warnings, {len(doubts) - grave} notes" if doubts else "nothing found"))
     return keys
 
 
@@ -135,7 +135,7 @@ def _plot(lines: dict[str, tuple[np.ndarray, np.ndarray]], **words: str) -> dict
     places = np.concatenate([place for place, _ in lines.values()])
     # The first steps of a training may be far off, and squeeze all that comes after.
     low, high = float(values.min()), float(values.max())
-    if high - low > 5.0 * (middle := float(np.quantile(values, 0.9)) - low) > 0:
+    if high - low > 3.0 * (middle := float(np.quantile(values, 0.9)) - low) > 0:
         high = low + 1.5 * middle
     span, start, width = max(high - low, 1e-12), places.min(), max(np.ptp(places), 1e-12)
     drawn = [

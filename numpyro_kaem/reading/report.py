@@ -28,7 +28,7 @@ def report(
     held_out: Any = None,
     show: Callable | None = None,
     sampler: Any = None,
-    num_scored: int = 32,
+    num_scored: int = 24,
     num_paths: int = 48,
     title: str = "Report of a KAEM",
 ) -> tuple[Doubt, ...]:
@@ -53,9 +53,8 @@ def report(
         show: from a datum, an array, to what is shown of it: an array of two axes, or three with channels, which is
             drawn as a picture, one of one axis, which is drawn as a line, or a text. None for the datum itself, and
             the numbers of categories in a row.
-        sampler: of scores and posteriors, with an evidence; None for tempered SMC, and for posteriors for what
-            `KAEM.choose_sampler` finds.
-        num_scored: data whose log-likelihood is taken, of both x and held_out: most of the time goes there.
+        sampler: of scores and posteriors, with an evidence; None for the tempered SMC of `KAEM.evaluate`.
+        num_scored: data whose log-likelihood and posterior are taken, of both x and held_out: most of the time goes there.
         num_paths: how many coordinates have a slider, of all components together.
         title: of the report.
 
