@@ -37,8 +37,8 @@ def content(
     about = findings.about
     return {
         "title": title,
-        "lead": f"A Kolmogorov-Arnold energy model of data of shape {about['datum']}. Latents: {about['latents']}. Prior: "
-        f"{about['prior']}. Generator: {about['generator']}. Likelihood: {about['likelihood']}. It has "
+        "lead": f"A Kolmogorov-Arnold energy model of data of shape {about['datum']}. Latents: {about['latents']}. "
+        f"Prior: {about['prior']}. Generator: {about['generator']}. Likelihood: {about['likelihood']}. It has "
         f"{about['parameters']} parameters and is {'' if findings.is_trained else 'not '}trained.",
         "use": _use(findings),
         "findings": findings,

@@ -54,7 +54,8 @@ def report(
             drawn as a picture, one of one axis, which is drawn as a line, or a text. None for the datum itself, and
             the numbers of categories in a row.
         sampler: of scores and posteriors, with an evidence; None for the tempered SMC of `KAEM.evaluate`.
-        num_scored: data whose log-likelihood and posterior are taken, of both x and held_out: most of the time goes there.
+        num_scored: data whose log-likelihood and posterior are taken, of both x and held_out: most of the time goes
+            there.
         num_paths: how many coordinates have a slider, of all components together.
         title: of the report.
 
