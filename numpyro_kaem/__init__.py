@@ -64,7 +64,20 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.reading import Doubt, Effects, Interpolation, Traversal, effects, interpolate, modes, report, traverse
+from numpyro_kaem.reading import (
+    Doubt,
+    Effects,
+    Formula,
+    Interpolation,
+    KANFormula,
+    Traversal,
+    effects,
+    formula,
+    interpolate,
+    modes,
+    report,
+    traverse,
+)
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -109,6 +122,7 @@ __all__ = [
     "EmpiricalBayes",
     "Evaluation",
     "FitResult",
+    "Formula",
     "Fourier",
     "GaussLegendre",
     "GridAdaptation",
@@ -120,6 +134,7 @@ __all__ = [
     "Interpolation",
     "IntervalCensoredPrior",
     "KAMixture",
+    "KANFormula",
     "KAPrior",
     "Ladder",
     "Langevin",
@@ -153,6 +168,7 @@ __all__ = [
     "empirical_bayes",
     "energy_module",
     "fit",
+    "formula",
     "frechet_distance",
     "interpolate",
     "kernel_distance",

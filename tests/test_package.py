@@ -35,6 +35,7 @@ PUBLIC_NAMES = [
     "EmpiricalBayes",
     "Evaluation",
     "FitResult",
+    "Formula",
     "Fourier",
     "GaussLegendre",
     "HeldOut",
@@ -47,6 +48,7 @@ PUBLIC_NAMES = [
     "KAEM",
     "KAMixture",
     "KAN",
+    "KANFormula",
     "KAPrior",
     "Ladder",
     "Langevin",
@@ -79,6 +81,7 @@ PUBLIC_NAMES = [
     "empirical_bayes",
     "energy_module",
     "fit",
+    "formula",
     "frechet_distance",
     "interpolate",
     "kernel_distance",
@@ -224,7 +227,7 @@ def test_import_starts_no_jax_backend():
     assert run_python(code) == "False"
 
 
-@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax", "jinja2"])
+@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax", "jinja2"])
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -296,5 +299,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
-    optional = {"clu", "flatbuffers", "flax", "jinja2", "matplotlib", "sklearn", "tensorboardX"}
+    optional = {"clu", "flatbuffers", "flax", "jinja2", "matplotlib", "sklearn", "sympy", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

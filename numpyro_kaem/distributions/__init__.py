@@ -15,6 +15,7 @@ ka_mixture: Mixtures of tilted references along a component axis, drawn without 
 deep_prior: The deep prior: an energy of the whole latent vector, neither normalised nor invertible
 reparam: Latent sites with learned densities, sampled in the coordinates of a standard normal
 factors: The univariate distributions that a joint one is the product of
+side_by_side: Univariate distributions of different families side by side, as one distribution with a batch shape
 discretized: A logistic distribution rounded to integers, for 8-bit data
 divergence: Kullback-Leibler divergences of learned densities, registered with NumPyro's `kl_divergence`
 """
@@ -29,6 +30,7 @@ from numpyro_kaem.distributions.ka_mixture import KAMixture
 from numpyro_kaem.distributions.ka_prior import KAPrior
 from numpyro_kaem.distributions.lookup import LookupTable
 from numpyro_kaem.distributions.reparam import ICDFReparam
+from numpyro_kaem.distributions.side_by_side import SideBySide
 from numpyro_kaem.distributions.truncated import TruncatedPrior
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "LeftCensoredPrior",
     "LookupTable",
     "RightCensoredPrior",
+    "SideBySide",
     "TruncatedPrior",
     "centered_prior",
 ]

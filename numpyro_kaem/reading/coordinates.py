@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,8 @@ from numpyro_kaem.reading.product import Product, as_product
 _NUM_POINTS, _TAIL = 81, 0.002
 # Rows of outputs that effects of all components may take, about; draws that stand for a component.
 _MOST_OUTPUTS, _NUM_DRAWS = 2**17, 10
+# Total variation that a formula in short may lose.
+TOLERANCE = 0.03
 # Of a slider: its positions, and the probabilities of the first and the last.
 _NUM_FRAMES, ENDS = 11, (0.02, 0.98)
 
@@ -46,7 +47,7 @@ class Coordinate:
         first_order_error: standard error of the first.
         total_error: standard error of the second.
         density: its learned density.
-        formula: its density in short, in words and numbers; None where none is near enough.
+        formula: its density in short, as `formula` picks it; None where none is near enough, and without a path.
         map: variance of each number of the output in which it has a part, of the shape of a datum.
         z: its values along its path; None for a coordinate without one.
         path: what is shown of the datum there, from its low quantiles to its high ones, all others at their medians.
@@ -142,7 +143,9 @@ class _Reader:
         played = found.ranking[: self.num_paths]
         paths = traverse(self.prior, self.decode, played, num_points=_NUM_FRAMES, quantiles=ENDS, component=component)
         z = np.reshape(paths.z, (*paths.z.shape[:2], product.size))
-        formulas, densities = formula(self.prior, component=component), _densities(product)
+        tables = formula(self.prior, component=component, coordinates=played, tolerance=TOLERANCE).coordinates
+        picks = {d: table.pick for d, table in zip(played, tables, strict=True) if table.pick is not None}
+        densities = _densities(product)
         coordinates = []
         for d in found.ranking:
             place = paths.coordinates.index(d) if d in played else None
@@ -152,7 +155,7 @@ class _Reader:
                     product.names[d],
                     *(float(share[d]) for share in shares),
                     density=densities[d],
-                    formula=_in_short(formulas, d),
+                    formula=picks[d].expression if d in picks else None,
                     map=_by_place(found.total[d] * found.variance, paths.outputs.ndim - 2),
                     z=None if place is None else z[place, :, d],
                     path=None if place is None else paths.outputs[place],
@@ -174,12 +177,6 @@ class _Reader:
 def _by_place(variance: np.ndarray, rank: int) -> np.ndarray:
     """By number of a datum; of categories one by one the sum."""
     return variance.sum(axis=tuple(range(rank, variance.ndim)))
-
-
-def _in_short(formulas: Any, d: int) -> str | None:
-    """The pick of the formula of a coordinate."""
-    pick = formulas.coordinates[d].pick
-    return None if pick is None else pick.expression
 
 
 def _densities(product: Product) -> list[Density]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_kaem.reading.coordinates import ENDS, Component, Coordinate, Density
+from numpyro_kaem.reading.coordinates import ENDS, TOLERANCE, Component, Coordinate, Density
 from numpyro_kaem.reading.display import HEIGHT, MARGIN, WIDTH, Display, line
 from numpyro_kaem.reading.distrust import Doubt
 from numpyro_kaem.reading.findings import Findings
@@ -52,6 +52,7 @@ def content(
         "groups": [_group(component, display) for component in findings.components],
         "low": f"{ENDS[0]:.0%}",
         "high": f"{ENDS[1]:.0%}",
+        "tolerance": f"{TOLERANCE:.0%}",
         "near": None if findings.nearest is None else _near(findings, findings.nearest, display),
         "reconstructions": _reconstructions(findings, display),
         "code": _code(findings, call),
