@@ -85,6 +85,11 @@ from numpyro_kaem.reading import (
     traverse,
 )
 from numpyro_kaem.reading import Formula, KANFormula, formula
+    Doubt,
+    Formula,
+    KANFormula,
+    formula,
+    report,
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,
@@ -123,6 +128,7 @@ __all__ = [
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
+    "Doubt",
     "Effects",
     "EllipticalSlice",
     "EmpiricalBayes",
@@ -192,6 +198,7 @@ __all__ = [
     "plot_samples",
     "plot_training",
     "plot_traversals",
+    "report",
     "traverse",
 ]
 

@@ -29,6 +29,7 @@ PUBLIC_NAMES = [
     "DeepKAPrior",
     "DiscretizedLogistic",
     "Distance",
+    "Doubt",
     "Effects",
     "EllipticalSlice",
     "EmpiricalBayes",
@@ -98,6 +99,7 @@ PUBLIC_NAMES = [
     "plot_samples",
     "plot_training",
     "plot_traversals",
+    "report",
     "traverse",
 ]
 
@@ -238,6 +240,7 @@ def test_import_starts_no_jax_backend():
 
 @pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax", "panel", "bokeh"])
 @pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax"])
+@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax", "jinja2"])
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -311,4 +314,5 @@ def test_installed_metadata_asks_for_every_third_party_import():
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
     optional = {"clu", "flatbuffers", "flax", "matplotlib", "panel", "param", "sklearn", "tensorboardX"}
     optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "sympy", "tensorboardX"}
+    optional = {"clu", "flatbuffers", "flax", "jinja2", "matplotlib", "sklearn", "sympy", "tensorboardX"}
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

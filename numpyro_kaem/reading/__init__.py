@@ -63,3 +63,35 @@ formula: Formulas of what a prior has learned: for every coordinate a table of c
 from numpyro_kaem.reading.formula import Candidate, CoordinateFormula, Formula, formula
 from numpyro_kaem.reading.kan_formula import EdgeFormula, KANFormula
 __all__ = ["Candidate", "CoordinateFormula", "EdgeFormula", "Formula", "KANFormula", "formula"]
+memorisation: Nearest training examples of what a model draws, and whether draws are nearer to them than other data are
+display: How a datum is shown in a page: as a picture, a line or a text, which ask nothing of anywhere else
+coordinates: All that is read of the coordinates of a prior, ranked by effect: densities, formulas, maps and paths
+findings: What a report says: all that is computed of a model, its training, its data and what it draws, in one object
+distrust: What of a report to distrust: rules, each a statement about what was found that has a figure and a cure
+page: What the templates of a report are filled with: findings as words, figures, paths and pictures
+report: A report of a model in one file: a page that asks nothing of any server, or a model card
+"""
+
+from numpyro_kaem.reading.distrust import Doubt
+from numpyro_kaem.reading.effects import Effects, effects
+from numpyro_kaem.reading.modes import modes
+from numpyro_kaem.reading.paths import Interpolation, Traversal, interpolate, traverse
+from numpyro_kaem.reading.report import report
+
+__all__ = [
+    "Candidate",
+    "CoordinateFormula",
+    "Doubt",
+    "EdgeFormula",
+    "Effects",
+    "Formula",
+    "Interpolation",
+    "KANFormula",
+    "Traversal",
+    "effects",
+    "formula",
+    "interpolate",
+    "modes",
+    "report",
+    "traverse",
+]
