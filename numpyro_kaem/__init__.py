@@ -65,12 +65,16 @@ from numpyro_kaem.posterior import (
     compare_evidence,
 )
 from numpyro_kaem.reading import (
+    Doubt,
     Effects,
     ExplorerServer,
+    Formula,
     Interpolation,
+    KANFormula,
     Traversal,
     effects,
     explore,
+    formula,
     interpolate,
     modes,
     plot_densities,
@@ -82,14 +86,9 @@ from numpyro_kaem.reading import (
     plot_samples,
     plot_training,
     plot_traversals,
+    report,
     traverse,
 )
-from numpyro_kaem.reading import Formula, KANFormula, formula
-    Doubt,
-    Formula,
-    KANFormula,
-    formula,
-    report,
 from numpyro_kaem.training import (
     Checkpointing,
     FitResult,

@@ -238,9 +238,10 @@ def test_import_starts_no_jax_backend():
     assert run_python(code) == "False"
 
 
-@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "xarray", "flax", "panel", "bokeh"])
-@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax"])
-@pytest.mark.parametrize("heavy", ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax", "jinja2"])
+HEAVY = ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax", "jinja2", "panel", "bokeh"]
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
 def test_import_does_not_load(heavy):
     assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
 
@@ -312,7 +313,16 @@ def test_installed_metadata_asks_for_every_third_party_import():
     runtime |= {"orbax"} if "orbax-checkpoint" in runtime else set()
     used = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imported_modules(path)}
     parts_of_arviz = {"arviz_stats", "pandas", "xarray"}
-    optional = {"clu", "flatbuffers", "flax", "matplotlib", "panel", "param", "sklearn", "tensorboardX"}
-    optional = {"clu", "flatbuffers", "flax", "matplotlib", "sklearn", "sympy", "tensorboardX"}
-    optional = {"clu", "flatbuffers", "flax", "jinja2", "matplotlib", "sklearn", "sympy", "tensorboardX"}
+    optional = {
+        "clu",
+        "flatbuffers",
+        "flax",
+        "jinja2",
+        "matplotlib",
+        "panel",
+        "param",
+        "sklearn",
+        "sympy",
+        "tensorboardX",
+    }
     assert used - set(sys.stdlib_module_names) - {"numpyro_kaem"} - parts_of_arviz - optional <= runtime

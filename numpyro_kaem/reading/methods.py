@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.reading.effects import Effects, effects
 from numpyro_kaem.reading.explorer_server import explore
+from numpyro_kaem.reading.formula import Formula, formula
 from numpyro_kaem.reading.paths import Interpolation, Traversal, interpolate, traverse
+from numpyro_kaem.reading.report import report
 
 if TYPE_CHECKING:
     from numpyro_kaem.posterior.sampler import Sampler
@@ -61,6 +64,14 @@ class Readable:
             ends.append(draws.latents["z"][:, 0])
         prior = {} if along == "linear" else {"prior": self.prior}
         return interpolate(*ends, along, function=self.decode, **prior, **options)
+
+    def formula(self, **options: Any) -> Formula:
+        """The learned densities as formulas: `numpyro_kaem.formula` of the prior."""
+        return formula(self.prior, **options)
+
+    def report(self, path: str | os.PathLike, **options: Any) -> Any:
+        """What the model has learned, and what to distrust, in one file: `numpyro_kaem.report`."""
+        return report(self, path, **options)
 
     def explore(self, **options: Any) -> Any:
         """A page to play with, shown in a notebook or served to this machine: `numpyro_kaem.explore`."""
