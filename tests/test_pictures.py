@@ -48,8 +48,9 @@ def no_figure_stays():
 
 
 def bare(axes):
-    """The figure without its words, which Matplotlib's versions set differently."""
+    """The figure without its words and with axes at fixed places: Matplotlib's versions set and lay out differently."""
     figure = np.ravel(np.array(axes, dtype=object))[0].figure
+    figure.set_layout_engine("none")
     for text in figure.findobj(Text):
         text.set_text("")
     return figure
