@@ -256,6 +256,15 @@ def test_another_cluster_has_other_densities(page):
     assert page.handles.cards[0]["density"] != before[0]["density"]
 
 
+def test_cards_are_in_the_order_of_the_effects_that_were_computed_with_maps(page):
+    assert not any("map" in card for card in page.handles.cards)
+    whole, _ = page.explorer.effects(page.position.component)
+    page._deal()
+    assert [card["coordinate"] for card in page.handles.cards] == np.argsort(-whole).tolist()
+    assert page.handles.cards[0]["effect"] == f"effect {whole.max():.1%}"
+    assert all(card["map"]["kind"] == "image" for card in page.handles.cards)
+
+
 def test_many_coordinates_come_in_pages(linear):
     pytest.importorskip("panel")
     from numpyro_kaem.reading.explorer_page import NUM_CARDS, Page
