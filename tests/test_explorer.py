@@ -142,6 +142,7 @@ def test_a_model_without_an_encoder_takes_a_sampler_and_says_so(linear):
     assert encoded.z.shape == (3,)
 
 
+@pytest.mark.slow
 def test_a_datum_of_a_mixture_is_read_in_the_component_that_has_it(of_clusters, clusters):
     encoded = of_clusters.encode(0)
     assert encoded.component == int(np.argmax(clusters.parts.prior.probabilities(jnp.asarray(encoded.z))))
@@ -254,6 +255,16 @@ def test_another_cluster_has_other_densities(page):
     page.component.value = (page.component.value + 1) % 3
     assert page.position.component == page.component.value
     assert page.handles.cards[0]["density"] != before[0]["density"]
+
+
+@pytest.mark.slow
+def test_cards_are_in_the_order_of_the_effects_that_were_computed_with_maps(page):
+    assert not any("map" in card for card in page.handles.cards)
+    whole, _ = page.explorer.effects(page.position.component)
+    page._deal()
+    assert [card["coordinate"] for card in page.handles.cards] == np.argsort(-whole).tolist()
+    assert page.handles.cards[0]["effect"] == f"effect {whole.max():.1%}"
+    assert all(card["map"]["kind"] == "image" for card in page.handles.cards)
 
 
 def test_many_coordinates_come_in_pages(linear):

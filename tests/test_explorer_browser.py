@@ -85,7 +85,7 @@ def read(driver, logs):
             logs["requests"].append(message["params"]["url"])
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=120):
     end = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < end, "the page did not change"
@@ -97,9 +97,13 @@ def find(driver, selector):
     return driver.execute_script(FIND, selector)
 
 
-def texts(driver, selector):
+def read_all(driver, selector, what):
     """At one moment: elements that were found may be gone a moment later."""
-    return driver.execute_script(FIND.replace("return found", "return found.map(e => e.innerText)"), selector)
+    return driver.execute_script(FIND.replace("return found", f"return found.map(e => e.{what})"), selector)
+
+
+def texts(driver, selector):
+    return read_all(driver, selector, "innerText")
 
 
 def button(driver, name):
@@ -166,11 +170,11 @@ def test_coordinates_are_drawn_anew_one_or_all(page):
 def test_another_cluster_has_other_densities_and_another_picture(page):
     from selenium.webdriver.support.ui import Select
 
-    curve, before = find(page, ".learned")[0].get_attribute("d"), pixels(page)
+    curves, before = read_all(page, ".learned", "getAttribute('d')"), pixels(page)
     select = Select(next(e for e in find(page, "select") if "Cluster" in e.text))
     other = next(option.text for option in select.options if not option.is_selected())
     select.select_by_visible_text(other)
-    wait_for(lambda: find(page, ".learned")[0].get_attribute("d") != curve)
+    wait_for(lambda: read_all(page, ".learned", "getAttribute('d')") != curves)
     wait_for(lambda: pixels(page) != before)
 
 

@@ -9,9 +9,10 @@ from typing import Annotated as Float
 from typing import Annotated as Int
 from typing import Annotated as Num
 from typing import Annotated as Shaped
+from typing import Annotated as UInt8
 from typing import Any
 
-__all__ = ["Array", "Bool", "Float", "Int", "Num", "PRNGKeyArray", "PyTree", "Shaped"]
+__all__ = ["Array", "Bool", "Float", "Int", "Num", "PRNGKeyArray", "PyTree", "Shaped", "UInt8"]
 
 Array = Any
 PRNGKeyArray = Any

@@ -176,7 +176,7 @@ class Page:
 
     def _deal(self) -> None:
         """Make the cards of the coordinates that are on this page."""
-        self.shown = self.position.order()[self.cards_from.value : self.cards_from.value + NUM_CARDS]
+        self.shown = self.position.order()[self.cards_from.value : self.cards_from.value + NUM_CARDS].tolist()
         tables, component = self.explorer.tables, self.position.component
         known = self.explorer.known_effects(component)
         places = self._places()
@@ -184,7 +184,7 @@ class Page:
         for place, coordinate in zip(places, self.shown, strict=True):
             one = (component, coordinate)
             card = {
-                "coordinate": int(coordinate),
+                "coordinate": coordinate,
                 "name": self.explorer.names[coordinate],
                 "place": place,
                 "reference": None if tables.reference is None else _short(tables.reference[one]),
