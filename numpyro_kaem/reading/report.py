@@ -88,7 +88,7 @@ def report(
     check_key(key)
     if show is not None and not callable(show):
         raise TypeError(f"show must be a function from a datum to what is shown of it, got {show!r}")
-    num_scored, num_paths = check_count("num_scored", num_scored, 2), check_count("num_paths", num_paths, 0)
+    num_scored, num_paths = check_count("num_scored", num_scored, 2), check_count("num_paths", num_paths, 1)
     data = {name: _checked(kaem, name, values) for name, values in (("x", x), ("held_out", held_out))}
     findings = find(kaem, key, **data, sampler=sampler, num_scored=num_scored, num_paths=num_paths)
     found = doubts(findings)
@@ -96,7 +96,7 @@ def report(
     given |= {"sampler": repr(sampler)} if sampler is not None else {}
     arguments = {"key": "key", **given, "num_scored": num_scored, "num_paths": num_paths, "title": repr(title)}
     call = f'report(kaem, "{Path(path).name}", {", ".join(f"{name}={value}" for name, value in arguments.items())})'
-    _write(Path(path), template.render(content(findings, found, str(title), show, call)))
+    _write(Path(path), template.render(content(findings, found, str(title), show, call)).strip() + "\n")
     return found
 
 
