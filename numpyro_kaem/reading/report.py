@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.checks import check_count, check_key
 from numpyro_kaem.reading.distrust import Doubt, doubts
@@ -23,10 +21,10 @@ def report(
     kaem: Any,
     path: str | os.PathLike,
     *,
-    key: PRNGKeyArray | None = None,
+    key: Any = None,
     x: Any = None,
     held_out: Any = None,
-    show: Callable | None = None,
+    show: Any = None,
     sampler: Any = None,
     num_scored: int = 24,
     num_paths: int = 48,
