@@ -482,7 +482,7 @@ def test_a_line_goes_from_left_to_right_through_its_numbers():
         ({"show": "image"}, TypeError, "show must be a function"),
         ({"key": 0}, TypeError, "key must be"),
         ({"num_scored": 1}, ValueError, "num_scored must be a whole number of at least 2"),
-        ({"num_paths": -1}, ValueError, "num_paths must be"),
+        ({"num_paths": 0}, ValueError, "num_paths must be"),
         ({"kaem": "digits.kaem"}, TypeError, "kaem must be a KAEM, but a str"),
     ],
 )

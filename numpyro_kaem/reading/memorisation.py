@@ -95,7 +95,8 @@ def nearest(
 
 
 def _rows(name: str, values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, np.float32).reshape(len(values), -1)
+    values = np.asarray(values, np.float32)
+    values = values.reshape(len(values), math.prod(values.shape[1:]))
     if not np.all(np.isfinite(values)):
         raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]}")
     return values

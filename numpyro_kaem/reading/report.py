@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
 
 from numpyro_kaem.checks import check_count, check_key
 from numpyro_kaem.reading.distrust import Doubt, doubts
@@ -23,10 +21,10 @@ def report(
     kaem: Any,
     path: str | os.PathLike,
     *,
-    key: PRNGKeyArray | None = None,
+    key: Any = None,
     x: Any = None,
     held_out: Any = None,
-    show: Callable | None = None,
+    show: Any = None,
     sampler: Any = None,
     num_scored: int = 24,
     num_paths: int = 48,
@@ -88,7 +86,7 @@ def report(
     check_key(key)
     if show is not None and not callable(show):
         raise TypeError(f"show must be a function from a datum to what is shown of it, got {show!r}")
-    num_scored, num_paths = check_count("num_scored", num_scored, 2), check_count("num_paths", num_paths, 0)
+    num_scored, num_paths = check_count("num_scored", num_scored, 2), check_count("num_paths", num_paths, 1)
     data = {name: _checked(kaem, name, values) for name, values in (("x", x), ("held_out", held_out))}
     findings = find(kaem, key, **data, sampler=sampler, num_scored=num_scored, num_paths=num_paths)
     found = doubts(findings)
@@ -96,7 +94,7 @@ def report(
     given |= {"sampler": repr(sampler)} if sampler is not None else {}
     arguments = {"key": "key", **given, "num_scored": num_scored, "num_paths": num_paths, "title": repr(title)}
     call = f'report(kaem, "{Path(path).name}", {", ".join(f"{name}={value}" for name, value in arguments.items())})'
-    _write(Path(path), template.render(content(findings, found, str(title), show, call)))
+    _write(Path(path), template.render(content(findings, found, str(title), show, call)).strip() + "\n")
     return found
 
 
