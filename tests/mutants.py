@@ -1081,6 +1081,7 @@ MUTANTS = [
         "values.append(type(leaf))",
         "test_programs.py::test_static_arguments_are_compared_by_value_and_functions_by_what_they_compute",
     ),
+<<<<<<< HEAD
     # Reading: effects and paths
     Mutant(
         "total effects are told from one of the two points of a row",
@@ -1109,6 +1110,29 @@ MUTANTS = [
         "order = np.argsort(-change",
         "order = np.argsort(change",
         "test_paths.py::test_points_of_a_traversal_are_even_in_probability_and_the_rest_is_held",
+=======
+    # Formulas
+    Mutant(
+        "locations have as many places as numbers of size one, whatever their scale",
+        "reading/printed_numbers.py",
+        "digits - 1 - math.floor(math.log10(significant(unit, digits)))",
+        "digits - 1",
+        "test_formulas.py::test_rounding_keeps_what_parameters_must_be",
+    ),
+    Mutant(
+        "the outer coefficient of a function of a KAN is that of the function before the search",
+        "reading/univariate_functions.py",
+        "coefficient=significant(coefficient, digits)",
+        "coefficient=1.0",
+        "test_kan_formulas.py::test_known_functions_are_found_with_their_numbers",
+    ),
+    Mutant(
+        "a formula of a KAN is judged before its numbers are rounded",
+        "reading/kan_formula.py",
+        "coefficient=significant(float(coefficient), digits)",
+        "coefficient=float(coefficient)",
+        "test_kan_formulas.py::test_numbers_are_judged_after_rounding",
+>>>>>>> reading-formulas
     ),
 ]
 

@@ -32,7 +32,7 @@ LINE = {
     "Normal": scipy.stats.norm(1.0, 0.7),
     "Laplace": scipy.stats.laplace(-1.0, 0.8),
     "StudentT": scipy.stats.t(3.0, 0.5, 0.6),
-    "Gumbel": scipy.stats.gumbel_r(0.4, 0.9),
+    "Logistic": scipy.stats.logistic(0.4, 0.5),
 }
 HALF_LINE = {
     "LogNormal": scipy.stats.lognorm(0.6, scale=math.exp(0.3)),
@@ -44,7 +44,7 @@ PARAMETERS = {
     "Normal": {"loc": 1.0, "scale": 0.7},
     "Laplace": {"loc": -1.0, "scale": 0.8},
     "StudentT": {"df": 3.0, "loc": 0.5, "scale": 0.6},
-    "Gumbel": {"loc": 0.4, "scale": 0.9},
+    "Logistic": {"loc": 0.4, "scale": 0.5},
     "LogNormal": {"loc": 0.3, "scale": 0.6},
     "Gamma": {"concentration": 3.0, "rate": 2.0},
     "Weibull": {"scale": 1.7, "concentration": 2.5},
@@ -135,7 +135,7 @@ def test_the_pick_is_the_simplest_within_the_tolerance_and_the_exact_one_loses_n
         # By Pinsker's inequality.
         assert all(c.total_variation <= math.sqrt(0.5 * c.nats) + 1e-4 for c in of)
         assert of.candidates[-1].name.startswith("exact energy")
-        assert of.candidates[-1].total_variation < 2e-3
+        assert of.candidates[-1].total_variation < 4e-3
 
 
 def test_a_formula_is_a_distribution_of_the_prior_s_shape(line, line_formula, half_line_formula):

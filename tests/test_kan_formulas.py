@@ -95,6 +95,7 @@ def test_numbers_are_judged_after_rounding(kan):
     np.testing.assert_allclose(explained(kan, rough, z), rough.r_squared, atol=0.02)
     assert all(c.r_squared <= 1.0 for edge in rough.edges for c in edge.candidates)
     numbers = [piece.coefficient for edge in rough.edges for c in edge.candidates for piece in c.pieces]
+    numbers += [piece.coefficient for layer in rough.nodes for node in layer for _, piece in node.terms]
     assert all(float(f"{number:.0e}") == number for number in numbers)
 
 

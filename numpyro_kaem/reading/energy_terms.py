@@ -18,7 +18,7 @@ from numpyro_kaem.energies import Basis, UnivariateEnergy
 from numpyro_kaem.reading.basis_expressions import activation_expression, combination_expression
 from numpyro_kaem.reading.descriptions import Named, as_named
 from numpyro_kaem.reading.learned_density import LearnedDensity
-from numpyro_kaem.reading.printed_numbers import shown, signed, significant
+from numpyro_kaem.reading.printed_numbers import shown, signed
 from numpyro_kaem.reading.product import Product
 
 # Numbers of functions that are kept, from few to many.
@@ -210,7 +210,8 @@ def _on_nodes(of: Ingredients, reference: Named, density: LearnedDensity) -> tup
 
 def _tilted(of: Ingredients, reference: Named, terms, values, log_measure, digits: int, is_exact=False) -> Tilted:
     """With rounded coefficients, and the normaliser of these."""
-    rounded = {number: significant(value, digits) for number, value in terms.items()}
+    # What counts is by how many nats an energy is off.
+    rounded = {number: round(value, digits - 1) + 0.0 for number, value in terms.items()}
     columns = [number + 1 for number in rounded]
     log_normalizer, _ = _probabilities(values[:, columns], log_measure, np.array(list(rounded.values())))
     return Tilted(reference, of.basis, of.activation, rounded, log_normalizer, is_exact)

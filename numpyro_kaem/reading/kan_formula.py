@@ -207,7 +207,9 @@ def kan_formula(kan: KAN, *, inputs: Any, tolerance: float, digits: int) -> KANF
             break
     picks, nodes, r_squared = best[1]
     edges = tuple(
-        EdgeFormula(number, *divmod(place, of.shares.shape[1]), float(share), tuple(candidates), pick)
+        EdgeFormula(
+            number, place // of.shares.shape[1], place % of.shares.shape[1], float(share), tuple(candidates), pick
+        )
         for number, (of, chosen) in enumerate(zip(fits, picks, strict=True))
         for place, ((candidates, share), pick) in enumerate(zip(of.all(), chosen, strict=True))
     )
