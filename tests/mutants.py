@@ -1081,7 +1081,6 @@ MUTANTS = [
         "values.append(type(leaf))",
         "test_programs.py::test_static_arguments_are_compared_by_value_and_functions_by_what_they_compute",
     ),
-<<<<<<< HEAD
     # Reading: effects and paths
     Mutant(
         "total effects are told from one of the two points of a row",
@@ -1110,7 +1109,7 @@ MUTANTS = [
         "order = np.argsort(-change",
         "order = np.argsort(change",
         "test_paths.py::test_points_of_a_traversal_are_even_in_probability_and_the_rest_is_held",
-=======
+    ),
     # Formulas
     Mutant(
         "locations have as many places as numbers of size one, whatever their scale",
@@ -1132,7 +1131,6 @@ MUTANTS = [
         "coefficient=significant(float(coefficient), digits)",
         "coefficient=float(coefficient)",
         "test_kan_formulas.py::test_numbers_are_judged_after_rounding",
->>>>>>> reading-formulas
     ),
 ]
 

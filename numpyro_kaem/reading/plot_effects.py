@@ -29,9 +29,10 @@ def plot_effects(
     Args:
         effects: what `effects` returns.
         num_coordinates: how many of the first in the ranking get bars.
-        num_maps: how many of the first in the ranking get a map of their total index, all on one scale: an image for
-            outputs of shape (height, width), or with channels, of which it is the mean weighted by their variances; a
-            curve for outputs of shape (n,), with the first-order index.
+        num_maps: how many of the first in the ranking get a map of the variance that goes with them, the total index
+            times the output's variance, all on one scale: an image for outputs of shape (height, width), or with
+            channels, over which it is summed; a curve for outputs of shape (n,), with that of the first-order index.
+            (Of an output that hardly varies, shares say nothing.)
         num_columns: of axes in a row of a new figure.
         cmap: Matplotlib's colour map, of maps.
         figsize: of a new figure, in inches.
@@ -81,7 +82,7 @@ def plot_effects(
     bars.spines[["right", "top"]].set_visible(False)
     bars.legend(loc="lower right", frameon=False, fontsize=8)
 
-    image, highest = None, max((float(np.nanmax(values, initial=0.0)) for values in maps.values()), default=0.0) or 1.0
+    image, highest = None, max((float(values.max()) for values in maps.values()), default=0.0) or 1.0
     for at, d, values in zip(axes[1:], mapped, maps.get("total", ()), strict=False):
         at.set_title(names[d], fontsize=10)
         if values.ndim == 1:
@@ -92,21 +93,15 @@ def plot_effects(
             image = at.imshow(values, cmap=cmap, vmin=0.0, vmax=highest)
             at.set(xticks=[], yticks=[])
     if image is not None and ax is None:
-        axes[0].figure.colorbar(image, ax=list(axes[1:]), shrink=0.8, label="total")
+        axes[0].figure.colorbar(image, ax=list(axes[1:]), shrink=0.8, label="variance that goes with it")
     return axes
 
 
 def _maps(effects: Any, mapped: np.ndarray) -> dict[str, np.ndarray]:
-    """Indices of every output of some coordinates, by their kind; NaN where an output does not change."""
+    """Variances of every output that go with some coordinates, by the kind of index."""
     total, first, variance = taken("effects", effects, "`effects`", "total", "first_order", "variance")
     variance = np.asarray(variance, float)
     if variance.ndim not in {1, 2, 3}:
         raise ValueError(f"num_maps must be 0 for outputs of shape {variance.shape}, which are no curve or image")
-    maps = {}
-    for name, values in (("total", total), ("first order", first)):
-        values = np.where(variance > 0, np.asarray(values, float)[mapped], np.nan)
-        if variance.ndim == 3:
-            whole = variance.sum(-1)
-            values = np.where(whole > 0, np.nansum(values * variance, -1) / np.where(whole > 0, whole, 1.0), np.nan)
-        maps[name] = values
-    return maps
+    maps = {name: np.asarray(of, float)[mapped] * variance for name, of in (("total", total), ("first order", first))}
+    return {name: values.sum(-1) for name, values in maps.items()} if variance.ndim == 3 else maps
