@@ -134,7 +134,7 @@ def ingredients(product: Product, coordinate: int, density: LearnedDensity) -> I
     if not isinstance(prior, KAPrior):
         return None
     place = np.unravel_index(coordinate, product.shape) if product.shape else ()
-    place = place if product.component is None else (product.component, *place)
+    place = place if product.component is None else (int(product.component), *place)
     shape = prior.batch_shape
 
     def of_coordinate(leaf: Any, extra: int = 0) -> Any:

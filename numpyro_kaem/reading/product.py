@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from numpyro_kaem.checks import check_count
 from numpyro_kaem.distributions.factors import univariate_factors
@@ -27,7 +27,7 @@ class Product(eqx.Module):
 
     factors: dist.Distribution
     shape: tuple[int, ...] = eqx.field(static=True)
-    component: int | None = eqx.field(static=True, default=None)
+    component: Int[Array, ""] | None = None  # an array, so that one program serves all components
 
     @property
     def size(self) -> int:
@@ -121,7 +121,7 @@ def as_product(prior: dist.Distribution | Callable, component: int | None = None
             )
         if check_count("component", component, 0) >= size:
             raise ValueError(f"component must be below {size}, the number of components, got {component}")
-        return Product(univariate_factors(prior.component_distribution), tuple(prior.event_shape), component)
+        return Product(univariate_factors(prior.component_distribution), tuple(prior.event_shape), jnp.asarray(component))
     if component is not None:
         raise ValueError(f"component is for a mixture of whole latent vectors; prior is a {type(prior).__name__}")
     try:
