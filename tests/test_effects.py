@@ -164,6 +164,7 @@ def test_tails_of_the_prior_give_finite_points():
     assert np.allclose(result.variance, np.pi**2 / 12.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_component_of_clusters_is_read_by_its_number():
     clusters = ClusterPrior(jax.random.key(3), 2, 2, basis=BSpline(5, 3, (-3.0, 3.0)))
     with pytest.raises(ValueError, match="component=0 to 1"):

@@ -178,6 +178,7 @@ def test_another_cluster_has_other_densities_and_another_picture(page):
     wait_for(lambda: pixels(page) != before)
 
 
+@pytest.mark.slow
 def test_data_are_encoded_and_morphed_and_effects_have_maps(page):
     before = numbers(page)
     button(page, "Encode a").click()

@@ -164,6 +164,7 @@ def test_a_formula_is_the_prior_of_a_kaem(half_line_formula):
     assert kaem.sample(jax.random.key(1), 3).shape == (3, 6)
 
 
+@pytest.mark.slow
 def test_coordinates_of_one_family_are_one_distribution_of_numpyro():
     normals = KAPrior(flat_energy(BSpline(8, 3, (-2.0, 2.0)), (3,)), dist.Normal(jnp.array([0.0, 1.0, 2.0]), 1.5))
     prior = formula(normals).to_numpyro()
@@ -172,6 +173,7 @@ def test_coordinates_of_one_family_are_one_distribution_of_numpyro():
     np.testing.assert_allclose(prior.scale, 1.5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "basis", [BSpline(12, 3, (-3.0, 3.0)), RBF(10, (-3.0, 3.0)), Fourier(6, (-4.0, 4.0)), Chebyshev(9, (-3.0, 3.0))]
 )
@@ -237,6 +239,7 @@ def test_what_no_candidate_reaches_is_refused(line):
     assert refused._repr_latex_() is None
 
 
+@pytest.mark.slow
 def test_a_mixture_of_tilted_references_is_itself_no_formula():
     energy = UnivariateEnergy.init(jax.random.key(3), (2, 3), basis=BSpline(8, 3, (-3.0, 3.0)), scale=2.0)
     mixture = KAMixture(KAPrior(energy, dist.Normal(0.0, 1.0)), jnp.zeros(3)).to_event(1)
@@ -246,6 +249,7 @@ def test_a_mixture_of_tilted_references_is_itself_no_formula():
         found.to_numpyro()
 
 
+@pytest.mark.slow
 def test_a_component_of_clusters_is_read_as_its_own_prior():
     clusters = ClusterPrior(jax.random.key(0), num_clusters=3, latent_size=2)
     found = formula(clusters, component=1, digits=4)
@@ -270,6 +274,7 @@ def test_rounding_keeps_what_parameters_must_be():
             assert min(rounded) > 0.0 and math.fsum(rounded) == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_few_digits_of_a_narrow_density_far_from_zero_do_no_harm():
     prior = KAPrior(flat_energy(BSpline(8, 3, (99.6, 100.4))), dist.Normal(100.0123, 0.1))
     pick = formula(prior, digits=2).coordinates[0].pick

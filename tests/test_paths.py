@@ -162,6 +162,7 @@ def test_many_pairs_go_at_once():
     assert np.allclose(many.z[1, 2], one.z, atol=1e-5) and np.allclose(many.outputs[1, 2], one.outputs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_component_of_clusters_is_walked_in():
     clusters = ClusterPrior(jax.random.key(3), 2, 2)
     with pytest.raises(ValueError, match="component=0 to 1"):

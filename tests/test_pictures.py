@@ -350,6 +350,7 @@ def test_the_band_of_draws_has_pointwise_quantiles():
         assert np.allclose(vertices[2 + len(z) : 2 + 2 * len(z), 1][::-1], high, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_common_reference_of_a_mixture_is_drawn():
     (at,) = plot_densities(KAMixture(make_prior(2), jnp.zeros(2)))
     assert len(at.collections) == 1

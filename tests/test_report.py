@@ -162,6 +162,7 @@ def test_what_a_user_writes_is_shown_and_not_run(written):
     assert "<title>Model &lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; friends</title>" in text
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_file_and_another_one_another(kaem, options, written, tmp_path):
     report(kaem, tmp_path / "report.html", **options)
     again = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -345,6 +346,7 @@ def test_each_trouble_is_told_where_it_is_and_only_there(found):
     assert is_grave[0] and is_grave == sorted(is_grave, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_its_training_data_is_found_out(data, options, tmp_path):
     table = jnp.asarray(data[:32])
 
@@ -361,6 +363,7 @@ def test_a_model_that_draws_its_training_data_is_found_out(data, options, tmp_pa
 # Other models ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mixture_is_read_by_components_the_likely_ones_first(tmp_path):
     prior = ClusterPrior(jax.random.key(3), 3, 2, basis=BASIS)
     prior = eqx.tree_at(lambda prior: prior.logits, prior, jnp.log(jnp.array([0.2, 0.5, 0.3])))
@@ -377,6 +380,7 @@ def test_a_mixture_is_read_by_components_the_likely_ones_first(tmp_path):
     assert "### Component 1, 50% of draws" in (tmp_path / "clusters.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_categories_are_texts_and_their_places_are_mapped(tmp_path):
     weights = np.zeros((2, 4, 3), np.float32)
     weights[0, 0, 1], weights[1, 3, 2] = 4.0, 4.0
@@ -544,7 +548,9 @@ def test_a_slider_that_is_moved_by_keys_changes_the_picture(browser, written, tm
         seen.append(browser.execute_script(read, canvas))
         said.append(output.text)
     assert len(set(seen)) == len(set(said)) == 4
-    browser.find_element("css selector", ".player button").click()
+    button = browser.find_element("css selector", ".player button")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
     time.sleep(0.6)
     assert output.text not in said[-1:]
     assert browser.get_log("browser") == []

@@ -142,6 +142,7 @@ class _Reader:
         found = effects(key, self.prior, self.function, num_samples, component=component, num_pairs=num_pairs)
         played = found.ranking[: self.num_paths]
         paths = traverse(self.prior, self.decode, played, num_points=_NUM_FRAMES, quantiles=ENDS, component=component)
+        shown = np.asarray(self.decode(paths.z))  # a path's own outputs are floating-point, categories among them
         z = np.reshape(paths.z, (*paths.z.shape[:2], product.size))
         tables = formula(self.prior, component=component, coordinates=played, tolerance=TOLERANCE).coordinates
         picks = {d: table.pick for d, table in zip(played, tables, strict=True) if table.pick is not None}
@@ -149,19 +150,21 @@ class _Reader:
         coordinates = []
         for d in found.ranking:
             place = paths.coordinates.index(d) if d in played else None
-            shares = (found.whole_first_order, found.whole_total, found.whole_first_order_se, found.whole_total_se)
             coordinates.append(
                 Coordinate(
                     product.names[d],
-                    *(float(share[d]) for share in shares),
+                    first_order=float(found.whole_first_order[d]),
+                    total=float(found.whole_total[d]),
+                    first_order_error=float(found.whole_first_order_se[d]),
+                    total_error=float(found.whole_total_se[d]),
                     density=densities[d],
                     formula=picks[d].expression if d in picks else None,
-                    map=_by_place(found.total[d] * found.variance, paths.outputs.ndim - 2),
+                    map=_by_place(found.total[d] * found.variance, shown.ndim - 2),
                     z=None if place is None else z[place, :, d],
-                    path=None if place is None else paths.outputs[place],
+                    path=None if place is None else shown[place],
                 )
             )
-        is_number = np.issubdtype(paths.outputs.dtype, np.floating)
+        is_number = np.issubdtype(shown.dtype, np.floating)
         draws = product.icdf(jax.random.uniform(jax.random.fold_in(key, 1), (_NUM_DRAWS, product.size), minval=1e-6))
         return Component(
             index=component,
@@ -170,7 +173,7 @@ class _Reader:
             mean=found.mean if is_number else None,
             draws=np.asarray(self.decode(draws)),
             additive=float(found.whole_first_order.sum()),
-            pairs=tuple((*pair.names, pair.index) for pair in found.pairs),
+            pairs=tuple((*pair.names, pair.value) for pair in found.pairs),
         )
 
 

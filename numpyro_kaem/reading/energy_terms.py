@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +24,12 @@ from numpyro_kaem.reading.product import Product
 # Numbers of functions that are kept, from few to many.
 _SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 _RIDGE = 1e-9  # decides what a constant function, or several that sum to one, leave open
+
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": lambda t: t / (1.0 + np.exp(-t)),
+    "tanh": np.tanh,
+    "identity": lambda t: t,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +139,14 @@ def ingredients(product: Product, coordinate: int, density: LearnedDensity) -> I
     prior = factors.components if is_mixture else factors
     if not isinstance(prior, KAPrior):
         return None
-    place = np.unravel_index(coordinate, product.shape) if product.shape else ()
+    place: tuple[Any, ...] = np.unravel_index(coordinate, product.shape) if product.shape else ()
     place = place if product.component is None else (int(product.component), *place)
     shape = prior.batch_shape
 
     def of_coordinate(leaf: Any, extra: int = 0) -> Any:
         array = np.asarray(leaf, np.float64)
         own = array.shape[array.ndim - extra :]
-        return np.broadcast_to(array, (*shape, *own))[tuple(place)]
+        return np.broadcast_to(array, (*shape, *own))[place]
 
     names = getattr(prior.reference, "arg_constraints", {})
     values = {}
@@ -169,7 +175,7 @@ def design(basis: Basis, activation: str, z: np.ndarray) -> np.ndarray:
     """The base activation and all functions of the basis at z, (num_points, 1 + num_basis), in float64."""
     clipped = np.clip(z, *basis.domain)
     with np.errstate(over="ignore"):
-        base = {"silu": lambda t: t / (1.0 + np.exp(-t)), "tanh": np.tanh, "identity": lambda t: t}[activation](clipped)
+        base = _ACTIVATIONS[activation](clipped)
     return np.concatenate([base[:, None], np.asarray(basis.design_matrix(z), np.float64)], axis=1)
 
 

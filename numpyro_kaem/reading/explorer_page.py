@@ -196,7 +196,7 @@ class Page:
     def _effect(self, known: tuple[np.ndarray, np.ndarray | None], coordinate: int) -> dict[str, Any]:
         whole, maps = known
         title = "Share of the variance of the output that goes with this coordinate, alone and with others"
-        effect = {"effect": f"effect {whole[coordinate]:.1%}", "effect_title": title}
+        effect: dict[str, Any] = {"effect": f"effect {whole[coordinate]:.1%}", "effect_title": title}
         if maps is not None and maps.ndim > 1:
             effect["map"] = _json(self.explorer.display.heat(maps[coordinate], float(maps.max())))
         return effect

@@ -25,7 +25,13 @@ from numpyro_kaem.reading.memorisation import Nearest, nearest
 from numpyro_kaem.reading.product import Product, as_product
 
 _logger = logging.getLogger("numpyro_kaem")
-_SMC = {"num_particles": 100, "num_mcmc_steps": 10, "num_runs": 2, "chunk_size": 20_000, "progress": False}
+_SMC: dict[str, Any] = {
+    "num_particles": 100,
+    "num_mcmc_steps": 10,
+    "num_runs": 2,
+    "chunk_size": 20_000,
+    "progress": False,
+}
 _PACKAGES = ("numpyro_kaem", "jax", "jaxlib", "numpyro", "blackjax", "equinox", "optax", "numpy", "scipy")
 # Draws that are compared with training data, data whose posteriors are looked at, and draws from each.
 _NUM_DRAWS, _MOST_POSTERIORS, _NUM_POSTERIOR_DRAWS = 500, 64, 128

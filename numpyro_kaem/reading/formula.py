@@ -19,7 +19,7 @@ from numpyro_kaem.generators import KAN
 from numpyro_kaem.reading.basis_expressions import import_sympy
 from numpyro_kaem.reading.descriptions import Itself, Mixture, Named, mixtures, named_descriptions
 from numpyro_kaem.reading.energy_terms import Tilted, exact_energy, ingredients, sparse_energies
-from numpyro_kaem.reading.kan_formula import KANFormula, kan_formula
+from numpyro_kaem.reading.kan_formula import kan_formula
 from numpyro_kaem.reading.learned_density import LearnedDensity, learned_densities
 from numpyro_kaem.reading.product import Product, as_product
 
@@ -130,7 +130,9 @@ class Formula:
         """
         sympy = import_sympy()
         z = sympy.Symbol("z", real=True)
-        return tuple(pick.description.density(sympy, z) for pick in self._picks())
+        # A pick is a formula, never the distribution itself.
+        picks: list[Any] = [pick.description for pick in self._picks()]
+        return tuple(pick.density(sympy, z) for pick in picks)
 
     def to_latex(self) -> str:
         """The picked densities in LaTeX, one line for each coordinate.
@@ -202,7 +204,7 @@ def formula(
     component: int | None = None,
     coordinates: Sequence | int | str | None = None,
     inputs: Any = None,
-) -> Formula | KANFormula:
+) -> Any:
     r"""Write what a prior has learned as formulas: for every coordinate candidates from short to exact, one the pick.
 
     Candidates are the nearest members of named families on the coordinate's support, in KL(learned || family), found by

@@ -62,12 +62,13 @@ class Readable:
             sample_key, draw_key = jax.random.split(end_key)
             draws = self.posterior(sample_key, x, sampler).resample(draw_key, 1)
             ends.append(draws.latents["z"][:, 0])
-        prior = {} if along == "linear" else {"prior": self.prior}
-        return interpolate(*ends, along, function=self.decode, **prior, **options)
+        prior = None if along == "linear" else self.prior
+        return interpolate(ends[0], ends[1], along, prior=prior, function=self.decode, **options)
 
     def formula(self, **options: Any) -> Formula:
         """The learned densities as formulas: `numpyro_kaem.formula` of the prior."""
-        return formula(self.prior, **options)
+        found: Formula = formula(self.prior, **options)
+        return found
 
     def report(self, path: str | os.PathLike, **options: Any) -> Any:
         """What the model has learned, and what to distrust, in one file: `numpyro_kaem.report`."""

@@ -140,14 +140,14 @@ def _draw_steps(at: Axes, history: Mapping[str, np.ndarray], metric: str, colour
     """
     steps = np.asarray(history[metric], float)
     elements = [metric] if steps.ndim == 1 else [f"{metric}[{index}]" for index in range(steps.shape[1])]
-    rows, steps = epoch_table(history), np.where(np.isfinite(steps), steps, np.nan).reshape(len(steps), -1)
+    rows, steps = epoch_table(dict(history)), np.where(np.isfinite(steps), steps, np.nan).reshape(len(steps), -1)
     ends = [0, *(row["steps"] for row in rows)]
     epochs = np.interp(1 + np.arange(len(steps)), ends, np.arange(len(ends)))
     shown = slice(None, None, -(-len(steps) // _MOST_STEPS))
     means = np.array([[row["epoch_loss" if metric == "loss" else element] for element in elements] for row in rows])
     for number, element in enumerate(elements):
-        style = {"color": colour, "alpha": 1.0 - 0.7 * number / len(elements)}
-        at.plot(epochs[shown], steps[shown, number], color=colour, alpha=0.3 * style["alpha"], linewidth=0.7)
-        at.plot(np.arange(len(rows)) + 0.5, means[:, number], ".-", markersize=4, label=label or element, **style)
+        alpha, name = 1.0 - 0.7 * number / len(elements), label or element
+        at.plot(epochs[shown], steps[shown, number], color=colour, alpha=0.3 * alpha, linewidth=0.7)
+        at.plot(np.arange(len(rows)) + 0.5, means[:, number], ".-", color=colour, alpha=alpha, ms=4, label=name)
     seen = np.concatenate([np.nanquantile(steps, [0.005, 0.995]), means[np.isfinite(means)]])
     return [float(seen.min()), float(seen.max())]

@@ -121,7 +121,9 @@ def as_product(prior: dist.Distribution | Callable, component: int | None = None
             )
         if check_count("component", component, 0) >= size:
             raise ValueError(f"component must be below {size}, the number of components, got {component}")
-        return Product(univariate_factors(prior.component_distribution), tuple(prior.event_shape), jnp.asarray(component))
+        return Product(
+            univariate_factors(prior.component_distribution), tuple(prior.event_shape), jnp.asarray(component)
+        )
     if component is not None:
         raise ValueError(f"component is for a mixture of whole latent vectors; prior is a {type(prior).__name__}")
     try:
