@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 
 from numpyro_kaem import KAN, BSpline, KAPrior, UnivariateEnergy, effects
 from numpyro_kaem.kaem import ClusterPrior
@@ -44,6 +45,33 @@ def g_indices():
 def ka_prior():
     energy = UnivariateEnergy.init(jax.random.key(1), (4,), basis=BSpline(8, 3, (-3.0, 3.0)), scale=1.0)
     return KAPrior(energy, dist.Normal(jnp.array([0.0, 1.0, 0.0, 2.0]), jnp.array([1.0, 0.5, 2.0, 1.0])))
+
+
+@pytest.mark.parametrize(
+    ("function", "unit_prior"),
+    [
+        (ishigami, dist.Uniform(jnp.full(3, -jnp.pi), jnp.pi)),
+        (g_function, dist.Uniform(jnp.zeros(4), 1.0)),
+    ],
+    ids=["ishigami", "g"],
+)
+def test_indices_are_those_of_scipy(function, unit_prior):
+    first_order, total = ishigami_indices()[:2] if function is ishigami else g_indices()[:2]
+    result = effects(KEY, unit_prior, function)
+    size = len(first_order)
+    low, high = (np.broadcast_to(end, (size,)) for end in (unit_prior.low, unit_prior.high))
+    marginals = [scipy.stats.uniform(*ends) for ends in zip(low, high - low, strict=True)]
+    evaluate = jax.jit(function)
+    # As many evaluations: 2 (D + 1) a row here, D + 2 there.
+    theirs = scipy.stats.sobol_indices(
+        func=lambda z: np.array(evaluate(z.T))[None], n=8_192, dists=marginals, rng=np.random.default_rng(0)
+    )
+    for found, peer, exact in (
+        (result.first_order, theirs.first_order, first_order),
+        (result.total, theirs.total_order, total),
+    ):
+        np.testing.assert_allclose(found, peer, atol=0.01)
+        assert np.abs(found - exact).max() < np.abs(peer - exact).max() + 0.005
 
 
 def test_ishigami_s_function_has_the_indices_of_the_closed_form():
