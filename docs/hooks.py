@@ -46,6 +46,7 @@ from traitlets.config import Config
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "examples"
 SECONDS_PER_CELL = 1200
+SMOKE = os.environ.get("NUMPYRO_KAEM_SMOKE") == "1"
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
@@ -100,6 +101,8 @@ def on_page_markdown(markdown, page, config, files):
 
     def path(match):
         names, number = figures_of.get(match["stem"], []), int(match["number"])
+        if SMOKE and names:  # of a few seconds there may be fewer
+            number = min(number, len(names))
         if not 1 <= number <= len(names):
             raise PluginError(f"{page.file.src_path}: {match[0]}, but that example has {len(names)} figures")
         return f"(examples/{names[number - 1]})"
