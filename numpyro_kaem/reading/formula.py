@@ -240,11 +240,11 @@ def formula(
         from numpyro_kaem import KAPrior, formula
 
         learned = KAPrior.from_log_density(
-            lambda z: -abs(z - 1.0) / 0.5, (-9.0, 11.0), reference=dist.Laplace(1.0, 1.0)
+            lambda z: -2.0 * (z - 1.0) ** 2, (-3.0, 5.0), reference=dist.Normal(0.0, 2.0)
         )
         found = formula(learned)
-        assert found.coordinates[0].pick.expression == "Laplace(1, 0.5)"
-        assert abs(found.to_numpyro().log_prob(2.0) + 2.0) < 1e-5
+        assert found.coordinates[0].pick.expression == "Normal(1, 0.5)"
+        assert abs(found.to_numpyro().log_prob(1.0) + 0.2258) < 1e-4
         ```
     """
     tolerance = check_positive("tolerance", tolerance)
