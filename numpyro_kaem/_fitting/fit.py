@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from scipy.interpolate import PchipInterpolator
 
 from numpyro_kaem._densities.density import Density
 from numpyro_kaem._densities.reference import check_reference, support_ends
@@ -197,6 +196,8 @@ def tabulated_log_density(
     if not 0.0 < floor < 1.0:
         raise ValueError(f"floor must be a share of the largest density, between 0 and 1, got {floor!r}")
     # Points that do not increase, and a table of other rows than they, are told by SciPy.
+    from scipy.interpolate import PchipInterpolator  # which takes long to import
+
     log_density = PchipInterpolator(points, np.log(np.maximum(density / density.max(axis=0), floor)), axis=0)
     basis = BSpline(int(np.clip((len(points) - 1) // 2, 40, 160)), 3, (points[0], points[-1]))
     # The points of all coordinates are the same, for they share the domain.

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from numpyro_kaem.checks import check_count, check_key
 from numpyro_kaem.distributions import KAPrior
@@ -250,7 +250,7 @@ class EmpiricalBayes:
             raise ValueError(f"level must be between 0 and 1, got {level!r}")
         density = np.exp(self._learned.log_density(points)) / self._learned.slab_weight
         error = self._learned.log_density_error(points)
-        factor = np.exp(norm.isf(0.5 * (1.0 - level)) * np.minimum(error, 300.0))
+        factor = np.exp(ndtri(0.5 * (1.0 + level)) * np.minimum(error, 300.0))
         return DensityBand(density, density * error, density / factor, density * factor)
 
     def plot(self, ax: Axes | None = None, level: float = 0.95) -> Axes:

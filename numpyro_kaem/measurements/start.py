@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from scipy.optimize import minimize
 from scipy.special import gammaln
 
 from numpyro_kaem._densities.reference import support_ends
@@ -60,6 +59,8 @@ def start_of(
 
     With many data it is fitted to those in front, whose order is random.
     """
+    from scipy.optimize import minimize  # which takes long to import
+
     few = slice(0, _MOST_DATA)
     measurements, intervals, weights = measurements.take(few), intervals[few], weights[few]
     middle, width = location_and_width(measurements, intervals, weights)

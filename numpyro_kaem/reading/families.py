@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpyro.distributions as dist
-from scipy.optimize import minimize
 from scipy.special import betaln, expit, gammaln, ndtr
 
 from numpyro_kaem.reading.printed_numbers import shown, significant, to_place_of
@@ -140,6 +139,8 @@ class Family:
             with np.errstate(all="ignore"):
                 lost = -float(mass @ self.log_prob(x, values(free)))
             return lost if np.isfinite(lost) else 1e10
+
+        from scipy.optimize import minimize  # which takes long to import
 
         found = minimize(loss, np.zeros(len(start)), method="L-BFGS-B", bounds=[(-_REACH, _REACH)] * len(start))
         return values(found.x) if found.fun < 1e9 else None
