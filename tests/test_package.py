@@ -248,14 +248,12 @@ def test_import_does_not_load(heavy):
 
 @pytest.mark.slow
 def test_import_costs_under_a_second_beyond_numpyro():
-    # Or no more than NumPyro's own, on a machine on which that takes longer.
     code = """
 import time
-begin = time.perf_counter()
 import numpyro
 start = time.perf_counter()
 import numpyro_kaem
-print((time.perf_counter() - start) / max(1.0, start - begin))
+print(time.perf_counter() - start)
 """
     assert min(float(run_python(code)) for _ in range(3)) < 1.0
 
