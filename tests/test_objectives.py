@@ -432,7 +432,7 @@ def untyped(objective, *arguments, **options):
         ("num_steps must be a whole number of at least 1", lambda: LangevinMLE(num_steps=0)),
         ("num_chains must be", lambda: LangevinMLE(num_chains=0)),
         ("num_draws must be", lambda: LangevinMLE(num_draws=0)),
-        (r"start must be one of \('prior', 'importance'\), got 'zero'", lambda: LangevinMLE(start="zero")),
+        (r"start must be one of \('prior', 'importance', 'guide'\), got 'zero'", lambda: LangevinMLE(start="zero")),
         ("gradient must be one of .* got 'fischer'", lambda: ThermodynamicMLE(LADDER, gradient="fischer")),
         ("sampler must be one of .* got 'gibbs'", lambda: ThermodynamicMLE(LADDER, sampler="gibbs")),
         ("num_particles must be", lambda: ThermodynamicMLE(LADDER, sampler="smc", num_particles=1)),

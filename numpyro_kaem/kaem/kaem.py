@@ -248,7 +248,8 @@ class KAEM(Readable, eqx.Module):
         options = training_options(self.parts, num_data, options)
         parts = replace(self.parts, adapts=self.parts.adapts or options.get("grid_adaptation") is not None)
         guide = None if parts.encoder is None else Guide(parts)
-        needs_guide = not isinstance(options["objective"], Objective)
+        objective = options["objective"]
+        needs_guide = not isinstance(objective, Objective) or objective.takes_guide
         if held_out is not None:
             settings = held_out if isinstance(held_out, HeldOut) else HeldOut(held_out)
             scored = self._check("held_out", settings.data)

@@ -15,15 +15,17 @@ from numpyro_kaem.checks import check_count
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.objectives import population
 from numpyro_kaem.objectives.objective import Objective
-from numpyro_kaem.objectives.population import Adaptation, ChainRun
+from numpyro_kaem.objectives.population import Adaptation, ChainRun, LogWeights
 from numpyro_kaem.posterior.diagnostics import check_draws_are_inside
-from numpyro_kaem.posterior.kernel import Kernel, check_kernel
+from numpyro_kaem.posterior.kernel import Kernel, check_kernel, choose
 from numpyro_kaem.posterior.langevin_kernels import MALA
 from numpyro_kaem.posterior.predictive import run_with
 from numpyro_kaem.posterior.target import Flaws, Target
 from numpyro_kaem.posterior.weights import negative_phase, sample_prior
 
-STARTS = ("prior", "importance")
+STARTS = ("prior", "importance", "guide")
+# Draws that are weighed where nothing is said: from the prior, for all data, and from a guide, for each of them.
+_PRIOR_DRAWS, _GUIDE_DRAWS = 100, 5
 # Positions of earlier visits that a preconditioner remembers: the posteriors move while the model learns.
 _MEMORY = 100.0
 # Draws from the prior that are looked at before training.
@@ -40,21 +42,32 @@ class ChainObjective(ByValue, Objective):
     persistent: bool | None
     num_chains: int
     start: str | None
-    num_draws: int
+    num_draws: int | None
 
     def __post_init__(self):
         if self.kernel is None:
             self._set(kernel=MALA())
         check_kernel(self.kernel)
         for name in ("num_steps", "num_chains", "num_draws"):
-            self._set(**{name: check_count(name, getattr(self, name), 1)})
+            if name != "num_draws" or self.num_draws is not None:
+                self._set(**{name: check_count(name, getattr(self, name), 1)})
         if self.start not in (None, *STARTS):
             raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
+
+    @property
+    def takes_guide(self) -> bool:
+        """Whether chains start at draws from a guide, which learns from where they end."""
+        return self.start == "guide"
 
     @property
     def num_rungs(self) -> int:
         """Number of rungs K of the ladder."""
         raise NotImplementedError
+
+    @property
+    def num_negative(self) -> int:
+        """Number of negative samples of a prior that is not normalised; draws from a guide are another matter."""
+        return _PRIOR_DRAWS if self.takes_guide else self.num_draws or _PRIOR_DRAWS
 
     def initial_state(self, latent_model: LatentModel, num_data: int) -> dict[str, Any]:
         """The state before the first step; chains that have not started yet are marked as such."""
@@ -93,6 +106,7 @@ class ChainObjective(ByValue, Objective):
         state: dict[str, Any] | None,
         temperatures: Float[Array, " K"],
         exact: bool,
+        encoder: LatentModel | None = None,
     ) -> tuple[ChainRun, dict[str, Any] | None]:
         """Run the chains of the batch, and note in the state where they are and what step sizes suit them."""
         if state is None and (self.persistent or self.kernel.adapts_step_size):
@@ -101,6 +115,7 @@ class ChainObjective(ByValue, Objective):
                 f"{what} a place between steps: train with fit, pass SVI guide=objective.guide(model), or use a kernel "
                 f"with a step_size, such as {type(self.kernel).__name__}(step_size=0.01), and persistent=False"
             )
+        encoder = jax.lax.stop_gradient(encoder)
         key_draw, key_start, key_run, key_weigh = jax.random.split(key, 4)
         draws = population.draw_prior(
             key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
@@ -113,12 +128,22 @@ class ChainObjective(ByValue, Objective):
         if kept:
             goes_on = kept["started"] & jnp.all(jnp.isfinite(kept["positions"]), (1, 2, 3))
             starts = jnp.where(goes_on[:, None, None, None], kept["positions"].astype(target.dtype), starts)
-        weighed = population.importance_draws(key_weigh, target, self._num_weighed(target.model))
+        if encoder is None:
+            weighed = population.importance_draws(key_weigh, target, self._num_weighed(target.model))
+        else:
+            weighed = population.guide_draws(key_weigh, target, encoder, self.num_draws or _GUIDE_DRAWS)
+        before = starts
         if self.start != "prior":
-            at_starts = jnp.full(starts.shape[:-1], -jnp.inf, starts.dtype)
+            # Likelihood zero: a chain that has not started is not where it goes on.
+            likelihood = jnp.full(starts.shape[:-1], -jnp.inf, starts.dtype)
+            at_starts = LogWeights(likelihood, jnp.zeros_like(likelihood))
             if kept:
-                likelihood = population.log_likelihood_at(target, starts).astype(starts.dtype)
-                at_starts = jnp.where(goes_on[:, None, None], likelihood, at_starts)
+                if encoder is None:
+                    at_kept = at_starts._replace(log_likelihood=population.log_likelihood_at(target, starts))
+                else:
+                    at_kept = population.guide_weights_at(target, encoder, starts)
+                at_kept = jax.tree.map(lambda x: x.astype(starts.dtype), at_kept)
+                at_starts = choose(goes_on[:, None, None], at_kept, at_starts)
             starts = weighed.choose(key_start, temperatures, starts, at_starts)
         # The chains' moves are no function of the parameters that gradients should know of.
         run = jax.lax.stop_gradient(
@@ -126,9 +151,13 @@ class ChainObjective(ByValue, Objective):
                 key_run, target, self.kernel, starts, temperatures, adaptation, draws.lowest, self.num_steps
             )
         )
+        stuck = run.stuck
+        if encoder is not None:
+            # A few steps may all be refused: one that a draw from the guide has moved is not stuck.
+            stuck = jnp.mean(jnp.all(run.points.position == before, -1))
         gap = weighed.gap(run.points.log_likelihood[:, :, -1])
         metrics = {
-            "stuck": run.stuck,
+            "stuck": stuck,
             "importance_gap": jax.lax.stop_gradient(gap),
             "step_size": jnp.exp(adaptation.log_step_size.mean(0)),
         }
@@ -165,7 +194,8 @@ class ChainObjective(ByValue, Objective):
     def _num_weighed(self, model: LatentModel) -> int:
         """Draws that are weighed: where the model has to run for each of them and each datum, no more than steps."""
         is_shared = not (model.prior_depends_on_data or model.likelihood_depends_on_data)
-        return self.num_draws if is_shared else min(self.num_draws, self.num_steps)
+        num_draws = self.num_draws or _PRIOR_DRAWS
+        return num_draws if is_shared else min(num_draws, self.num_steps)
 
     def _adaptation(self, target: Target, shared: dict, kept: dict, prior_scale: Float[Array, " dim"]) -> Adaptation:
         """Step sizes and preconditioners of the batch: those of its chains, or else what suits all data."""
@@ -214,7 +244,7 @@ class ChainObjective(ByValue, Objective):
         """What maximum likelihood subtracts from log p(z) of each datum: zero, with the gradient of log Z."""
         if not latent_model.unnormalized_sites:
             return jnp.zeros(latent_model.num_data)
-        draws = sample_prior(target.model, key, self.num_draws)
+        draws = sample_prior(target.model, key, self.num_negative)
         return jnp.broadcast_to(negative_phase(latent_model, draws), latent_model.num_data)
 
 
@@ -292,7 +322,7 @@ class LangevinMLE(ChainObjective):
     _: KW_ONLY
     num_chains: int = 1
     start: str | None = None
-    num_draws: int = 100
+    num_draws: int | None = None
     plate: str | None = None
 
     @property
@@ -308,12 +338,25 @@ class LangevinMLE(ChainObjective):
         self, key: PRNGKeyArray, latent_model: LatentModel, state: dict[str, Any] | None
     ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
         """The loss at the chains' last states, and the state with them."""
+        return self._evaluate(key, latent_model, None, state)
+
+    def evaluate_guided(
+        self, key: PRNGKeyArray, latent_model: LatentModel, encoder: LatentModel, state: dict[str, Any] | None
+    ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
+        """As `evaluate`, of chains that start at draws from a guide, whose likelihood of their ends is added."""
+        return self._evaluate(key, latent_model, encoder, state)
+
+    def _evaluate(
+        self, key: PRNGKeyArray, latent_model: LatentModel, encoder: LatentModel | None, state: dict[str, Any] | None
+    ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
         target = population.frozen_target(latent_model, self.kernel)
         key_run, key_negative = jax.random.split(key)
-        run, new_state = self.advance(key_run, latent_model, target, state, jnp.ones(1), exact=False)
+        run, new_state = self.advance(key_run, latent_model, target, state, jnp.ones(1), False, encoder)
         latents = population.latents_of(target, run.points.position[:, :, 0])
         prior, likelihood = population.log_joint(latent_model, latents)
         total = jnp.sum(jnp.mean(likelihood + prior, 1) - self.negative_phases(key_negative, latent_model, target))
+        if encoder is not None:
+            total = total + jnp.sum(jnp.mean(population.log_guide(encoder, latents), 1))
         loss = -(latent_model.scale * total + latent_model.global_log_density())
         if new_state is not None:
             new_state["metrics"] |= {

@@ -15,13 +15,14 @@ from numpyro.primitives import mutable
 
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.models.structure import initial_values
+from numpyro_kaem.posterior.proposal import read_guide
 
 # The mutable site of an objective's state, `{"metrics": ..., "shared": ..., "per_datum": ...}`.
 STATE = "objective$state"
 
 
 class Objective(ELBO):
-    """A NumPyro loss without a guide, for models whose latents are inside one data plate.
+    """A NumPyro loss for models whose latents are inside one data plate; without a guide, but where it takes one.
 
     A subclass says what the loss of a batch is, in `evaluate`, and what is recorded of a step, in `metric_shapes`. The
     loss is a sum over the B data of the batch, each of which stands for `scale` data of the plate:
@@ -80,6 +81,11 @@ class Objective(ELBO):
         super().__init__()
         self.plate = plate
 
+    @property
+    def takes_guide(self) -> bool:
+        """Whether the latents come from a guide, whose parameters are learned too: then `evaluate_guided` is called."""
+        return False
+
     def initial_state(self, latent_model: LatentModel, num_data: int) -> dict[str, Any]:
         """The state before the first step.
 
@@ -117,17 +123,40 @@ class Objective(ELBO):
         """
         raise NotImplementedError
 
-    def guide(self, model: Callable) -> Callable:
+    def evaluate_guided(
+        self, key: PRNGKeyArray, latent_model: LatentModel, encoder: LatentModel, state: dict[str, Any] | None
+    ) -> tuple[Float[Array, ""], dict[str, Any] | None]:
+        """As `evaluate`, of an objective that takes a guide.
+
+        Args:
+            key: JAX random key.
+            latent_model: as in `evaluate`.
+            encoder: the guide on the same data, read as if it were a model: its prior is q(z | x). Its parameters are
+                differentiated, too.
+            state: as in `evaluate`.
+
+        Returns:
+            As `evaluate`.
+        """
+        raise NotImplementedError
+
+    def guide(self, model: Callable, guide: Callable | None = None) -> Callable:
         """A guide for NumPyro's `SVI` that declares the objective's state.
 
         Args:
             model: the model; its data plate tells how many data there are.
+            guide: the guide itself, of an objective that takes one.
 
         Returns:
-            A guide without parameter and sample sites.
-        """
+            A guide with the sites of the given one, or else without parameter and sample sites.
 
-        def guide(*args: Any, **kwargs: Any) -> None:
+        Raises:
+            ValueError: without a guide, where the objective takes one.
+        """
+        if guide is None and self.takes_guide:
+            raise missing_guide(self)
+
+        def declares_state(*args: Any, **kwargs: Any) -> None:
             with handlers.block():
                 params = initial_values(model, args, kwargs, jax.random.key(0))
                 latent_model = LatentModel(model, params, *args, plate=self.plate, check=False, **kwargs)
@@ -135,8 +164,16 @@ class Objective(ELBO):
                 size, _ = latent_model.structure.plates[latent_model.plate]
                 state = self.initial_state(latent_model, size)
             mutable(STATE, state)
+            if guide is not None:
+                guide(*args, **kwargs)
 
-        return guide
+        return declares_state
+
+    def read_guide(self, guide: Callable, guide_params: dict[str, Any], latent_model: LatentModel) -> LatentModel:
+        """The guide on the model's data, as `evaluate_guided` is given it; a ValueError where it does not suit."""
+        encoder = read_guide(handlers.block(guide, hide=[STATE]), guide_params, latent_model)
+        assert encoder is not None
+        return encoder
 
     def loss_with_mutable_state(
         self,
@@ -150,20 +187,39 @@ class Objective(ELBO):
         """The loss and the mutable state after it, as `numpyro.infer.SVI` asks for them."""
         name = type(self).__name__
         sites = {} if guide is None else handlers.trace(handlers.seed(guide, 0)).get_trace(*args, **kwargs)
-        if others := set(sites) - {STATE}:
+        others = set(sites) - {STATE}
+        if others and not self.takes_guide:
             raise ValueError(
                 f"guide must have no sites with {name}, which finds the latents itself, but it has {sorted(others)}: "
                 "pass guide=lambda *args, **kwargs: None"
             )
         model_key, key = jax.random.split(rng_key)
         params = {site: value for site, value in param_map.items() if site != STATE}
-        latent_model = LatentModel(model, params, *args, plate=self.plate, rng_key=model_key, **kwargs)
+        of_guide = {site: value for site, value in params.items() if site in others}
+        # A site that the guide has may be one of the model's, too.
+        also = initial_values(model, args, kwargs, model_key) if of_guide else {}
+        of_model = {site: value for site, value in params.items() if site not in of_guide or site in also}
+        latent_model = LatentModel(model, of_model, *args, plate=self.plate, rng_key=model_key, **kwargs)
         latent_model.require_per_datum(name)
-        old_state = param_map.get(STATE)
-        loss, state = self.evaluate(key, latent_model, old_state)
-        parameters = latent_model.structure.parameters
+        old_state, parameters = param_map.get(STATE), {*latent_model.structure.parameters}
+        if self.takes_guide:
+            if guide is None or not others:
+                raise missing_guide(self)
+            encoder = self.read_guide(guide, of_guide, latent_model)
+            parameters |= {*encoder.structure.parameters}
+            loss, state = self.evaluate_guided(key, latent_model, encoder, old_state)
+        else:
+            loss, state = self.evaluate(key, latent_model, old_state)
         mutable_state = {site: value for site, value in params.items() if site not in parameters}
         if state is not None:
             # A loop carries the state, whose dtypes must not follow those of the model.
             mutable_state[STATE] = jax.tree.map(lambda new, old: new.astype(old.dtype), state, old_state)
         return {"loss": loss, "mutable_state": mutable_state or None}
+
+
+def missing_guide(objective: Objective) -> ValueError:
+    """What is raised where an objective takes a guide and is given none."""
+    return ValueError(
+        f"guide must be given with {objective!r}, which draws latents from it: pass guide=..., an encoder; of a KAEM, "
+        "KAEM.create(encoder=True) makes one"
+    )

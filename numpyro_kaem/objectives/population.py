@@ -17,13 +17,13 @@ from numpyro_kaem.posterior.moves import move_or_draw, move_or_place
 from numpyro_kaem.posterior.particles import Settings, at_prior, to_next_rung
 from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Point, Target
-from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
+from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood, log_proposal_ratio
 
 # Pairs of draws from the prior whose differences give the preconditioner, or one of each datum if these are more.
 _PRIOR_PAIRS = 64
 # Effective sample size of importance weights that chains can be compared with, and share of the data that must have it:
 # of a few, chosen by chance, single chains tell nothing.
-_TRUSTED, _SHARE_TRUSTED = 10, 0.1
+_TRUSTED, _SHARE_TRUSTED = 10.0, 0.1
 # Of a step size that adapts: the gain of its logarithm at the first step, and the power of steps by which it fades.
 _GAIN, _GAIN_POWER = 4.0, 0.75
 
@@ -84,40 +84,57 @@ def draw_prior(
     return PriorDraws(starts.reshape(num_data, num_chains, num_rungs, dim), lowest, scale)
 
 
+class LogWeights(NamedTuple):
+    """Of latents that stand for draws from a proposal q: log p(x | z), and log p(z) / q(z), which is zero of a prior.
+
+    Both are densities of z itself; in other coordinates their ratio is the same.
+    """
+
+    log_likelihood: Float[Array, "*batch"]
+    log_ratio: Float[Array, "*batch"]
+
+    def at(self, temperature: Array | float) -> Float[Array, "*batch"]:
+        """Log p(x | z)^t p(z) / q(z). A likelihood that is zero counts for nothing, at t = 0 as well."""
+        log_weights = temperature * self.log_likelihood + self.log_ratio
+        return jnp.where(self.log_likelihood > -jnp.inf, log_weights, -jnp.inf)
+
+
 class ImportanceDraws(NamedTuple):
-    """Draws from the prior, with the likelihoods of the data there."""
+    """Draws from the prior or a guide, with their weights for the data."""
 
     positions: Float[Array, "_ S dim"]  # each datum's own, or one for all
-    log_likelihood: Float[Array, "B S"]
+    weights: LogWeights  # (B, S)
+    num_trusted: float  # effective sample size with which chains can be compared
 
     def choose(
         self,
         key: PRNGKeyArray,
         temperatures: Float[Array, " K"],
         current: Float[Array, "B C K dim"],
-        log_likelihood: Float[Array, "B C K"],
+        at_current: LogWeights,
     ) -> Float[Array, "B C K dim"]:
-        """Where chains go on: each at a draw or where it is, by p(x | z)^t at its rung t (-inf: it has not started).
+        """Where chains go on: each at a draw or where it is, by p(x | z)^t p(z) / q(z) at its rung t.
+
+        A log-likelihood of -inf says of where it is that it has not started.
 
         Iterated sampling importance resampling leaves p_t invariant whatever the number of draws (Andrieu, Doucet and
         Holenstein, Journal of the Royal Statistical Society B 72(3), 2010).
         """
-        num_data, num_draws = self.log_likelihood.shape
+        num_data, num_draws = self.weights.log_likelihood.shape
         positions = jnp.broadcast_to(self.positions, (num_data, num_draws, self.positions.shape[-1]))
 
-        def of_chain(key, temperature, current, log_likelihood, positions, of_draws):
-            candidates = jnp.append(of_draws, log_likelihood)
+        def of_chain(key, temperature, current, at_current, positions, of_draws):
+            log_weights = jax.tree.map(jnp.append, of_draws, at_current).at(temperature)
             # Where every likelihood is zero all draws are as good; and one that is zero is never chosen.
-            log_weights = jnp.where(candidates > -jnp.inf, temperature * candidates, -jnp.inf)
-            log_weights = jnp.where(jnp.isfinite(candidates).any(), log_weights, 0.0)
+            log_weights = jnp.where(jnp.any(log_weights > -jnp.inf), log_weights, 0.0)
             chosen = jax.random.categorical(key, log_weights)
             return jnp.where(chosen < num_draws, positions[jnp.minimum(chosen, num_draws - 1)], current)
 
         of_rungs = jax.vmap(of_chain, (0, 0, 0, 0, None, None))
         of_chains = jax.vmap(of_rungs, (0, None, 0, 0, None, None))
-        keys = jax.random.split(key, log_likelihood.shape)
+        keys = jax.random.split(key, current.shape[:-1])
         return jax.vmap(of_chains, (0, None, 0, 0, 0, 0))(
-            keys, temperatures, current, log_likelihood, positions, self.log_likelihood
+            keys, temperatures, current, at_current, positions, self.weights
         )
 
     def gap(self, log_likelihood: Float[Array, "B C"]) -> Float[Array, ""]:
@@ -125,9 +142,9 @@ class ImportanceDraws(NamedTuple):
 
         Or over all, where the chains are below: too few draws say too little, and not too much. NaN where neither is.
         """
-        weights = jax.nn.softmax(self.log_likelihood)
-        expected = jnp.sum(jnp.where(weights > 0, weights * self.log_likelihood, 0.0), -1)
-        is_trusted = jnp.sum(weights**2, -1) <= 1 / _TRUSTED
+        weights = jax.nn.softmax(self.weights.at(1.0))
+        expected = jnp.sum(jnp.where(weights > 0, weights * self.weights.log_likelihood, 0.0), -1)
+        is_trusted = jnp.sum(weights**2, -1) <= 1 / self.num_trusted
         gaps = jnp.mean(log_likelihood, 1) - expected
         of_all = jnp.mean(gaps)
         of_trusted = jnp.where(is_trusted.mean() >= _SHARE_TRUSTED, jnp.mean(gaps, where=is_trusted), jnp.nan)
@@ -145,7 +162,27 @@ def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> Impor
         row = model.first_row
         positions = jax.vmap(lambda k: target.draw(k, row))(jax.random.split(key, num_draws))[None]
         latents = jax.vmap(lambda u: target.latents(u, row))(positions[0])
-    return ImportanceDraws(positions, log_likelihood(model, latents).T)
+    likelihood = log_likelihood(model, latents).T
+    return ImportanceDraws(positions, LogWeights(likelihood, jnp.zeros_like(likelihood)), _TRUSTED)
+
+
+def guide_draws(key: PRNGKeyArray, target: Target, encoder: LatentModel, num_draws: int) -> ImportanceDraws:
+    """Draws from a guide, of each datum its own."""
+    rows = target.model.rows
+    keys = jax.random.split(key, (target.model.num_data, num_draws))
+    latents = at_each(lambda k, row: encoder.draw_prior(k, *row), keys, rows)
+    positions = at_each(target.position, latents, rows)
+    # They are few, and each is where the posterior is: half of them will do.
+    return ImportanceDraws(positions, guide_weights(target, encoder, latents), min(_TRUSTED, num_draws / 2))
+
+
+def guide_weights(target: Target, encoder: LatentModel, latents: dict[str, Array]) -> LogWeights:
+    """Weights `(B, N)` of latents `(B, N, ...)` that stand for draws from a guide; what is broken has weight zero."""
+    draws = jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), latents)
+    ratio, likelihood = log_proposal_ratio(target.model, encoder, draws).T, log_likelihood(target.model, draws).T
+    # Where a guide has no mass a chain may be, and has infinite weight there.
+    is_sound = jnp.isfinite(likelihood) & (ratio > -jnp.inf)
+    return LogWeights(jnp.where(is_sound, likelihood, -jnp.inf), jnp.where(is_sound, ratio, 0.0))
 
 
 def run_chains(
@@ -299,6 +336,13 @@ def log_likelihood_at(target: Target, positions: Float[Array, "B C K dim"]) -> F
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)
 
 
+def guide_weights_at(target: Target, encoder: LatentModel, positions: Float[Array, "B C K dim"]) -> LogWeights:
+    """Weights of where chains are, as of draws from a guide."""
+    flat = positions.reshape(len(positions), -1, positions.shape[-1])
+    weights = guide_weights(target, encoder, latents_of(target, flat))
+    return jax.tree.map(lambda x: x.reshape(positions.shape[:-1]), weights)
+
+
 def latents_of(target: Target, positions: Float[Array, "B N dim"]) -> dict[str, Array]:
     """The latents, as the model knows them, `(B, N, ...)`, without gradients."""
     return jax.lax.stop_gradient(at_each(target.latents, positions, target.latent_model.rows))
@@ -307,3 +351,8 @@ def latents_of(target: Target, positions: Float[Array, "B N dim"]) -> dict[str, 
 def log_joint(latent_model: LatentModel, latents: dict[str, Array]) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """Log p(z_bn) and log p(x_b | z_bn) of N particles of every datum."""
     return at_each(lambda z, row: latent_model.log_parts(z, *row), latents, latent_model.rows)
+
+
+def log_guide(encoder: LatentModel, latents: dict[str, Array]) -> Float[Array, "B N"]:
+    """Log q(z_bn | x_b) of N particles of every datum."""
+    return at_each(lambda z, row: encoder.log_prior(z, *row), latents, encoder.rows)

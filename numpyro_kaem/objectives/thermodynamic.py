@@ -117,6 +117,11 @@ class ThermodynamicMLE(ChainObjective):
     plate: str | None = None
 
     def __post_init__(self):
+        if self.start == "guide":
+            raise ValueError(
+                "start must be 'importance' or 'prior' with ThermodynamicMLE, whose ladder begins at the prior, got "
+                "'guide': take LangevinMLE(start='guide')"
+            )
         super().__post_init__()
         for name, known in (("gradient", GRADIENTS), ("sampler", SAMPLERS)):
             if getattr(self, name) not in known:

@@ -193,7 +193,7 @@ def fit(
     at_initial = partial(LatentModel, model, sites.values(sites.of_model, state), plate=plate, **kwargs)
     latent_model = at_initial(*batch, rng_key=check_key)
     latent_model.require_per_datum("fit")
-    initial.check_suits(objective, latent_model)
+    initial.check_suits(objective, latent_model, guide, sites.values(sites.of_guide, state))
     scorer: Any = None
     if held_out is not None:
         check_held_out(partial(at_initial, check=False), scored)

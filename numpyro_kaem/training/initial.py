@@ -19,7 +19,7 @@ from numpyro_kaem._compilation.fingerprint import fingerprint
 from numpyro_kaem._compilation.options import RUN_ONCE
 from numpyro_kaem._compilation.programs import jit_by_program
 from numpyro_kaem.models.latent_model import LatentModel
-from numpyro_kaem.objectives.objective import STATE, Objective
+from numpyro_kaem.objectives.objective import STATE, Objective, missing_guide
 from numpyro_kaem.posterior.reading import NEEDS_VALUES, explained
 from numpyro_kaem.posterior.run_checkpoints import describe_distributions
 
@@ -80,6 +80,8 @@ def guide_for(objective: Any, guide: Callable | None) -> Callable:
             f"guide must be given with {type(objective).__name__}, which without one trains on draws from the prior: "
             "pass guide=..., an encoder, or take ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...)"
         )
+    if guide is None and isinstance(objective, Objective) and objective.takes_guide:
+        raise missing_guide(objective)
     return _no_guide if guide is None else guide
 
 
@@ -87,10 +89,12 @@ def _no_guide(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
 
-def check_suits(objective: ELBO, latent_model: LatentModel) -> None:
-    """Raise an error where the objective would learn something wrong of the model."""
+def check_suits(objective: ELBO, latent_model: LatentModel, guide: Callable, guide_params: dict[str, Any]) -> None:
+    """Raise an error where the objective would learn something wrong of the model, or the guide does not suit."""
     if isinstance(objective, Objective):
         objective.check(latent_model)
+        if objective.takes_guide:
+            objective.read_guide(guide, guide_params, latent_model)
     if isinstance(objective, _NEED_GUIDE) and latent_model.unnormalized_sites:
         raise ValueError(
             f"objective must be ImportanceMLE(...), LangevinMLE(...) or ThermodynamicMLE(...), because the density of "
