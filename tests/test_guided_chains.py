@@ -32,7 +32,6 @@ from numpyro_kaem.models import LatentModel
 from numpyro_kaem.objectives.objective import STATE
 
 STEP = MALA(step_size=0.4, precondition=False)
-STILL = MALA(step_size=1e-9, precondition=False)
 PARAMS = {
     "location": jnp.array([0.5, -0.3]),
     "weight": jnp.array([[1.0, 0.6, 0.4], [0.8, -0.2, 0.7]]),
@@ -199,7 +198,8 @@ def test_chains_of_the_posterior_stay_there(name):
     x, rng = jnp.full(NUM_CHAINS, datum), np.random.default_rng(0)
     levels = np.linspace(*((0.0, 30.0) if name == "gamma" else (0.0, 2.0)), 20_001)
     exact = np.interp(rng.uniform(size=NUM_CHAINS), cdf(levels), levels)
-    objective = LangevinMLE(STILL.having(whiten=whiten), 1, persistent=True, start="guide", num_draws=3)
+    kernel = MALA(step_size=1e-9, precondition=False, whiten=whiten)
+    objective = LangevinMLE(kernel, 1, persistent=True, start="guide", num_draws=3)
     latent_model = LatentModel(model, {}, x)
     state = objective.initial_state(latent_model, NUM_CHAINS)
     if whiten:
@@ -224,14 +224,14 @@ def test_chains_of_the_posterior_stay_there(name):
 
 def scaled(x):
     scale = numpyro.param("scale", 1.0)
-    with numpyro.plate("data", 40, subsample_size=20) as rows:
+    with numpyro.plate("data", x.shape[0], subsample_size=20) as rows:
         z = numpyro.sample("z", dist.Normal())
         numpyro.sample("x", dist.Normal(scale * z, 0.5), obs=x[rows])
 
 
 def encoder(x):
     gain = numpyro.param("gain", 0.1)
-    with numpyro.plate("data", 40, subsample_size=20) as rows:
+    with numpyro.plate("data", x.shape[0], subsample_size=20) as rows:
         numpyro.sample("z", dist.Normal(gain * x[rows], 0.5))
 
 
@@ -334,10 +334,10 @@ def test_what_does_not_fit_is_named(message, call):
 
 
 def test_a_kaem_trains_its_encoder():
-    kaem = KAEM.create(
-        jax.random.key(0), (6,), latent_size=2, likelihood="bernoulli", encoder=True, hidden_sizes=(8,),
-        basis=BSpline(num_intervals=6, degree=3, domain=(-3.0, 3.0)),
-    )
+    keys = jax.random.split(jax.random.key(0))
+    networks = {"generator": MLP(keys[0], 2, 6, (8,)), "encoder": MLP(keys[1], 6, 4, (8,))}
+    prior = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    kaem = KAEM.create(jax.random.key(0), (6,), latent_size=2, likelihood="bernoulli", prior=prior, **networks)
     x = jax.random.bernoulli(jax.random.key(1), jnp.where(jnp.arange(80)[:, None] < 40, 0.9, 0.1), (80, 6)).astype(float)
     objective = LangevinMLE(num_steps=2, start="guide")
     options = {"objective": objective, "num_epochs": 60, "batch_size": 40, "progress": False}

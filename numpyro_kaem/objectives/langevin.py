@@ -128,20 +128,20 @@ class ChainObjective(ByValue, Objective):
         if kept:
             goes_on = kept["started"] & jnp.all(jnp.isfinite(kept["positions"]), (1, 2, 3))
             starts = jnp.where(goes_on[:, None, None, None], kept["positions"].astype(target.dtype), starts)
+        at_kept = None
         if encoder is None:
             weighed = population.importance_draws(key_weigh, target, self._num_weighed(target.model))
         else:
-            weighed = population.guide_draws(key_weigh, target, encoder, self.num_draws or _GUIDE_DRAWS)
+            num_draws, current = self.num_draws or _GUIDE_DRAWS, starts if kept else None
+            weighed, at_kept = population.guide_draws(key_weigh, target, encoder, num_draws, current)
         before = starts
         if self.start != "prior":
             # Likelihood zero: a chain that has not started is not where it goes on.
             likelihood = jnp.full(starts.shape[:-1], -jnp.inf, starts.dtype)
             at_starts = LogWeights(likelihood, jnp.zeros_like(likelihood))
             if kept:
-                if encoder is None:
+                if at_kept is None:
                     at_kept = at_starts._replace(log_likelihood=population.log_likelihood_at(target, starts))
-                else:
-                    at_kept = population.guide_weights_at(target, encoder, starts)
                 at_kept = jax.tree.map(lambda x: x.astype(starts.dtype), at_kept)
                 at_starts = choose(goes_on[:, None, None], at_kept, at_starts)
             starts = weighed.choose(key_start, temperatures, starts, at_starts)

@@ -15,9 +15,10 @@ from numpyro_kaem.posterior.chains import Problem, half_spread
 from numpyro_kaem.posterior.kernel import Kernel, ProposalKernel, Tuning
 from numpyro_kaem.posterior.moves import move_or_draw, move_or_place
 from numpyro_kaem.posterior.particles import Settings, at_prior, to_next_rung
+from numpyro_kaem.posterior.proposal import is_excluded
 from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Point, Target
-from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood, log_proposal_ratio
+from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 
 # Pairs of draws from the prior whose differences give the preconditioner, or one of each datum if these are more.
 _PRIOR_PAIRS = 64
@@ -166,23 +167,41 @@ def importance_draws(key: PRNGKeyArray, target: Target, num_draws: int) -> Impor
     return ImportanceDraws(positions, LogWeights(likelihood, jnp.zeros_like(likelihood)), _TRUSTED)
 
 
-def guide_draws(key: PRNGKeyArray, target: Target, encoder: LatentModel, num_draws: int) -> ImportanceDraws:
-    """Draws from a guide, of each datum its own."""
+def guide_draws(
+    key: PRNGKeyArray, target: Target, encoder: LatentModel, num_draws: int, current: Float[Array, "B C K dim"] | None
+) -> tuple[ImportanceDraws, LogWeights | None]:
+    """Draws from a guide, of each datum its own, and the weights of where chains are, as of draws from it."""
     rows = target.model.rows
     keys = jax.random.split(key, (target.model.num_data, num_draws))
     latents = at_each(lambda k, row: encoder.draw_prior(k, *row), keys, rows)
     positions = at_each(target.position, latents, rows)
+    if current is not None:
+        # All are weighed at once: models are long to compile.
+        others = latents_of(target, current.reshape(len(current), -1, current.shape[-1]))
+        latents = jax.tree.map(lambda *z: jnp.concatenate(z, 1), latents, others)
+    weights = guide_weights(target.model, encoder, latents)
     # They are few, and each is where the posterior is: half of them will do.
-    return ImportanceDraws(positions, guide_weights(target, encoder, latents), min(_TRUSTED, num_draws / 2))
+    of_draws = jax.tree.map(lambda x: x[:, :num_draws], weights)
+    draws = ImportanceDraws(positions, of_draws, min(_TRUSTED, num_draws / 2))
+    if current is None:
+        return draws, None
+    return draws, jax.tree.map(lambda x: x[:, num_draws:].reshape(current.shape[:-1]), weights)
 
 
-def guide_weights(target: Target, encoder: LatentModel, latents: dict[str, Array]) -> LogWeights:
+def guide_weights(model: LatentModel, encoder: LatentModel, latents: dict[str, Array]) -> LogWeights:
     """Weights `(B, N)` of latents `(B, N, ...)` that stand for draws from a guide; what is broken has weight zero."""
-    draws = jax.tree.map(lambda z: jnp.swapaxes(z, 0, 1), latents)
-    ratio, likelihood = log_proposal_ratio(target.model, encoder, draws).T, log_likelihood(target.model, draws).T
-    # Where a guide has no mass a chain may be, and has infinite weight there.
-    is_sound = jnp.isfinite(likelihood) & (ratio > -jnp.inf)
-    return LogWeights(jnp.where(is_sound, likelihood, -jnp.inf), jnp.where(is_sound, ratio, 0.0))
+    is_bounded = not all(site.is_unbounded for site in model.structure.latent_sites.values())
+
+    def of_latents(z, row):
+        prior, likelihood = model.log_parts(z, *row)
+        ratio = prior - encoder.log_prior(z, *row)
+        # Where a guide has no mass a chain may be, and has infinite weight there.
+        is_sound = jnp.isfinite(likelihood) & (ratio > -jnp.inf)
+        if is_bounded:
+            is_sound &= ~is_excluded(model, encoder, z, *row)
+        return LogWeights(jnp.where(is_sound, likelihood, -jnp.inf), jnp.where(is_sound, ratio, 0.0))
+
+    return at_each(of_latents, latents, model.rows)
 
 
 def run_chains(
@@ -334,13 +353,6 @@ def log_likelihood_at(target: Target, positions: Float[Array, "B C K dim"]) -> F
 
     values = at_each(of_chain, positions, model.rows)
     return jnp.where(jnp.isfinite(values), values, -jnp.inf)
-
-
-def guide_weights_at(target: Target, encoder: LatentModel, positions: Float[Array, "B C K dim"]) -> LogWeights:
-    """Weights of where chains are, as of draws from a guide."""
-    flat = positions.reshape(len(positions), -1, positions.shape[-1])
-    weights = guide_weights(target, encoder, latents_of(target, flat))
-    return jax.tree.map(lambda x: x.reshape(positions.shape[:-1]), weights)
 
 
 def latents_of(target: Target, positions: Float[Array, "B N dim"]) -> dict[str, Array]:

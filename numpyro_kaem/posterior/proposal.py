@@ -45,6 +45,12 @@ def in_support(latent_model: LatentModel, z: dict[str, Array], *x: Any) -> Bool[
     return jnp.all(jnp.stack([jnp.all(sites[name]["fn"].support(sites[name]["value"])) for name in z]))
 
 
+def is_excluded(latent_model: LatentModel, encoder: LatentModel, z: dict[str, Array], *x: Any) -> Bool[Array, ""]:
+    """Whether latents of a guide are outside of the prior's support, of which NumPyro's densities do not say."""
+    # What rounding has put outside of both supports, such as a point of the simplex, belongs to both.
+    return in_support(encoder, z, *x) & ~in_support(latent_model, z, *x)
+
+
 def _check_sites(latent_model: LatentModel, encoder: LatentModel) -> None:
     if observed := [*encoder.observed_names, *encoder.global_names]:
         raise ValueError(f"guide must have latent sites only, but it observes {observed}")

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from numpyro_kaem._numerics.sharding import spread
 from numpyro_kaem.models.dependence import output
 from numpyro_kaem.models.latent_model import LatentModel
 from numpyro_kaem.models.pairwise import pairwise_log_likelihood
-from numpyro_kaem.posterior.proposal import in_support
+from numpyro_kaem.posterior.proposal import is_excluded
 
 # Runs of the model that are held at once where it must run for every pair of a draw and a datum.
 _PAIRS_AT_ONCE = 2**12
@@ -96,13 +97,8 @@ def log_proposal_ratio(
 ) -> Float[Array, "num_samples num_data"]:
     """Ratio log p(z_bs) - log q(z_bs | x_b) at draws from a guide q; -inf outside of the prior's support."""
     ratio = log_prior(latent_model, draws) - log_prior(encoder, draws)
-
-    # NumPyro's densities do not say where their support ends.
-    def excluded(*z_and_row):
-        # What rounding has put outside of both supports, such as a point of the simplex, belongs to both.
-        return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)
-
-    return jnp.where(_at_draws(excluded, latent_model, draws), -jnp.inf, ratio)
+    excluded = _at_draws(partial(is_excluded, latent_model, encoder), latent_model, draws)
+    return jnp.where(excluded, -jnp.inf, ratio)
 
 
 def map_chunks(function: Callable, draws: PyTree, chunk_size: int | None) -> Float[Array, "rows num_data"]:
