@@ -7,8 +7,8 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 PYTEST_EXTRA ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help quickstart test test-slow test-zoo test-docs mutants fuzz lint types format docs docs-serve bench build hooks \
-	clean
+.PHONY: help quickstart test test-slow test-zoo test-docs mutants fuzz lint types format docs docs-serve bench peers build \
+	hooks clean
 
 help:
 	@echo "make quickstart   train a small model on MNIST digits and leave pictures in outputs/"
@@ -21,6 +21,8 @@ help:
 	@echo "make hooks        run ruff and the checks of files at every commit of this checkout, by pre-commit"
 	@echo "make docs         run every example and build the documentation into site/"
 	@echo "make bench        print the benchmarks"
+	@echo "make peers        KAEM beside VAEs, a latent EBM and a diffusion model, in three hours; goes on where it was stopped"
+	@echo "                  (make peers QUICK=1: digits alone, in ten minutes)"
 	@echo "make build        build the wheel and the source distribution into dist/   (RELEASE=v1.2.3 checks their version)"
 	@echo "make clean        remove the environments, caches and outputs"
 
@@ -79,6 +81,9 @@ docs-serve: $(VENV)/installed-examples,docs
 
 bench: $(VENV)/installed-examples,test
 	@$(BIN)/python -m benchmarks
+
+peers: $(VENV)/installed-examples,peers
+	@$(BIN)/python -m benchmarks.peers $(if $(QUICK),--quick)
 
 # What a release is built by; RELEASE is its tag.
 build: $(VENV)/installed-dev
