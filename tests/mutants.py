@@ -683,6 +683,27 @@ MUTANTS = [
         "test_chain_objectives.py::test_every_datum_has_a_step_size_of_its_own",
     ),
     Mutant(
+        "draws from a guide are weighed by the prior's density in other coordinates than the guide's",
+        "objectives/population.py",
+        "prior, likelihood = model.log_parts(z, *row)",
+        "prior, likelihood = model.log_parts(model.unconstrain(z, *row), *row, unconstrained=True)",
+        "test_guided_chains.py::test_chains_of_the_posterior_stay_there[gamma]",
+    ),
+    Mutant(
+        "draws from a guide are weighed by the likelihood alone",
+        "objectives/population.py",
+        "ratio = prior - encoder.log_prior(z, *row)",
+        "ratio = jnp.zeros_like(prior)",
+        "test_guided_chains.py::test_chains_of_the_posterior_stay_there[gamma]",
+    ),
+    Mutant(
+        "a guide is not told where its chains have ended",
+        "objectives/langevin.py",
+        "population.log_guide(encoder, latents)",
+        "population.log_guide(jax.lax.stop_gradient(encoder), latents)",
+        "test_guided_chains.py::test_the_guide_learns_the_posterior[True]",
+    ),
+    Mutant(
         "an explosion of unadjusted steps is let happen",
         "posterior/langevin_kernels.py",
         "& (log_ratio > -_EXPLODING)",

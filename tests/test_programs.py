@@ -51,6 +51,7 @@ SAMPLERS = {
 OBJECTIVES = {
     "importance": lambda: ImportanceMLE(10),
     "langevin": lambda: LangevinMLE(KERNEL, num_steps=2),
+    "guided": lambda: LangevinMLE(KERNEL, num_steps=2, start="guide", num_draws=2),
     "thermodynamic": lambda: ThermodynamicMLE(Ladder([0.0, 1.0]), KERNEL, num_steps=2),
     "elbo": Trace_ELBO,
 }
@@ -126,7 +127,7 @@ def train(objective, model, key=0, x=DATA, **options):
     given = {"optimizer": optax.sgd(0.01), "num_epochs": 1, "batch_size": 2, "held_out": x} | options
     if given["held_out"] is not None and "held_out_sampler" not in given:
         given["held_out"] = HeldOut(given["held_out"], num_samples=20)
-    guided = {"guide": guide} if objective == "elbo" else {}
+    guided = {"guide": guide} if objective in ("elbo", "guided") else {}
     result = fit(
         jax.random.key(key),
         model,

@@ -223,7 +223,8 @@ class KAEM(Readable, eqx.Module):
         Where nothing is said the objective is the importance-weighted bound of 5 draws with an encoder; without one
         `ImportanceMLE(1_000)` up to 16 latents and `LangevinMLE(num_steps=10)` above; the optimiser Adam with a cosine
         schedule, slower for the prior than for the rest; batches have a tenth of the rows, from 16 to 200, and a run
-        has about 3,000 steps. Objectives of this package leave an encoder as it is: it is a guide for those of NumPyro.
+        has about 3,000 steps. An encoder is trained by NumPyro's objectives and by `LangevinMLE(start="guide")`; others
+        of this package leave it as it is.
 
         Args:
             key: JAX random key.

@@ -267,11 +267,22 @@ class LangevinMLE(ChainObjective):
     one of these draws where it is likelier, which leaves the posterior invariant; the model has to change slowly
     against them. Step sizes adapt by datum and on the way, because posteriors differ in size.
 
+    With `start="guide"` an encoder q(z | x) proposes where chains start: of `num_draws` draws of each datum's own, and
+    of where its chain was, one is chosen by the weights p(x, z) / q(z | x), which leaves the posterior invariant as
+    well. The guide learns from where the chains end: the loss is
+
+    $$-\text{scale} \sum_b [\log p(x_b, z_b) + \log q(z_b \mid x_b)],$$
+
+    in which the z_b have no gradient. The model has the gradient of Fisher's identity, as far as chains have converged,
+    and the guide that of the divergence KL(p(z | x) || q(z | x)), whose minimum covers the posterior. No bound on the
+    evidence is maximised. Where q has no density, as outside of its support, the loss is infinite.
+
     `fit` records, of every step, `stuck`, the share of chains that are where they started, and `importance_gap`: how
     far log p(x | z) at the chains' ends is from what weighted draws say of it, the mean over data for which these have
     an effective sample size of ten, if they are a tenth of the batch; or over all data, where chains are below even
-    what too few draws have found (NaN where neither can be told). It warns where chains stand still, or are a nat
-    below.
+    what too few draws have found (NaN where neither can be told). With a guide, chains are stuck that neither a
+    draw nor a step has moved, and draws are weighted by p / q and trusted where half of them count. It warns where
+    chains stand still, or are a nat below.
 
     Args:
         kernel: how chains move, by default `MALA()`. A kernel with a step size, such as `ULA(step_size=0.01)`, keeps
@@ -281,19 +292,24 @@ class LangevinMLE(ChainObjective):
             preconditioners of their own; None for wherever it is known which datum is which, as `fit` knows it of
             arrays.
         num_chains: chains per datum, at least 1.
-        start: "importance" (None) for draws from the prior that are resampled by the likelihood of each datum, or
-            "prior" for exact draws.
+        start: "importance" (None) for draws from the prior that are resampled by the likelihood of each datum, "prior"
+            for exact draws, or "guide" for draws from a guide: `fit(..., guide=guide)`, in NumPyro's `SVI` the guide
+            itself or `objective.guide(model, guide)`.
         num_draws: draws that "importance" resamples and `importance_gap` weighs (at most `num_steps` where the model
             must run for each of them and each datum, as with covariates), and negative samples of a prior that is not
-            normalised; shared by the data.
+            normalised; shared by the data, 100 of them (None). With "guide", draws of each datum from the guide, 5
+            (None); negative samples are 100 then.
         plate: name of the data plate, where the model has several.
 
     Raises:
         ValueError: for numbers out of range or an unknown start; when called, for a model with latent sites outside of
-            the data plate, a guide with sites, or where state is needed and there is none (see `guide`).
+            the data plate, where state is needed and there is none (see `guide`), a guide with sites, or with
+            `start="guide"` none, or one whose latent sites are not those of the model.
 
     References:
-        B. Pang et al., Learning latent space energy-based prior model, NeurIPS 2020, arXiv 2006.08205.
+        B. Pang et al., Learning latent space energy-based prior model, NeurIPS 2020, arXiv 2006.08205; with a guide:
+        C. Naesseth, F. Lindsten and D. Blei, Markovian score climbing: variational inference with KL(p||q), NeurIPS
+        2020, arXiv 2003.10374.
 
     Example:
         ```python

@@ -37,7 +37,8 @@ class Objective(ELBO):
         plate: name of the data plate, where the model has several.
 
     Raises:
-        ValueError: when called, for a model with latent sites outside of the data plate, or a guide with sites.
+        ValueError: when called, for a model with latent sites outside of the data plate, or a guide with sites; of an
+            objective that takes a guide, for none.
 
     Example:
         ```python

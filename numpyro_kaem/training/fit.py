@@ -86,7 +86,8 @@ def fit(
         optimizer: Optax gradient transformation, or optimiser of NumPyro; or a dict of the former by label.
         num_epochs: passes over the data, at least 1.
         batch_size: rows in a minibatch, at least 1 and at most N; None for an iterable, whose batches have their size.
-        guide: NumPyro guide; None for objectives that need none.
+        guide: NumPyro guide, an encoder, for NumPyro's ELBOs and `LangevinMLE(start="guide")`; None for objectives that
+            need none.
         held_out: arrays like `data` to score after every epoch, or `HeldOut(data, every=..., patience=...)`; None for
             no score. The score is importance sampling from the prior, unless there is a sampler.
         held_out_sampler: posterior sampler with an evidence, such as `TemperedSMC(...)`, to score held-out data by; the
