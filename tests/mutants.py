@@ -501,9 +501,9 @@ MUTANTS = [
     ),
     Mutant(
         "draws outside of the prior's support have weights",
-        "posterior/weights.py",
-        "return in_support(encoder, *z_and_row) & ~in_support(latent_model, *z_and_row)",
-        "return in_support(encoder, *z_and_row) & ~in_support(encoder, *z_and_row)",
+        "posterior/proposal.py",
+        "return in_support(encoder, z, *x) & ~in_support(latent_model, z, *x)",
+        "return in_support(encoder, z, *x) & ~in_support(encoder, z, *x)",
         "test_encoder_proposal.py::test_a_density_that_goes_on_outside_of_its_support_counts_for_nothing_there",
     ),
     Mutant(
