@@ -1,7 +1,7 @@
 """What the paper claims, measured: `python -m benchmarks.claims` prints every figure of "The paper's claims, checked".
 
-    python -m benchmarks.claims                  all of it, eight minutes on two cores
-    python -m benchmarks.claims --quick          the same with fewer sizes and repetitions, under a minute
+    python -m benchmarks.claims                  all of it, five to fifteen minutes on two cores, by how busy they are
+    python -m benchmarks.claims --quick          fewer models, sizes and repetitions
     python -m benchmarks.claims --only modes     one of sampling, importance, modes and training
 
 Times count as ratios within a run. `taskset -c 1` in front of it gives figures of one core, which are steadier where

@@ -7,7 +7,8 @@ behind an encoder of its own shape.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import equinox as eqx
 import jax
@@ -94,21 +95,15 @@ def ancestral(denoiser: Callable, shape: tuple[int, ...], num_steps: int, key: j
     return loop(jax.random.normal(start, shape), (along, jax.random.split(keys[0], num_steps)))
 
 
-def decoders() -> dict[str, tuple[int, Callable, Callable, tuple[int, ...], int]]:
-    """By name: latents, the decoder, the denoiser, the shape of data, and how many of them the denoiser draws."""
+def decoders() -> Iterator[tuple[str, int, Callable, Callable, tuple[int, ...], int]]:
+    """Names, latents, decoders, denoisers, shapes of data, and how many of them a denoiser draws at once."""
     mlp = MLP(KEY, 10, 784)
-    channels = (256, 128, 64)
-    conv = ConvDecoder(KEY, LATENTS, (32, 32, 3), channels)
-    return {
-        "MLP 10-256-256-784": (10, mlp, Denoiser(MLP(KEY, 784, 10), mlp), (784,), 100),
-        f"`ConvDecoder` {LATENTS} to 32 x 32 x 3, channels 256-128-64": (
-            LATENTS,
-            conv,
-            Denoiser(ConvEncoder(KEY, (32, 32, 3), LATENTS, channels[::-1]), conv),
-            (32, 32, 3),
-            10,
-        ),
-    }
+    yield "MLP 10-256-256-784", 10, mlp, Denoiser(MLP(KEY, 784, 10), mlp), (784,), 100
+    shape, channels = (32, 32, 3), (256, 128, 64)
+    decoder = ConvDecoder(KEY, LATENTS, shape, channels)
+    denoiser = Denoiser(ConvEncoder(KEY, shape, LATENTS, channels[::-1]), decoder)
+    name = f"`ConvDecoder` {LATENTS} to 32 x 32 x 3, channels 256-128-64"
+    yield name, LATENTS, decoder, denoiser, shape, 10
 
 
 def seconds_of_diffusion(denoiser: Callable, shape: tuple[int, ...], num_steps: int) -> float:
@@ -122,7 +117,7 @@ def seconds_of_diffusion(denoiser: Callable, shape: tuple[int, ...], num_steps: 
 
 def main(quick: bool = False) -> None:
     """Print draws a second of every model, and their time over that of a normal prior with the same decoder."""
-    for name, (latents, decoder, denoiser, shape, few) in list(decoders().items())[: 1 if quick else None]:
+    for name, latents, decoder, denoiser, shape, few in islice(decoders(), 1 if quick else None):
         known = priors(latents)
         functions: dict[str, Callable] = {}
         for prior_name, prior in known.items():

@@ -23,7 +23,7 @@ def main(quick: bool = False) -> None:
     for name, objective in objectives.items():
         functions[name], _, compiled = make_step(model, x, objective)
         memory[name] = _megabytes(compiled)
-    seconds = alternate(functions, runs=3)
+    seconds = alternate(functions, runs=2)
     base, held = seconds["`LangevinMLE`"], memory["`LangevinMLE`"]
     rows = []
     for name, values in seconds.items():
