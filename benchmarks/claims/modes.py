@@ -120,5 +120,5 @@ def main(quick: bool = False) -> None:
         header = ("sampler", "mass of z > 0", "variation", "error of mean", "error of log-evidence", "R-hat", "time")
         positive, *_, log_evidence = truth(name)
         modes = 1 if name == "one" else 2**LATENTS
-        title = f"Posterior with {modes} modes ({name}), mass of z > 0 {positive:.3f}, log-evidence {log_evidence:.2f}"
+        title = f"Modes: {modes} ({name}), mass of z > 0 {positive:.3f}, log-evidence {log_evidence:.2f}"
         print_rows(f"{title}, {40 * size:,} gradients", header, rows)
