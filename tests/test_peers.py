@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,8 +57,15 @@ def test_the_table_pairs_by_datum_and_adds_the_spread_of_seeds():
     assert table.to_markdown(jobs).count("\n") == 3
 
 
-def test_every_contestant_tries_as_many_settings():
+def test_every_contestant_can_be_built_and_tries_as_many_settings(small):
+    data, _, _ = small
     names = contestants()
+    for one in names.values():
+        if one.objectives is not None:
+            kaem = one.build(jax.random.key(0), data, one.settings[0])
+            assert kaem.shape == (4,) and kaem.prior.event_shape == (2,)
+            shares = {share for setting in one.settings for share in [sum(one.objectives(setting).values())]}
+            assert shares == {1.0}
     assert {len(one.settings) for one in names.values()} == {EFFORT.num_trials}
     assert sum(one.is_ours for one in names.values()) >= 11 and len(names) >= 17
 
@@ -79,7 +86,6 @@ def small(monkeypatch):
 
 @pytest.mark.slow
 def test_a_diffusion_model_bounds_the_entropy_of_normal_data(small):
-    import jax
     from scipy.stats import multivariate_normal
 
     from benchmarks.peers import ddpm
@@ -102,7 +108,7 @@ def test_jobs_write_what_they_have_and_go_on(small, tmp_path, capsys):
     from benchmarks.peers.runs import is_done, run_job
 
     effort = replace(EFFORT, tasks=("small",))
-    name = "KAEM cluster, amortised"
+    name = "VAE"
     run_job(tmp_path, "small", name, effort)
     assert is_done(tmp_path, "small", name, effort)
     path = path_of(tmp_path, "small", name)
@@ -125,12 +131,16 @@ def test_jobs_write_what_they_have_and_go_on(small, tmp_path, capsys):
     assert not is_done(tmp_path, "small", name, replace(effort, seconds=1.0))
 
 
-@pytest.mark.slow
-def test_one_command_runs_and_draws(tmp_path):
-    import subprocess
+def test_the_command_prints_and_draws_what_there_is(tmp_path, capsys):
+    from benchmarks.peers.__main__ import main
+    from benchmarks.peers.runs import QUICK
 
-    command = [sys.executable, "-m", "benchmarks.peers", "--quick", "--folder", str(tmp_path), "--only", "VAE"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2_000:]
-    assert "| VAE | -" in done.stdout and "1 of 1: digits, VAE\n" in done.stdout
+    one = job("VAE", [[-1.0] * 8], [-2.0, -1.0], effort=QUICK)
+    one["runs"][0]["drawn"] = np.zeros((10, 28, 28)).tolist()
+    path = path_of(tmp_path, "digits", "VAE")
+    path.parent.mkdir()
+    path.write_text(json.dumps(one))
+    main(["--quick", "--table", "--folder", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "| VAE | -1.00 |" in told and "4 s of training from each of 1 seeds" in told and "jax 0." in told
     assert (tmp_path / "digits.png").stat().st_size > 10_000

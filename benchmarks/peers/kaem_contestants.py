@@ -3,7 +3,7 @@
 from numpyro.infer import Trace_ELBO
 
 from benchmarks.peers.contestants import Contestant, make, trials
-from numpyro_kaem import BSpline, ImportanceMLE, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem import BSpline, ImportanceMLE, Ladder, LangevinMLE, ThermodynamicMLE
 
 # A cluster is a density of few data: it has few knots, which are a third of the cost of those of KAEM.create.
 CLUSTERS = {"num_components": 20, "basis": BSpline(8, 3, (-3.0, 3.0))}
@@ -31,7 +31,7 @@ def _from_an_encoder(setting):
 
 
 def _thermodynamic(setting):
-    return {ThermodynamicMLE(int(setting.own), num_steps=3): 1.0}
+    return {ThermodynamicMLE(Ladder.power(int(setting.own)), num_steps=3): 1.0}
 
 
 def _amortised(setting):
