@@ -27,7 +27,8 @@ def numbers(task: Task, x: np.ndarray) -> np.ndarray:
 def features_of(name: str) -> Named:
     """The features of a data set, a function of rows of it, with a name that says what they are.
 
-    They have mean zero and variance one over the training data, so that distances of data sets are of one size.
+    They have mean zero and, together, the mean variance one over the training data, so that distances of data sets are
+    of one size. Each by itself would not do: units that are hardly ever active would count most.
     """
     data = task(name)
     x = numbers(data, data.train)
@@ -51,6 +52,6 @@ def features_of(name: str) -> Named:
                 hidden = np.maximum(hidden @ weight + bias, 0.0)
             return hidden
 
-    mean, spread = raw(data.train).mean(0), raw(data.train).std(0)
-    used = spread > 1e-6 * spread.max()
-    return Named(what, lambda batch: (raw(batch) - mean)[:, used] / spread[used])
+    mean = raw(data.train).mean(0)
+    scale = np.sqrt(np.mean((raw(data.train) - mean) ** 2))
+    return Named(what, lambda batch: (raw(batch) - mean) / scale)

@@ -86,7 +86,12 @@ def run_job(folder: Path, task_name: str, name: str, effort: Effort) -> None:
     for seed in range(1 + len(job["runs"]), 1 + effort.num_seeds):
         start = time.perf_counter()
         trained = train(best, seed, effort.seconds)
-        keep("runs", {"seed": seed, "setting": best, **score(trained.model, data, effort.num_scored)}, trained, start)
+        row = score(trained.model, data, effort.num_scored)
+        if seed > 1:
+            del row["drawn"]  # draws of one seed are looked at
+        keep("runs", {"seed": seed, "setting": best, **row}, trained, start)
+        if contestant.objectives is not None:  # for scores that are thought of later
+            trained.model.save(path.with_suffix(f".{seed}.kaem"))
 
 
 def is_done(folder: Path, task: str, name: str, effort: Effort) -> bool:

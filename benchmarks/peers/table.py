@@ -69,7 +69,7 @@ def rows_of(jobs: dict[str, dict]) -> list[tuple[str, ...]]:
         error = likelihoods(job).mean(0).std(ddof=1) / math.sqrt(likelihoods(job).shape[1])
         behind = "" if best is None or name == best else plus_minus(*difference(jobs[best], job))
         gaps = [np.mean(run["importance_gap"]) for run in runs if run["importance_gap"] is not None]
-        reached = [seconds_to(run, goal) for run in runs]
+        reached = np.median([seconds_to(run, goal) for run in runs])
         rows.append(
             (
                 name,
@@ -80,7 +80,7 @@ def rows_of(jobs: dict[str, dict]) -> list[tuple[str, ...]]:
                 of_seeds([[1e3 * value for value in run["kernel"]] for run in runs]),
                 of_seeds([run["nearer"] for run in runs]),
                 f"{rounded(np.median([run['draws_per_second'] for run in runs])):,}",
-                "never" if not np.isfinite(reached).any() else f"{np.median(reached):.0f}",
+                f"{reached:.0f}" if math.isfinite(reached) else "never",
                 f"{runs[0]['num_parameters']:,}",
                 "readable" if contestant.is_ours else ("none" if is_bound else ""),
             )
@@ -154,7 +154,8 @@ def draw_samples(path: Path, name: str, jobs: dict[str, dict]) -> None:
     from benchmarks.peers.tasks import task
 
     data = task(name)
-    rows = {"held-out data": data.test[:10]} | {one: np.array(jobs[one]["runs"][0]["drawn"]) for one in jobs}
+    drawn = {one: np.array(job["runs"][0]["drawn"]) for one, job in jobs.items() if "drawn" in job["runs"][0]}
+    rows = {"held-out data": data.test[:10]} | drawn
     figure, grid = plt.subplots(
         len(rows), 10, figsize=(9, 0.62 * len(rows)), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}
     )
