@@ -137,7 +137,13 @@ def main(quick: bool = False) -> None:
         ends.append((f"{ratio:g}", "exact", *places, f"{factor:.1f}"))
         for latent_size in sizes:
             shares = (exact_share(latent_size, ratio) * number for number in numbers)
-            exact.append((f"{ratio:g}", str(latent_size), *(f"{share:,.2g}" for share in shares)))
+            exact.append(
+                (
+                    f"{ratio:g}",
+                    str(latent_size),
+                    *(f"{share:,.0f}" if share >= ENOUGH else f"{share:.2g}" for share in shares),
+                )
+            )
     header = ("signal-to-noise", "ESS", *(f"{number:,} draws" for number in numbers))
     title = f"Latents at which the median ESS falls below {ENOUGH}"
     print_rows(title, (*header, "times as many for each latent more"), ends)
