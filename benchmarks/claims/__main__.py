@@ -5,8 +5,7 @@
     python -m benchmarks.claims --only modes     one of sampling, importance, modes and training
 
 Times count as ratios within a run. `taskset -c 1` in front of it gives figures of one core, which are steadier where
-one other program runs. Where several do, ratios do not hold: those of calls of milliseconds have been off by a factor of
-four.
+one other program runs. Where several do, ratios do not hold: those of calls of milliseconds were off fourfold.
 """
 
 import argparse
