@@ -2,7 +2,8 @@
 
 The models of `benchmarks.importance_bias`, x = z W + 0.5 noise, with z standard normal in P dimensions. Here the rows
 of W are orthogonal and of equal length, so that every latent has the same signal-to-noise ratio and a posterior
-standard deviation of 1 / sqrt(1 + ratio), apart from all others. Evidence and posterior are known.
+standard deviation of 1 / sqrt(1 + ratio), apart from all others. Evidence and posterior are known, and so is the
+effective sample size that the estimate tends to with many draws: where it is small the estimate lies above it.
 """
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
+from scipy.optimize import brentq
+from scipy.stats import chi2
 
 from benchmarks.importance_bias import NOISE, linear_gaussian
 from benchmarks.timing import print_rows
@@ -82,6 +85,22 @@ def viable(sizes: tuple[int, ...], ess: list[float]) -> str:
     return f"{sizes[k - 1] + share * (sizes[k] - sizes[k - 1]):.1f}"
 
 
+def exact_share(latents: float, ratio: float) -> float:
+    """The median over data of E[w]^2 / E[w^2], the effective sample size over the number of draws.
+
+    With v = 1 / ratio, a latent of maximum-likelihood estimate m has weights exp(-(z - m)^2 / (2 v)), hence
+    E[w]^2 / E[w^2] = sqrt(v (v + 2)) / (1 + v) exp(-m^2 / ((1 + v) (v + 2))). The sum of m^2 / (1 + v) over latents is
+    chi-squared, of which the product falls monotonically, so that its median is that of the chi-squared, put in.
+    """
+    v = 1 / ratio
+    return float((np.sqrt(v * (v + 2)) / (1 + v)) ** latents * np.exp(-chi2.median(latents) / (v + 2)))
+
+
+def exact_end(number: int, ratio: float) -> float:
+    """The number of latents at which the exact median of the effective sample size is `ENOUGH`."""
+    return brentq(lambda latents: np.log(number * exact_share(latents, ratio) / ENOUGH), 0.1, 32.0)
+
+
 def cell(row: dict[str, float]) -> str:
     """Four figures of a setting."""
     ess = f"{row['ess']:,.0f}" if row["ess"] >= ENOUGH else f"{row['ess']:.1f}"
@@ -101,7 +120,7 @@ def main(quick: bool = False) -> None:
             groups = compiled(jax.random.key(7), x, weight, numbers, 4)
             for number, group in zip(numbers, groups, strict=True):
                 found[ratio, latent_size, number] = summary(group, *known)
-    ends = []
+    ends, exact = [], []
     for ratio in RATIOS:
         rows = []
         for latent_size in sizes:
@@ -112,6 +131,20 @@ def main(quick: bool = False) -> None:
         note = "ESS / bias of log-evidence / bias of mean / error of mean"
         print_rows(f"{title}: {note}", ("latents", *(f"{number:,} draws" for number in numbers)), rows)
         last = (viable(sizes, [found[ratio, size, number]["ess"] for size in sizes]) for number in numbers)
-        ends.append((f"{ratio:g}", f"{deviation:.2f}", *last))
-    header = ("signal-to-noise", "posterior sd", *(f"{number:,} draws" for number in numbers))
-    print_rows(f"Latents at which the median ESS falls below {ENOUGH}", header, ends)
+        ends.append((f"{ratio:g}", "estimated", *last, ""))
+        factor = exact_share(31, ratio) / exact_share(32, ratio)
+        places = (f"{exact_end(number, ratio):.1f}" for number in numbers)
+        ends.append((f"{ratio:g}", "exact", *places, f"{factor:.1f}"))
+        for latent_size in sizes:
+            shares = (exact_share(latent_size, ratio) * number for number in numbers)
+            exact.append(
+                (
+                    f"{ratio:g}",
+                    str(latent_size),
+                    *(f"{share:,.0f}" if share >= ENOUGH else f"{share:.2g}" for share in shares),
+                )
+            )
+    header = ("signal-to-noise", "ESS", *(f"{number:,} draws" for number in numbers))
+    title = f"Latents at which the median ESS falls below {ENOUGH}"
+    print_rows(title, (*header, "times as many for each latent more"), ends)
+    print_rows("Exact median ESS, over all data", ("signal-to-noise", "latents", *header[2:]), exact)

@@ -25,21 +25,25 @@ DRAWS, LATENTS, LANGEVIN_STEPS, DIFFUSION_STEPS = 200, 40, 60, 1000
 KEY = jax.random.key(0)
 
 
-def priors(latents: int) -> dict[str, object]:
+def priors(latents: int, quick: bool = False) -> dict[str, object]:
     """Priors by name, untrained. A prior that is made in the call builds its tables there, as in training."""
     energy = UnivariateEnergy.init(KEY, (latents,), basis=BSpline(20, 3, (-3.0, 3.0)), scale=1.0)
     normal = dist.Normal(jnp.zeros(latents), 1.0).to_event(1)
-    clusters = ClusterPrior(KEY, 10, latents)()
     deep = MLP(KEY, latents, 1, hidden_sizes=(200, 200))
-    return {
+    known = {
         "normal": normal,
         "`KAPrior`, tables kept": KAPrior(energy, dist.Normal(0.0, 1.0)).tabulate().to_event(1),
+        f"`DeepKAPrior` 200-200-1, {LANGEVIN_STEPS} steps": DeepKAPrior(deep, normal, num_steps=LANGEVIN_STEPS),
+    }
+    if quick:
+        return known
+    clusters = ClusterPrior(KEY, 10, latents)()
+    return known | {
         "`KAPrior`, tables rebuilt": energy,
         "`ClusterPrior` of 10, tables kept": dist.MixtureSameFamily(
             clusters.mixing_distribution, clusters.component_distribution.base_dist.tabulate().to_event(1)
         ),
         "`ClusterPrior` of 10, tables rebuilt": ClusterPrior(KEY, 10, latents),
-        f"`DeepKAPrior` 200-200-1, {LANGEVIN_STEPS} steps": DeepKAPrior(deep, normal, num_steps=LANGEVIN_STEPS),
     }
 
 
@@ -118,7 +122,7 @@ def seconds_of_diffusion(denoiser: Callable, shape: tuple[int, ...], num_steps: 
 def main(quick: bool = False) -> None:
     """Print draws a second of every model, and their time over that of a normal prior with the same decoder."""
     for name, latents, decoder, denoiser, shape, few in islice(decoders(), 1 if quick else None):
-        known = priors(latents)
+        known = priors(latents, quick)
         functions: dict[str, Callable] = {}
         for prior_name, prior in known.items():
             functions[f"prior {prior_name}"] = lambda prior=prior: latents_of(prior, KEY)
