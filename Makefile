@@ -21,8 +21,8 @@ help:
 	@echo "make hooks        run ruff and the checks of files at every commit of this checkout, by pre-commit"
 	@echo "make docs         run every example and build the documentation into site/"
 	@echo "make bench        print the benchmarks"
-	@echo "make peers        KAEM beside VAEs, a latent EBM and a diffusion model, in three hours; goes on where it was stopped"
-	@echo "                  (make peers QUICK=1: digits alone, in ten minutes)"
+	@echo "make peers        KAEM beside VAEs, a latent EBM and a diffusion model, in hours; goes on where it was stopped"
+	@echo "                  (make peers QUICK=1: digits alone, seconds of training)"
 	@echo "make build        build the wheel and the source distribution into dist/   (RELEASE=v1.2.3 checks their version)"
 	@echo "make clean        remove the environments, caches and outputs"
 

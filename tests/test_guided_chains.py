@@ -2,6 +2,7 @@
 
 import functools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -271,8 +272,8 @@ def test_both_learn_in_the_loop_of_numpyro(objective):
 
 
 def test_a_site_of_both_is_learned_by_both():
-    def shared(x):
-        scale = numpyro.param("scale", 1.0)
+    def shared(x, name="scale"):
+        scale = numpyro.param(name, 1.0)
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("z", dist.Normal(scale * x / (scale**2 + 0.25), 0.5))
 
@@ -283,8 +284,18 @@ def test_a_site_of_both_is_learned_by_both():
             numpyro.sample("x", dist.Normal(scale * z, 0.5), obs=x)
 
     objective = LangevinMLE(STEP, 1, persistent=False, start="guide")
-    loss = jax.eval_shape(lambda: objective.loss(jax.random.key(0), {"scale": jnp.array(1.0)}, model, shared, ROWS))
-    assert loss.shape == ()
+
+    @quick_jit
+    def gradients(scale, own):
+        def of(guide):
+            return lambda params: objective.loss(jax.random.key(0), params, model, guide, ROWS)
+
+        apart = jax.grad(of(partial(shared, name="own")))({"scale": scale, "own": own})
+        return jax.grad(of(shared))({"scale": scale}), apart
+
+    together, apart = gradients(jnp.array(0.8), jnp.array(0.8))
+    assert min(map(abs, apart.values())) > 0.1
+    np.testing.assert_allclose(together["scale"], apart["scale"] + apart["own"], rtol=1e-5)
 
 
 def test_chains_of_a_stream_are_kept_by_its_indices():
