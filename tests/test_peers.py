@@ -92,7 +92,9 @@ def test_a_diffusion_model_bounds_the_entropy_of_normal_data(small):
 
     data, covariance, mean = small
     setting = replace(ddpm.DDPM.settings[0], own=64)
-    model, _, _, _ = ddpm.train(data, setting, 0, 6.0, 3, 40)
+    trained = ddpm.train(data, setting, 0, 6.0, 3, 40)
+    model = trained.model
+    assert len(trained.scores) == len(trained.seconds) == 3 and trained.num_epochs > 3
     bound = model.log_likelihood(jax.random.key(0), data.test)
     exact = multivariate_normal(mean, covariance).logpdf(data.test)
     # The covariance is of all data, the test's among them. Below it, and by not much.

@@ -17,6 +17,7 @@ import optax
 
 from benchmarks.peers.contestants import Contestant, Setting, trials
 from benchmarks.peers.tasks import Task
+from benchmarks.peers.training import Trained
 
 NUM_STEPS = 1_000
 # Log signal-to-noise ratios of the last step, and of the first: there the levels of data are five standard deviations
@@ -218,7 +219,7 @@ def train(task: Task, setting: Setting, seed: int, budget: float, num_scores: in
                 best = model
             scores.append(score)
             clock.append(spent)
-    return best, np.array(scores), np.array(clock), number
+    return Trained(best, scores, clock, number)
 
 
 DDPM = Contestant("DDPM", train, None, trials(512, 256))
