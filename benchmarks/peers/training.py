@@ -45,12 +45,13 @@ class Trained(NamedTuple):
 def train(
     contestant: Contestant, task: Task, setting: Setting, seed: int, budget: float, clock: dict[int, float]
 ) -> Trained:
-    """Train for `budget` seconds of a core, the objectives one after the other, and keep the best parameters.
+    """Train for `budget` seconds of a core, the objectives one after the other, each from the best of the one before.
 
-    `clock` has the seconds that an epoch by each objective takes; what is missing is measured and put into it.
+    The model that is returned is the best of all. `clock` has the seconds that an epoch by each objective takes; what
+    is missing is measured and put into it.
     """
     key, fit_key = jax.random.split(jax.random.key(seed))
-    kaem = contestant.build(key, task, setting)
+    kaem = best = contestant.build(key, task, setting)
     scores, seconds, total = [], [], 0
     for number, (objective, share) in enumerate(contestant.objectives(setting).items()):
         if number not in clock:
@@ -61,10 +62,13 @@ def train(
         held_out = HeldOut(task.validation[:NUM_SCORED], every=every, patience=10**6, sampler=scorer())
         kaem = _fit(kaem, fit_key, objective, task, setting, num_epochs, held_out=held_out)
         begun = seconds[-1] if seconds else 0.0
-        scores += kaem.history["held_out_log_likelihood"].tolist()
+        found = kaem.history["held_out_log_likelihood"].tolist()
+        if not scores or max(found) > max(scores):
+            best = kaem
+        scores += found
         seconds += (begun + clock[number] * kaem.history["held_out_epoch"]).tolist()
         total += num_epochs
-    return Trained(kaem, scores, seconds, total)
+    return Trained(best, scores, seconds, total)
 
 
 def seconds_per_epoch(kaem: KAEM, objective: Any, task: Task, setting: Setting) -> float:
@@ -79,7 +83,7 @@ def _fit(kaem: KAEM, key: Any, objective: Any, task: Task, setting: Setting, num
         return "prior" if site.startswith("prior") else "rest"
 
     def optimizers(rate: float, weight_decay: float, num_steps: float) -> dict:
-        adamw = partial(optax.inject_hyperparams(_falling_adamw), num_steps=num_steps)
+        adamw = partial(optax.inject_hyperparams(falling_adamw), num_steps=num_steps)
         groups = {"prior": adamw(PRIOR_RATE * rate, 0.0), "rest": adamw(rate, weight_decay)}
         return {name: groups[name] for name in {label(site) for site in kaem.params}}
 
@@ -110,7 +114,7 @@ def _trains_encoder(objective: Any) -> bool:
     return not isinstance(objective, Objective) or objective.takes_guide
 
 
-def _falling_adamw(rate: Any, weight_decay: Any, num_steps: Any) -> optax.GradientTransformation:
+def falling_adamw(rate: Any, weight_decay: Any, num_steps: Any) -> optax.GradientTransformation:
     """AdamW whose rate falls along half a cosine, to a twentieth."""
 
     def falling(count: Any) -> Any:
