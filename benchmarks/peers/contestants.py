@@ -30,14 +30,15 @@ class Contestant:
 
     Attributes:
         name: in the table.
-        build: from a key, a task and a setting to an untrained model.
-        objectives: from a setting to what is minimised; several take turns, each for its share of the budget.
+        build: from a key, a task and a setting to an untrained model; None of one that is no latent-variable model.
+        objectives: from a setting to what is minimised, several one after the other, each for its share of the budget;
+            None of one that is no latent-variable model, which has a training of its own.
         settings: that are tried out, as many for every contestant.
         is_ours: whether it is a KAEM, a prior of one-dimensional learned densities.
     """
 
     name: str
-    build: Callable[[Any, Task, Setting], Any]
+    build: Callable[[Any, Task, Setting], Any] | None
     objectives: Callable[[Setting], dict[Any, float]] | None
     settings: tuple[Setting, ...]
     is_ours: bool = False

@@ -17,7 +17,7 @@ import optax
 
 from benchmarks.peers.contestants import Contestant, Setting, trials
 from benchmarks.peers.tasks import Task
-from benchmarks.peers.training import Trained
+from benchmarks.peers.training import EMA_DECAY, Trained, falling_adamw
 
 NUM_STEPS = 1_000
 # Log signal-to-noise ratios of the last step, and of the first: there the levels of data are five standard deviations
@@ -176,50 +176,50 @@ def _draw(denoiser, levels, key, num_samples):
     return levels.to_data(z)
 
 
-def train(task: Task, setting: Setting, seed: int, budget: float, num_scores: int, num_scored: int):
-    """Train for `budget` seconds of a core: the model with the best bound, the bounds on the way, and their seconds."""
+def train(task: Task, setting: Setting, seed: int, budget: float, num_scores: int, num_scored: int) -> Trained:
+    """Train for `budget` seconds of a core, as the others are, and keep the parameters of the best bound."""
     levels = Levels(task)
     key, init_key = jax.random.split(jax.random.key(seed))
     denoiser = Denoiser(init_key, levels.kind, levels.size, levels.num_learned, int(setting.own))
-    optimizer = optax.adamw(setting.rate, weight_decay=setting.weight_decay)
-    state = optimizer.init(eqx.filter(denoiser, eqx.is_inexact_array))
+    start, static = eqx.partition(denoiser, eqx.is_inexact_array)
     data = levels.to_numbers(jnp.asarray(task.train))
     num_steps = len(data) // task.batch_size
 
-    @eqx.filter_jit
-    def epoch(denoiser, average, state, key):
+    @jax.jit
+    def epoch(carry, key, all_steps):
+        optimizer = falling_adamw(setting.rate, setting.weight_decay, all_steps)
         order = jax.random.permutation(key, len(data))[: num_steps * task.batch_size].reshape(num_steps, -1)
-        arrays, static = eqx.partition(denoiser, eqx.is_inexact_array)
 
-        def step(carry, rows):
-            arrays, average, state, key = carry
-            key, key_step = jax.random.split(key)
-            gradient = jax.grad(lambda a: losses(eqx.combine(a, static), data[rows], key_step).mean())(arrays)
+        def step(carry, at):
+            arrays, average, state = carry
+            rows, key = at
+            gradient = jax.grad(lambda a: losses(eqx.combine(a, static), data[rows], key).mean())(arrays)
             updates, state = optimizer.update(gradient, state, arrays)
             arrays = optax.apply_updates(arrays, updates)
-            average = jax.tree.map(lambda a, b: 0.99 * a + 0.01 * b, average, arrays)
-            return (arrays, average, state, key), None
+            average = jax.tree.map(lambda a, b: EMA_DECAY * a + (1 - EMA_DECAY) * b, average, arrays)
+            return (arrays, average, state), None
 
-        (arrays, average, state, _), _ = jax.lax.scan(step, (arrays, average, state, key), order)
-        return eqx.combine(arrays, static), average, state
+        return jax.lax.scan(step, carry, (order, jax.random.split(key, num_steps)))[0]
 
-    average, static = eqx.partition(denoiser, eqx.is_inexact_array)
-    epoch(denoiser, average, state, key)  # compiles
-    best, scores, clock, spent, number = None, [], [], 0.0, 0
-    while spent < budget:
-        start = time.process_time()
-        denoiser, average, state = jax.block_until_ready(
-            epoch(denoiser, average, state, jax.random.fold_in(key, number))
-        )
-        spent, number = spent + time.process_time() - start, number + 1
-        if spent >= budget * (len(scores) + 1) / num_scores:
-            model = Diffusion(eqx.combine(average, static), levels)
+    carry = start, start, falling_adamw(1.0, 0.0, 1.0).init(start)
+    clock = []
+    for _ in range(3):  # the first is compiled
+        begun = time.process_time()
+        jax.block_until_ready(epoch(carry, key, 1.0))
+        clock.append(time.process_time() - begun)
+    num_epochs = max(1, round(budget / min(clock[1:])))
+    every = -(-num_epochs // num_scores)
+    best, scores, seconds = None, [], []
+    for number in range(1, num_epochs + 1):
+        carry = epoch(carry, jax.random.fold_in(key, number), float(num_epochs * num_steps))
+        if number % every == 0 or number == num_epochs:
+            model = Diffusion(eqx.combine(carry[1], static), levels)
             score = float(np.mean(model.log_likelihood(jax.random.key(0), task.validation[:num_scored])))
             if not scores or score > max(scores):
                 best = model
             scores.append(score)
-            clock.append(spent)
-    return Trained(best, scores, clock, number)
+            seconds.append(number * min(clock[1:]))
+    return Trained(best, scores, seconds, num_epochs)
 
 
-DDPM = Contestant("DDPM", train, None, trials(512, 256))
+DDPM = Contestant("DDPM", None, None, trials(512, 256))
