@@ -1,6 +1,5 @@
 """The scores of a trained model, the same for all: likelihood, distances, copies of training data, speed."""
 
-import math
 import time
 import warnings
 
@@ -78,9 +77,3 @@ def _drawn(draw) -> tuple[np.ndarray, float]:
         found.append(np.asarray(draw(jax.random.key(100 + len(found)))))
         seconds.append(time.process_time() - start)
     return np.concatenate(found)[:NUM_DRAWS], len(found[0]) / min(seconds[1:])
-
-
-def mean_and_error(values) -> tuple[float, float]:
-    """Mean of independent values, and its standard error."""
-    values = np.asarray(values, float)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
