@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -36,7 +36,7 @@ def job(name, log_likelihood, scores, effort=EFFORT, **more):
         }
         for row in log_likelihood
     ]
-    return {"effort": json.loads(json.dumps(asdict(effort))), "contestant": name, "runs": runs} | more
+    return {"effort": effort.told, "contestant": name, "runs": runs} | more
 
 
 def test_the_table_pairs_by_datum_and_adds_the_spread_of_seeds():
@@ -84,6 +84,25 @@ def small(monkeypatch):
     tasks.task.cache_clear(), features.features_of.cache_clear()
 
 
+def test_the_model_is_the_best_of_all_objectives(small, monkeypatch):
+    from types import SimpleNamespace
+
+    from benchmarks.peers import training
+
+    histories = iter([([-5.0, -1.0], [1, 2]), ([-4.0, -3.0], [2, 4])])
+
+    def fit(*_, **__):
+        scores, epochs = map(np.array, next(histories))
+        return SimpleNamespace(history={"held_out_log_likelihood": scores, "held_out_epoch": epochs})
+
+    monkeypatch.setattr(training, "_fit", fit)
+    one = contestants()["KAEM cluster, amortised, then Langevin"]
+    trained = training.train(one, small[0], one.settings[0], 0, 8.0, {0: 2.0, 1: 1.0})
+    assert trained.scores == [-5.0, -1.0, -4.0, -3.0] and max(trained.model.history["held_out_log_likelihood"]) == -1.0
+    # Half of eight seconds for each: two epochs of two seconds, then four of one.
+    assert trained.num_epochs == 6 and trained.seconds == [2.0, 4.0, 6.0, 8.0]
+
+
 @pytest.mark.slow
 def test_a_diffusion_model_bounds_the_entropy_of_normal_data(small):
     from scipy.stats import multivariate_normal
@@ -94,7 +113,7 @@ def test_a_diffusion_model_bounds_the_entropy_of_normal_data(small):
     setting = replace(ddpm.DDPM.settings[0], own=64)
     trained = ddpm.train(data, setting, 0, 6.0, 3, 40)
     model = trained.model
-    assert len(trained.scores) == len(trained.seconds) == 3 and trained.num_epochs > 3
+    assert len(trained.scores) == len(trained.seconds) <= 3 and trained.num_epochs > 3
     bound = model.log_likelihood(jax.random.key(0), data.test)
     exact = multivariate_normal(mean, covariance).logpdf(data.test)
     # The covariance is of all data, the test's among them. Below it, and by not much.
@@ -146,3 +165,6 @@ def test_the_command_prints_and_draws_what_there_is(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "| VAE | -1.00 |" in told and "4 s of training from each of 1 seeds" in told and "jax 0." in told
     assert (tmp_path / "digits.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        main(["--only", "VAEs", "--folder", str(tmp_path)])
+    assert "no contestants ['VAEs']; there are ['VAE', 'IWAE'" in capsys.readouterr().err

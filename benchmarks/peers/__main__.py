@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
-from benchmarks.peers.runs import FULL, QUICK, run_all, run_job
+from benchmarks.peers.runs import FULL, QUICK, contestants, run_all, run_job
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,11 +23,14 @@ def main(arguments: list[str] | None = None) -> None:
         run_job(folder, *options.job, effort)
         return
     passed = ["--folder", str(folder)] + (["--quick"] if options.quick else [])
-    if not options.table:
-        run_all(folder, effort, passed, options.only and set(options.only))
+    if unknown := sorted(set(options.only or ()) - set(contestants())):
+        parser.error(f"--only has no contestants {unknown}; there are {list(contestants())}")
+    failed = [] if options.table else run_all(folder, effort, passed, options.only)
     from benchmarks.peers.table import print_all
 
     print_all(folder, effort)
+    if failed:
+        sys.exit(f"these failed, and are tried again by the same command: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

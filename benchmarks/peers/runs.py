@@ -26,6 +26,11 @@ class Effort:
     num_scored: int
     tasks: tuple[str, ...]
 
+    @property
+    def told(self) -> dict:
+        """As a job's file has it."""
+        return asdict(self) | {"tasks": list(self.tasks)}
+
 
 FULL = Effort(24.0, 8.0, 2, 3, 96, ("digits", "colour digits", "patches", "darcy", "words"))
 QUICK = Effort(4.0, 2.0, 1, 1, 32, ("digits",))
@@ -56,8 +61,8 @@ def run_job(folder: Path, task_name: str, name: str, effort: Effort) -> None:
 
     contestant, data, path = contestants()[name], task(task_name), path_of(folder, task_name, name)
     job = json.loads(path.read_text()) if path.exists() else {}
-    if job.get("effort") != (told := json.loads(json.dumps(asdict(effort)))):
-        job = {"effort": told, "task": task_name, "contestant": name, "trials": [], "runs": [], "clocks": {}}
+    if job.get("effort") != effort.told:
+        job = {"effort": effort.told, "task": task_name, "contestant": name, "trials": [], "runs": [], "clocks": {}}
 
     def train(number: int, seed: int, budget: float):
         setting = contestant.settings[number]
@@ -98,18 +103,18 @@ def is_done(folder: Path, task: str, name: str, effort: Effort) -> bool:
     """Whether nothing of a job is left to do."""
     path = path_of(folder, task, name)
     job = json.loads(path.read_text()) if path.exists() else {}
-    return job.get("effort") == json.loads(json.dumps(asdict(effort))) and len(job["runs"]) == effort.num_seeds
+    return job.get("effort") == effort.told and len(job["runs"]) == effort.num_seeds
 
 
-def run_all(folder: Path, effort: Effort, arguments: list[str], only: set[str] | None = None) -> None:
-    """Run the jobs that are not done, one on each core; what fails is told, and the others go on."""
+def run_all(folder: Path, effort: Effort, arguments: list[str], only: list[str] | None = None) -> list[str]:
+    """Run the jobs that are not done, one on each core. What fails is returned, and the others go on."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * os.cpu_count()
     free: Queue = Queue()
     for core in cores:
         free.put(core)
     jobs = [(task, name) for task in effort.tasks for name in contestants() if not only or name in only]
     jobs = [job for job in jobs if not is_done(folder, *job, effort)]
-    begun = time.perf_counter()
+    begun, failed = time.perf_counter(), []
 
     def run(job: tuple[str, str]) -> bool:
         core = free.get()
@@ -121,10 +126,13 @@ def run_all(folder: Path, effort: Effort, arguments: list[str], only: set[str] |
         finally:
             free.put(core)
 
-    with ThreadPoolExecutor(len(cores)) as pool:
+    pool = ThreadPoolExecutor(len(cores))
+    try:
         for number, (job, went_well) in enumerate(zip(jobs, pool.map(run, jobs), strict=True), 1):
-            minutes = (time.perf_counter() - begun) / 60
-            print(
-                f"[{minutes:5.1f} min] {number} of {len(jobs)}: {', '.join(job)}{'' if went_well else ': FAILED'}",
-                flush=True,
-            )
+            minutes, text = (time.perf_counter() - begun) / 60, ", ".join(job)
+            if not went_well:
+                failed.append(text)
+            print(f"[{minutes:5.1f} min] {number} of {len(jobs)}: {text}{'' if went_well else ': FAILED'}", flush=True)
+    finally:  # after Ctrl-C, too, nothing new begins
+        pool.shutdown(cancel_futures=True)
+    return failed

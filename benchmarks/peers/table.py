@@ -3,7 +3,6 @@
 import json
 import math
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,8 +29,7 @@ def read_jobs(folder: Path, effort: Effort, task: str) -> dict[str, dict]:
     """The jobs of a data set that have runs, by contestant."""
     paths = {name: path_of(folder, task, name) for name in contestants()}
     jobs = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    told = json.loads(json.dumps(asdict(effort)))
-    return {name: job for name, job in jobs.items() if job["effort"] == told and job["runs"]}
+    return {name: job for name, job in jobs.items() if job["effort"] == effort.told and job["runs"]}
 
 
 def likelihoods(job: dict) -> np.ndarray:
