@@ -134,10 +134,9 @@ def device() -> str:
 def print_all(folder: Path, effort: Effort) -> None:
     """Print the settings and the tables, and draw what each model draws."""
     print(f"One core for each model: {device()}")
-    print(
-        f"{effort.seconds:g} s of training from each of {effort.num_seeds} seeds, {effort.num_trials} trials of "
-        f"{effort.trial_seconds:g} s, {effort.num_scored} held-out data scored"
-    )
+    trials = f"{effort.num_trials} trials of {effort.trial_seconds:g} s" if effort.num_trials else "no trials"
+    seeds = ", ".join(str(seed) for seed in range(1, 1 + effort.num_seeds))
+    print(f"{effort.seconds:g} s of training from seeds {seeds}, {trials}, {effort.num_scored} held-out data scored")
     for task in effort.tasks:
         jobs = read_jobs(folder, effort, task)
         if jobs:
