@@ -1,5 +1,6 @@
 """Kolmogorov-Arnold Energy Models in NumPyro: learned priors that are drawn exactly and can be read."""
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,10 @@ from numpyro_kaem.generators import (
     SequenceDecoder,
     SequenceEncoder,
 )
-from numpyro_kaem.kaem import KAEM, ClusterPrior, DamagedFile, Evaluation, Score
 
 # Not in __all__: NumPyro has kernels of these names, which a star-import would hide.
 from numpyro_kaem.kernels import HMC as HMC
 from numpyro_kaem.kernels import NUTS as NUTS
-from numpyro_kaem.measurements import EmpiricalBayes, empirical_bayes
 from numpyro_kaem.metrics import Distance, frechet_distance, kernel_distance
 from numpyro_kaem.models import LatentModel, pairwise_log_likelihood
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, Objective, ThermodynamicMLE, cyclic_schedule
@@ -64,44 +63,46 @@ from numpyro_kaem.posterior import (
     TemperedSMC,
     compare_evidence,
 )
-from numpyro_kaem.reading import (
-    Doubt,
-    Effects,
-    ExplorerServer,
-    Formula,
-    Interpolation,
-    KANFormula,
-    Traversal,
-    effects,
-    explore,
-    formula,
-    interpolate,
-    modes,
-    plot_densities,
-    plot_effects,
-    plot_evidence,
-    plot_interpolation,
-    plot_ladder,
-    plot_reconstructions,
-    plot_samples,
-    plot_training,
-    plot_traversals,
-    report,
-    traverse,
-)
-from numpyro_kaem.training import (
-    Checkpointing,
-    FitResult,
-    GridAdaptation,
-    HeldOut,
-    IndexedBatch,
-    TensorBoardLogger,
-    TrainingFailed,
-    fit,
-)
 
 if TYPE_CHECKING:
+    from numpyro_kaem.kaem import KAEM, ClusterPrior, DamagedFile, Evaluation, Score
+    from numpyro_kaem.measurements import EmpiricalBayes, empirical_bayes
+    from numpyro_kaem.reading import (
+        Doubt,
+        Effects,
+        ExplorerServer,
+        Formula,
+        Interpolation,
+        KANFormula,
+        Traversal,
+        effects,
+        explore,
+        formula,
+        interpolate,
+        modes,
+        plot_densities,
+        plot_effects,
+        plot_evidence,
+        plot_interpolation,
+        plot_ladder,
+        plot_reconstructions,
+        plot_samples,
+        plot_training,
+        plot_traversals,
+        report,
+        traverse,
+    )
     from numpyro_kaem.separation import ICA
+    from numpyro_kaem.training import (
+        Checkpointing,
+        FitResult,
+        GridAdaptation,
+        HeldOut,
+        IndexedBatch,
+        TensorBoardLogger,
+        TrainingFailed,
+        fit,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -201,18 +202,24 @@ __all__ = [
     "traverse",
 ]
 
-# It stands on scikit-learn, which is optional and takes long to import: it is imported when it is asked for, and a
-# star-import asks for it only where it can be had.
+# Rooms that are imported when a name of theirs is asked for: they train, keep and read what the others make, and take
+# as long to import. Names are looked for in this order.
+_LATER = ["training", "reading", "kaem", "measurements", "separation"]
+
+# ICA stands on scikit-learn, which is optional: a star-import asks for it only where it can be had.
 if importlib.util.find_spec("sklearn") is None:
     __all__.remove("ICA")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is not imported with the package."""
-    if name == "ICA":
-        from numpyro_kaem.separation import ICA
-
-        return ICA
+    """Import what is not imported with the package: a later room, or the one that has this name."""
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    for room in _LATER if name in {*__all__, "ICA"} else []:
+        module = importlib.import_module(f"{__name__}.{room}")
+        if name in module.__all__:
+            globals()[name] = getattr(module, name)
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -243,7 +243,24 @@ HEAVY = ["arviz", "orbax", "matplotlib", "sklearn", "sympy", "xarray", "flax", "
 
 @pytest.mark.parametrize("heavy", HEAVY)
 def test_import_does_not_load(heavy):
-    assert run_python(f"import sys, numpyro_kaem; print('{heavy}' in sys.modules)") == "False"
+    later = [name for name in numpyro_kaem.__all__ if name != "ICA"]
+    assert (
+        run_python(f"import sys; from numpyro_kaem import {', '.join(later)}; print('{heavy}' in sys.modules)")
+        == "False"
+    )
+
+
+def test_rooms_that_train_and_read_are_imported_when_they_are_asked_for():
+    code = """
+import sys, numpyro_kaem
+loaded = lambda: [room for room in numpyro_kaem._LATER if f"numpyro_kaem.{room}" in sys.modules]
+print(loaded(), "optax" in sys.modules)
+print(numpyro_kaem.fit is numpyro_kaem.training.fit, loaded())
+print(hasattr(numpyro_kaem, "no_such_name"), loaded())
+from numpyro_kaem import KAEM
+print(KAEM is numpyro_kaem.kaem.KAEM, "separation" in loaded())
+"""
+    assert run_python(code).splitlines() == ["[] False", "True ['training']", "False ['training']", "True False"]
 
 
 @pytest.mark.slow
