@@ -46,7 +46,7 @@ class Contestant:
 
 def trials(*own: float | None) -> tuple[Setting, ...]:
     """What every contestant tries: two pairs of learning rate and weight decay, each with a number of its own."""
-    common = (Setting(2e-3, 1e-2), Setting(1e-3, 1e-1))
+    common = (Setting(4e-3, 0.1), Setting(6e-3, 0.3))
     return tuple(replace(setting, own=value) for setting, value in zip(common, own, strict=True))
 
 

@@ -40,7 +40,7 @@ def _amortised(setting):
 
 def _finished_by_chains(setting):
     """A bound until the encoder is good, and then chains that start from it."""
-    return {Trace_ELBO(): 1.0 - setting.own, LangevinMLE(num_steps=2, start="guide", num_draws=3): setting.own}
+    return {Trace_ELBO(): 1.0 - setting.own, LangevinMLE(num_steps=1, start="guide", num_draws=5): setting.own}
 
 
 def _contestant(name, prior, encoder, objectives, *own):
@@ -59,5 +59,5 @@ KAEMS = (
     _contestant("amortised", "independent", True, _amortised, None, None),
     _contestant("amortised", "mixture", True, _amortised, None, None),
     _contestant("amortised", "cluster", True, _amortised, None, None),
-    _contestant("amortised, then Langevin", "cluster", True, _finished_by_chains, 0.5, 0.3),
+    _contestant("amortised, then Langevin", "cluster", True, _finished_by_chains, 0.3, 0.5),
 )

@@ -32,7 +32,7 @@ class Effort:
         return asdict(self) | {"tasks": list(self.tasks)}
 
 
-FULL = Effort(24.0, 8.0, 2, 3, 96, ("digits", "colour digits", "patches", "darcy", "words"))
+FULL = Effort(20.0, 6.0, 2, 3, 160, ("digits", "colour digits", "patches", "darcy", "words"))
 QUICK = Effort(4.0, 0.0, 0, 1, 32, ("digits",))
 
 

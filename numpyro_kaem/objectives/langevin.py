@@ -117,8 +117,8 @@ class ChainObjective(ByValue, Objective):
             )
         encoder = jax.lax.stop_gradient(encoder)
         key_draw, key_start, key_run, key_weigh = jax.random.split(key, 4)
-        draws = population.draw_prior(
-            key_draw, target, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
+        draws = population.draw_first(
+            key_draw, target, encoder, self.kernel, self.num_chains, self.num_rungs, self.num_steps, exact
         )
         starts = draws.starts
         shared, per_datum = ({}, {}) if state is None else (state["shared"], state["per_datum"])
@@ -197,12 +197,12 @@ class ChainObjective(ByValue, Objective):
         num_draws = self.num_draws or _PRIOR_DRAWS
         return num_draws if is_shared else min(num_draws, self.num_steps)
 
-    def _adaptation(self, target: Target, shared: dict, kept: dict, prior_scale: Float[Array, " dim"]) -> Adaptation:
+    def _adaptation(self, target: Target, shared: dict, kept: dict, first_scale: Float[Array, " dim"]) -> Adaptation:
         """Step sizes and preconditioners of the batch: those of its chains, or else what suits all data."""
         num_data, adapts = target.latent_model.num_data, self.kernel.adapts_step_size
         first = jnp.full(self.num_rungs, jnp.log(self.kernel.initial_step_size(target.dim)))
         log_step_size = jnp.broadcast_to(shared["log_step_size"] if adapts else first, (num_data, self.num_rungs))
-        scale = jnp.broadcast_to(prior_scale, (num_data, self.num_rungs, target.dim))
+        scale = jnp.broadcast_to(first_scale, (num_data, self.num_rungs, target.dim))
         age = jnp.zeros(num_data)
         if kept:
             started = kept["started"][:, None]
@@ -210,7 +210,7 @@ class ChainObjective(ByValue, Objective):
             if adapts:
                 log_step_size = jnp.where(started, kept["log_step_size"], log_step_size)
             if self.kernel.precondition and not self.kernel.whiten:
-                # Shrunk towards the prior's shape, of the size that the chains have, as five more positions of that
+                # Shrunk towards the shape of the first draws, of the chains' size, as five more positions of that
                 # spread would; the size itself is the step size's matter.
                 relative = kept["variance"] / scale**2
                 size = jnp.exp(jnp.mean(jnp.log(relative + 1e-12), -1, keepdims=True))

@@ -60,29 +60,42 @@ def at_each(function: Callable, elements: PyTree, rows: tuple) -> Any:
     return jax.vmap(lambda of_datum, row: jax.vmap(lambda element: function(element, row))(of_datum))(elements, rows)
 
 
-class PriorDraws(NamedTuple):
-    """All the draws from the prior that chains need, made in one call: that call is long to compile."""
+class FirstDraws(NamedTuple):
+    """All the draws from the prior, or a guide, that chains need, made in one call: that call is long to compile."""
 
     starts: Float[Array, "B C K dim"]
     lowest: Float[Array, "T B C dim"] | None  # for the rung that is the prior, if there is one
     scale: Float[Array, " dim"]  # spread of each coordinate, by which chains are preconditioned
 
 
-def draw_prior(
-    key: PRNGKeyArray, target: Target, kernel: Kernel, num_chains: int, num_rungs: int, num_steps: int, exact: bool
-) -> PriorDraws:
-    """Exact draws from the prior of every datum, apart for every use."""
+def draw_first(
+    key: PRNGKeyArray,
+    target: Target,
+    encoder: LatentModel | None,
+    kernel: Kernel,
+    num_chains: int,
+    num_rungs: int,
+    num_steps: int,
+    exact: bool,
+) -> FirstDraws:
+    """Draws of every datum, apart for every use: from its prior, or, where there is one, from the guide."""
     num_data, dim = target.latent_model.num_data, target.dim
     num_pairs = -(-_PRIOR_PAIRS // num_data) if kernel.precondition and not kernel.whiten else 0
     num_starts, num_lowest = num_chains * num_rungs, num_steps * num_chains if exact else 0
 
     keys = jax.random.split(key, (num_data, num_starts + num_lowest + 2 * num_pairs))
-    draws = at_each(target.draw, keys, target.latent_model.rows)
+    draws = at_each(target.draw if encoder is None else drawn_from(encoder, target), keys, target.latent_model.rows)
     starts, lowest, pairs = jnp.split(draws, [num_starts, num_starts + num_lowest], axis=1)
-    # Differences do not know where a datum's prior lies.
-    scale = half_spread((pairs[:, :num_pairs] - pairs[:, num_pairs:]).reshape(-1, dim) / 2**0.5)
+    # Differences do not know where a datum's draws lie.
+    differences = (pairs[:, :num_pairs] - pairs[:, num_pairs:]).reshape(-1, dim) / 2**0.5
+    scale = half_spread(jnp.where(jnp.isfinite(differences), differences, 0.0))
     lowest = jnp.moveaxis(lowest.reshape(num_data, num_steps, num_chains, dim), 1, 0) if exact else None
-    return PriorDraws(starts.reshape(num_data, num_chains, num_rungs, dim), lowest, scale)
+    return FirstDraws(starts.reshape(num_data, num_chains, num_rungs, dim), lowest, scale)
+
+
+def drawn_from(encoder: LatentModel, target: Target) -> Callable[[Array, tuple], Array]:
+    """One draw from a guide, in the flat coordinates of the chains."""
+    return lambda key, row: target.position(encoder.draw_prior(key, *row), row)
 
 
 class LogWeights(NamedTuple):
