@@ -91,16 +91,21 @@ def test_the_model_is_the_best_of_all_objectives(small, monkeypatch):
 
     histories = iter([([-5.0, -1.0], [1, 2]), ([-4.0, -3.0], [2, 4])])
 
-    def fit(*_, **__):
+    schedules = []
+
+    def fit(*args, **_):
+        schedules.append(args[-1])
         scores, epochs = map(np.array, next(histories))
         return SimpleNamespace(history={"held_out_log_likelihood": scores, "held_out_epoch": epochs})
 
     monkeypatch.setattr(training, "_fit", fit)
     one = contestants()["KAEM cluster, amortised, then Langevin"]
-    trained = training.train(one, small[0], one.settings[0], 0, 8.0, {0: 2.0, 1: 1.0})
+    trained = training.train(one, small[0], one.settings[1], 0, 8.0, {0: 2.0, 1: 1.0})
     assert trained.scores == [-5.0, -1.0, -4.0, -3.0] and max(trained.model.history["held_out_log_likelihood"]) == -1.0
     # Half of eight seconds for each: two epochs of two seconds, then four of one.
     assert trained.num_epochs == 6 and trained.seconds == [2.0, 4.0, 6.0, 8.0]
+    # The rate of the second goes on half-way down.
+    assert schedules == [(4.0, 0.0), (8.0, 4.0)]
 
 
 @pytest.mark.slow

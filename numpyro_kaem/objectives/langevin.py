@@ -269,7 +269,7 @@ class LangevinMLE(ChainObjective):
 
     With `start="guide"` an encoder q(z | x) proposes where chains start: of `num_draws` draws of each datum's own, and
     of where its chain was, one is chosen by the weights p(x, z) / q(z | x), which leaves the posterior invariant as
-    well. The guide learns from where the chains end: the loss is
+    well. Its draws also give the coordinates their scales. The guide learns from where the chains end: the loss is
 
     $$-\text{scale} \sum_b [\log p(x_b, z_b) + \log q(z_b \mid x_b)],$$
 
