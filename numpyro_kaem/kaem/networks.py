@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -15,6 +16,8 @@ from numpyro_kaem.kaem.likelihoods import Likelihood
 
 # Grids of less than this are for perceptrons.
 _SMALLEST_IMAGE = 8
+# Of the logarithm of a posterior's scale.
+_LARGEST = 20.0
 
 
 class Flat(eqx.Module):
@@ -63,6 +66,10 @@ def _is_image(shape: tuple[int, ...]) -> bool:
 
 
 def located(output: Float[Array, "... two_latent_size"]) -> tuple[Array, Array]:
-    """Location and log-scale of latents, the halves of an encoder's output."""
+    """Location and log-scale of latents, the halves of an encoder's output.
+
+    A scale whose square underflows has a gradient that is not finite. Log-scales end at +-20, and have the gradient of
+    these ends beyond them, which brings them back.
+    """
     loc, log_scale = jnp.split(output, 2, axis=-1)
-    return loc, log_scale
+    return loc, log_scale + jax.lax.stop_gradient(jnp.clip(log_scale, -_LARGEST, _LARGEST) - log_scale)
