@@ -33,6 +33,7 @@ from numpyro_kaem import (
 )
 from numpyro_kaem.kaem.defaults import default_objective, training_options
 from numpyro_kaem.kaem.evaluation import bits_per_number
+from numpyro_kaem.kaem.networks import located
 from numpyro_kaem.kaem.priors import KINDS, from_uniforms, num_uniforms
 
 KEY = jax.random.key(0)
@@ -279,6 +280,18 @@ def test_parts_that_suit_data():
     assert (
         training_options(few, 1_000, {})["num_epochs"] == 300 and training_options(few, 100_000, {})["num_epochs"] == 6
     )
+
+
+def test_an_encoder_whose_scales_underflow_has_gradients_that_bring_it_back():
+    def divergence(output):
+        loc, log_scale = located(output)
+        return dist.kl_divergence(dist.Normal(loc, jnp.exp(log_scale)), dist.Normal(0.0, 1.0)).sum(), log_scale
+
+    output = jnp.array([0.5, -0.7, 0.2, -60.0, 0.3, 60.0])
+    (_, log_scale), gradient = jax.value_and_grad(divergence, has_aux=True)(output)
+    np.testing.assert_array_equal(log_scale, np.float32([-20.0, 0.3, 20.0]))
+    ends = np.array([-20.0, 0.3, 20.0])
+    np.testing.assert_allclose(gradient, [0.5, -0.7, 0.2, *np.expm1(2 * ends)], rtol=1e-5)
 
 
 def test_sequences(two_groups):
