@@ -5,6 +5,7 @@ what comes out. What is done is written at once, and is not done again: a run th
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def run_job(folder: Path, task_name: str, name: str, effort: Effort) -> None:
     from benchmarks.peers import ddpm, training
     from benchmarks.peers.scoring import score
     from benchmarks.peers.tasks import task
+    from numpyro_kaem import TrainingFailed
 
     contestant, data, path = contestants()[name], task(task_name), path_of(folder, task_name, name)
     job = json.loads(path.read_text()) if path.exists() else {}
@@ -85,7 +87,10 @@ def run_job(folder: Path, task_name: str, name: str, effort: Effort) -> None:
 
     for number in range(len(job["trials"]), effort.num_trials):
         start = time.perf_counter()
-        trained = train(number, 0, effort.trial_seconds)
+        try:
+            trained = train(number, 0, effort.trial_seconds)
+        except TrainingFailed:  # a setting with which training diverges is not taken
+            trained = training.Trained(None, [-math.inf], [effort.trial_seconds], 0)
         keep("trials", {"setting": asdict(contestant.settings[number])}, trained, start)
     best = max(range(len(job["trials"])), key=lambda number: max(job["trials"][number]["scores"]), default=0)
     for seed in range(1 + len(job["runs"]), 1 + effort.num_seeds):
