@@ -88,6 +88,7 @@ def test_the_model_is_the_best_of_all_objectives(small, monkeypatch):
     from types import SimpleNamespace
 
     from benchmarks.peers import training
+    from numpyro_kaem import TrainingFailed
 
     histories = iter([([-5.0, -1.0], [1, 2]), ([-4.0, -3.0], [2, 4])])
 
@@ -106,6 +107,17 @@ def test_the_model_is_the_best_of_all_objectives(small, monkeypatch):
     assert trained.num_epochs == 6 and trained.seconds == [2.0, 4.0, 6.0, 8.0]
     # The rate of the second goes on half-way down.
     assert schedules == [(4.0, 0.0), (8.0, 4.0)]
+
+    def diverges(*args, **_):
+        if args[-1][1] > 0:
+            raise TrainingFailed.__new__(TrainingFailed)
+        return SimpleNamespace(
+            history={"held_out_log_likelihood": np.array([-5.0, -1.0]), "held_out_epoch": np.array([1, 2])}
+        )
+
+    monkeypatch.setattr(training, "_fit", diverges)
+    trained = training.train(one, small[0], one.settings[1], 0, 8.0, {0: 2.0, 1: 1.0})
+    assert trained.scores == [-5.0, -1.0] and trained.num_epochs == 2
 
 
 @pytest.mark.slow
@@ -155,6 +167,25 @@ def test_jobs_write_what_they_have_and_go_on(small, tmp_path, capsys):
     assert again["runs"][0]["log_likelihood"] == first["runs"][0]["log_likelihood"]
     # Another effort begins anew.
     assert not is_done(tmp_path, "small", name, replace(effort, seconds=1.0))
+
+
+def test_a_setting_that_diverges_is_not_taken(small, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from benchmarks.peers import runs, scoring, training
+    from numpyro_kaem import TrainingFailed
+
+    def train(contestant, data, setting, seed, budget, clock):
+        if setting is contestant.settings[0]:
+            raise TrainingFailed.__new__(TrainingFailed)
+        return training.Trained(SimpleNamespace(save=lambda path: None), [-7.0], [budget], 1)
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(scoring, "score", lambda *_: {"log_likelihood": [-7.0], "drawn": []})
+    runs.run_job(tmp_path, "small", "VAE", EFFORT)
+    found = json.loads(path_of(tmp_path, "small", "VAE").read_text())
+    assert [trial["scores"] for trial in found["trials"]] == [[-math.inf], [-7.0]]
+    assert [run["setting"] for run in found["runs"]] == [1]
 
 
 def test_the_command_prints_and_draws_what_there_is(tmp_path, capsys):
