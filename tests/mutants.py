@@ -697,11 +697,25 @@ MUTANTS = [
         "test_guided_chains.py::test_chains_of_the_posterior_stay_there[gamma]",
     ),
     Mutant(
+        "chains that a guide starts have their first draws from the prior",
+        "objectives/population.py",
+        "target.draw if encoder is None else drawn_from(encoder, target)",
+        "target.draw",
+        "test_guided_chains.py::test_chains_start_at_draws_from_the_guide_and_have_their_spread",
+    ),
+    Mutant(
         "a guide is not told where its chains have ended",
         "objectives/langevin.py",
         "population.log_guide(encoder, latents)",
         "population.log_guide(jax.lax.stop_gradient(encoder), latents)",
         "test_guided_chains.py::test_the_guide_learns_the_posterior[True]",
+    ),
+    Mutant(
+        "an encoder's scales underflow",
+        "kaem/networks.py",
+        "return loc, log_scale + jax.lax.stop_gradient(jnp.clip(log_scale, -_LARGEST, _LARGEST) - log_scale)",
+        "return loc, log_scale",
+        "test_kaem.py::test_an_encoder_whose_scales_underflow_has_gradients_that_bring_it_back",
     ),
     Mutant(
         "an explosion of unadjusted steps is let happen",
