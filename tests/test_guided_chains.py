@@ -328,6 +328,13 @@ def test_chains_start_at_draws_from_the_guide_and_have_their_spread():
     off = (of_guide.starts[:, 0, 0] - model.rows[0] @ params["gain"] - params["bias"]) / params["scale"]
     np.testing.assert_allclose(off.std(0), 1.0, rtol=0.22)
 
+    def broken_at_some(x):
+        return linear(jnp.where(x[:, :1] > 2.0, jnp.nan, x))
+
+    at_some = draw(jax.random.key(0), LangevinMLE(STEP, start="guide").read_guide(broken_at_some, params, model))
+    assert 10 < np.isnan(at_some.starts[:, 0, 0, 0]).sum() < 100
+    np.testing.assert_allclose(at_some.scale, params["scale"], rtol=0.5)
+
 
 def test_negative_samples_are_shared_prior_draws():
     assert LangevinMLE(STEP, 1, start="guide", num_draws=7).num_negative == 100

@@ -199,6 +199,7 @@ def test_the_command_prints_and_draws_what_there_is(tmp_path, capsys):
     path.write_text(json.dumps(one))
     main(["--quick", "--table", "--folder", str(tmp_path)])
     told = capsys.readouterr().out
+    assert "Not run from all seeds: IWAE; VAE, Gaussian mixture; VAE, flow;" in told
     assert "| VAE | -1.00 |" in told and "4 s of training from seeds 1, no trials" in told and "jax 0." in told
     assert (tmp_path / "digits.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):

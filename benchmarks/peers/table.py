@@ -26,10 +26,12 @@ HEADER = (
 
 
 def read_jobs(folder: Path, effort: Effort, task: str) -> dict[str, dict]:
-    """The jobs of a data set that have runs, by contestant."""
+    """The jobs of a data set that have runs from all seeds, by contestant."""
     paths = {name: path_of(folder, task, name) for name in contestants()}
     jobs = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    return {name: job for name, job in jobs.items() if job["effort"] == effort.told and job["runs"]}
+    return {
+        name: job for name, job in jobs.items() if job["effort"] == effort.told and len(job["runs"]) == effort.num_seeds
+    }
 
 
 def likelihoods(job: dict) -> np.ndarray:
@@ -141,6 +143,8 @@ def print_all(folder: Path, effort: Effort) -> None:
         jobs = read_jobs(folder, effort, task)
         if jobs:
             print(f"\n## {task}\n\n{to_markdown(jobs)}\n")
+            if missing := [name for name in contestants() if name not in jobs]:
+                print(f"Not run from all seeds: {'; '.join(missing)}.\n")
             draw_samples(folder / f"{task.replace(' ', '-')}.png", task, jobs)
 
 

@@ -28,10 +28,7 @@ EMA_DECAY = 0.99
 
 
 def scorer() -> TemperedSMC:
-    """The sampler of all scores.
-
-    Of 32 digits under a VAE it says 0.1 +- 0.1 nats less than 704 particles with 10 moves, at a fifth of their cost.
-    """
+    """The sampler of all scores."""
     return TemperedSMC(num_particles=168, num_mcmc_steps=20, waste_free=True, progress=False)
 
 

@@ -20,8 +20,8 @@ from numpyro_kaem.posterior.swaps import propose_swaps
 from numpyro_kaem.posterior.target import Point, Target
 from numpyro_kaem.posterior.weights import draws_differ_by_datum, log_likelihood
 
-# Pairs of draws from the prior whose differences give the preconditioner, or one of each datum if these are more.
-_PRIOR_PAIRS = 64
+# Pairs of first draws whose differences give the preconditioner, or one of each datum if these are more.
+_PAIRS = 64
 # Effective sample size of importance weights that chains can be compared with, and share of the data that must have it:
 # of a few, chosen by chance, single chains tell nothing.
 _TRUSTED, _SHARE_TRUSTED = 10.0, 0.1
@@ -80,7 +80,7 @@ def draw_first(
 ) -> FirstDraws:
     """Draws of every datum, apart for every use: from its prior, or, where there is one, from the guide."""
     num_data, dim = target.latent_model.num_data, target.dim
-    num_pairs = -(-_PRIOR_PAIRS // num_data) if kernel.precondition and not kernel.whiten else 0
+    num_pairs = -(-_PAIRS // num_data) if kernel.precondition and not kernel.whiten else 0
     num_starts, num_lowest = num_chains * num_rungs, num_steps * num_chains if exact else 0
 
     keys = jax.random.split(key, (num_data, num_starts + num_lowest + 2 * num_pairs))
